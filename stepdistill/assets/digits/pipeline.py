@@ -1,0 +1,150 @@
+"""A self-contained diffusers pipeline for pixel-space students and teachers with class labels.
+
+It carries the times its network was trained at, which no stock scheduler's configuration can.
+Imports torch and diffusers only, so an exported folder runs without the toolkit that made it:
+
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    images = pipe(num_inference_steps=1, class_labels=[3, 7]).images
+"""
+
+from typing import Optional, Union
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+
+class FewStepPipeline(DiffusionPipeline):
+    """x_t = α x₀ + σ ε; one network evaluation (two with guidance) at each of the trained times.
+
+    unet: UNet2DModel. scheduler: read for its noise process only (a FlowMatchEuler scheduler:
+    α = 1 − t, σ = t; otherwise its table of ᾱ).
+    times: {"N": [t, …]}, the trained times for N steps, in the process's own clock; None lets any N
+    walk evenly from pure noise to clean data.
+    stochastic: re-noise between steps (consistency sampling) instead of following the ODE.
+    skip_sigma_data: σ_d of the consistency boundary c_skip/c_out, None for none.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(
+        self,
+        unet,
+        scheduler,
+        times: Optional[dict] = None,
+        stochastic: bool = False,
+        skip_sigma_data: Optional[float] = None,
+    ):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(
+            times=times, stochastic=stochastic, skip_sigma_data=skip_sigma_data
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_inference_steps: Optional[int] = None,
+        class_labels: Union[int, list, torch.Tensor, None] = None,
+        batch_size: int = 1,
+        guidance_scale: float = 1.0,
+        generator: Optional[torch.Generator] = None,
+        latents: Optional[torch.Tensor] = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ):
+        """Images of `class_labels` (one each), or `batch_size` images of random classes.
+
+        guidance_scale: w in u + w(c − u); 1 is neutral and costs one evaluation per step.
+        latents: standard normal noise (b, c, h, w). output_type: "pil", "np" or "pt" in [0, 1].
+        Raises ValueError for a number of steps the student was not trained for.
+        """
+        labels = self._labels(class_labels, batch_size, generator)
+        count = batch_size if labels is None else len(labels)
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (count, self.unet.config.in_channels, height, width)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=self._execution_device)
+        times = self._times(num_inference_steps)
+        _, sigma = self._scales(times[0])
+        x = sigma * latents.to(self._execution_device, torch.float32)
+        for i, t in enumerate(self.progress_bar(times)):
+            x0, eps = self._estimate(x, t, labels, guidance_scale)
+            if i + 1 == len(times):
+                break
+            if self.config.stochastic:
+                eps = randn_tensor(shape, generator=generator, device=x.device)
+            alpha, sigma = self._scales(times[i + 1])
+            x = alpha * x0 + sigma * eps
+        images = (x0 / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _labels(self, class_labels, batch_size, generator):
+        classes = self.unet.config.num_class_embeds
+        if classes is None:
+            return None
+        if class_labels is None:
+            class_labels = torch.randint(classes - 1, (batch_size,), generator=generator)
+        labels = torch.as_tensor(class_labels).reshape(-1)
+        if labels.numel() == 0 or int(labels.min()) < 0 or int(labels.max()) >= classes:
+            raise ValueError(f"class_labels must lie in 0 … {classes - 1}, the last for no class")
+        return labels.to(self._execution_device)
+
+    def _times(self, steps):
+        table = self.config.times
+        if table is not None:
+            steps = steps or int(min(table, key=int))
+            if str(steps) not in table:
+                raise ValueError(
+                    f"this student was trained for {', '.join(table)} steps, not {steps}"
+                )
+            return [float(t) for t in table[str(steps)]]
+        steps = steps or 32
+        if self._is_flow():
+            return [1 - i / steps for i in range(steps)]
+        last = len(self.scheduler.alphas_cumprod)
+        return [last * (1 - i / steps) - 1 for i in range(steps)]
+
+    def _is_flow(self):
+        return type(self.scheduler).__name__.startswith("FlowMatch")
+
+    def _scales(self, t):
+        if self._is_flow():
+            return 1 - t, t
+        # Between the table's entries the angle atan2(σ, α) is interpolated; −1 is clean data.
+        table = self.scheduler.alphas_cumprod.double()
+        angles = torch.cat([table.new_zeros(1), torch.atan2((1 - table).sqrt(), table.sqrt())])
+        i = min(int(t + 1), len(angles) - 2)
+        angle = angles[i] + (t + 1 - i) * (angles[i + 1] - angles[i])
+        return float(angle.cos()), float(angle.sin())
+
+    def _estimate(self, x, t, labels, guidance_scale):
+        output = self._network(x, t, labels)
+        if guidance_scale != 1:
+            empty = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
+            output = output + (guidance_scale - 1) * (output - self._network(x, t, empty))
+        alpha, sigma = self._scales(t)
+        kind = self.scheduler.config.get("prediction_type", "epsilon")
+        if self._is_flow():
+            return x - sigma * output, x + alpha * output
+        if kind == "v_prediction":
+            return alpha * x - sigma * output, sigma * x + alpha * output
+        if kind == "epsilon":
+            return (x - sigma * output) / alpha, output
+        x0 = output
+        if self.config.skip_sigma_data is not None:
+            width = (sigma**2 + (alpha * self.config.skip_sigma_data) ** 2) ** 0.5
+            keep = alpha * self.config.skip_sigma_data**2 / width**2
+            x0 = keep * x + sigma / width * x0
+        return x0, (x - alpha * x0) / sigma
+
+    def _network(self, x, t, labels):
+        scale = self.scheduler.config.num_train_timesteps if self._is_flow() else 1
+        t = torch.full((len(x),), t * scale, device=x.device, dtype=torch.float32)
+        dtype = self.unet.dtype
+        return self.unet(x.to(dtype), t, class_labels=labels, return_dict=False)[0].float()

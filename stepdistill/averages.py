@@ -1,0 +1,43 @@
+"""Exponential moving averages of weights, in float32, counted in student updates.
+
+    θ̄ ← θ̄ + (1 − m_n)(θ − θ̄),   m_n = min(m, (1 + n)/(10 + n)),   n updates so far.
+
+The warm-up m_n keeps the average from being anchored at the initial weights.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """Averages into the tensors it is given: clones for an average, a network's own for a target."""
+
+    def __init__(self, averaged: list[Tensor], decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay of an average must lie in [0, 1), got {decay}")
+        self.averaged, self.decay, self.updates = averaged, decay, 0
+
+    @classmethod
+    def of(cls, net: nn.Module, decay: float) -> "Average":
+        """An average of a network's trainable tensors, starting at their present values."""
+        clones = [p.detach().to(torch.float32, copy=True) for p in trainable(net)]
+        return cls(clones, decay)
+
+    @torch.no_grad()
+    def update(self, current: list[Tensor]) -> None:
+        """Move towards `current`, in the order given at construction. Call after the step."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for mean, value in zip(self.averaged, current, strict=True):
+            mean.lerp_(value.detach().to(mean), 1 - decay)
+        self.updates += 1
+
+    @torch.no_grad()
+    def copy_to(self, net: nn.Module) -> None:
+        """Write the average into a network's trainable tensors."""
+        for parameter, mean in zip(trainable(net), self.averaged, strict=True):
+            parameter.copy_(mean)
+
+
+def trainable(net: nn.Module) -> list[nn.Parameter]:
+    """The tensors a player may move. Floating point ones; the trainer switches requires_grad."""
+    return [p for p in net.parameters() if p.is_floating_point()]

@@ -1,0 +1,96 @@
+"""The model card of an exported student: how to call it, what it is, what it scored and cost."""
+
+from pathlib import Path
+
+from .config import text_of
+from .evaluation.suite import Row
+from .session import Session, versions
+from .shipped import PACKAGE
+
+
+def card(session: Session, custom: bool, rows: list[Row]) -> str:
+    """README.md of the exported folder, with diffusers' front matter."""
+    run, teacher = session.run, session.teacher
+    licence = licence_of(run.teacher)
+    methods = ", ".join(stage.method for stage in run.stages)
+    parts = [
+        front_matter(licence, methods),
+        f"# {run.name}\n",
+        f"Made with stepdistill {versions()['stepdistill']} by: {methods}.\n",
+        usage(session, custom),
+        "## What it is\n",
+        facts(session, licence),
+        "## Scores\n",
+        scores(rows),
+        "## Settings\n",
+        f"```yaml\n{text_of(run)}```\n",
+    ]
+    if teacher.w != 1:
+        parts.insert(4, f"Guidance {teacher.w:g} is part of the weights: call it without.\n")
+    return "\n".join(parts)
+
+
+def front_matter(licence: str, methods: str) -> str:
+    return f"---\nlibrary_name: diffusers\nlicense: {licence}\ntags: [stepdistill, {methods}]\n---\n"
+
+
+def usage(session: Session, custom: bool) -> str:
+    """The plain call, and what it needs."""
+    steps = session.run.sampler.steps
+    trust = ", trust_remote_code=True" if custom else ""
+    call = f"num_inference_steps={steps[0] if steps else 32}"
+    call += ", class_labels=[3, 7]" if session.teacher.classes else ", batch_size=2"
+    text = (
+        "```python\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("path/to/this/folder"{trust})\n'
+        f"images = pipe({call}).images\n```\n"
+    )
+    if custom:
+        text += (
+            "\n`trust_remote_code=True` is needed because no stock scheduler's configuration can "
+            "hold the trained times; `pipeline.py` in this folder carries them and is the only "
+            "code that runs.\n"
+        )
+    offered = ", ".join(map(str, steps)) if steps else "any number"
+    return text + f"\nSteps it was trained for: {offered}.\n"
+
+
+def facts(session: Session, licence: str) -> str:
+    run, trainer = session.run, session.trainer
+    passes = trainer.method.passes()
+    images = sum(s.training.updates * s.training.batch for s in run.stages)
+    lines = [
+        f"teacher: {run.teacher or 'none, trained from data'} (licence: {licence})",
+        f"process and prediction: {type(trainer.players.student.process).__name__}, "
+        f"{trainer.players.student.prediction}",
+        f"guidance of the teacher: {run.guidance:g} (u + w(c − u), 1 neutral)",
+        f"sampling: {'stochastic' if run.sampler.stochastic else 'deterministic'}",
+        f"cost: {trainer.update} student updates in the last stage, {images} images in all stages; "
+        f"per update {passes.trained} trained, {passes.frozen} frozen and {passes.teacher} teacher "
+        "passes",
+        ", ".join(f"{name} {number}" for name, number in versions().items()),
+    ]
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def scores(rows: list[Row]) -> str:
+    """A table of results, or a line saying there are none."""
+    if not rows:
+        return "Not evaluated.\n"
+    lines = ["| model | steps | NFE | Fréchet (domain-cnn) | Fréchet (random-conv) |"]
+    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        spaces = f"{row.frechet:.4g} | {row.frechet_random:.4g}"
+        lines.append(f"| {row.model} | {row.steps} | {row.nfe} | {spaces} |")
+    return "\n".join(lines) + "\n"
+
+
+def licence_of(teacher: str | None) -> str:
+    """The licence a teacher's model card states, or "unknown"."""
+    for folder in (PACKAGE / "assets" / str(teacher), Path(str(teacher))):
+        file = folder / "README.md"
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8").splitlines():
+                if line.startswith("license:"):
+                    return line.removeprefix("license:").strip()
+    return "unknown"

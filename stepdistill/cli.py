@@ -1,0 +1,191 @@
+"""The command line. Exit codes: 0 done, 1 failed while running, 2 bad input."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Distil many-step diffusion models into one- and few-step students.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True, soft_wrap=True)
+
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys.")]
+Runs = Annotated[Path, typer.Option(help="The folder that holds run folders.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
+
+
+@contextmanager
+def guarded(debug: bool) -> Iterator[None]:
+    """Turn errors into one line and an exit code."""
+    from .checkpoint import CheckpointError
+    from .config import ConfigError
+    from .export import ExportError
+    from .trainer import TrainingFailed
+
+    try:
+        yield
+    except (ConfigError, ValueError) as error:
+        if debug or not isinstance(error, ConfigError) and not str(error):
+            raise
+        fail(str(error), 2)
+    except (TrainingFailed, ExportError, CheckpointError, OSError, RuntimeError) as error:
+        if debug:
+            raise
+        fail(str(error).splitlines()[0] if str(error) else type(error).__name__, 1)
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on from the last checkpoint", 1)
+
+
+def fail(message: str, code: int) -> None:
+    errors.print(f"[bold red]error:[/] {message}", highlight=False)
+    raise typer.Exit(code)
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Train, export, evaluate and report: the whole job, resumable."""
+    with guarded(debug):
+        from .config import read
+        from .run import distill
+
+        result = distill(read(config, tuple(overrides or ())), runs, console)
+        console.print(table(result.rows))
+        console.print(f"report: {result.folder / 'report.html'}   student: {result.student}")
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Train only; `export` and `eval` take the run's folder."""
+    with guarded(debug):
+        from .config import read
+        from .run import trained
+
+        settings = read(config, tuple(overrides or ()))
+        session = trained(settings, runs / settings.name, console)
+        console.print(f"trained: {session.folder}")
+
+
+@app.command()
+def sample(
+    source: Annotated[Path, typer.Argument(help="A run's folder or an exported pipeline.")],
+    out: Annotated[Path, typer.Argument(help="A PNG file.")],
+    steps: Annotated[int | None, typer.Option(help="Steps; the fewest by default.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Write a grid of samples as one PNG."""
+    with guarded(debug):
+        from .pictures import draw_grid
+
+        draw_grid(source, out, steps, count, seed)
+        console.print(f"{count} images: {out}")
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    debug: Debug = False,
+) -> None:
+    """Write a finished run's student as a diffusers pipeline, and check the plain call."""
+    with guarded(debug):
+        from accelerate import Accelerator
+
+        from .export import export as write
+        from .session import reopen
+
+        difference = write(reopen(folder, Accelerator()), out, [])
+        console.print(f"exported to {out}; plain call equals the sampler to {difference:.1e}")
+
+
+@app.command(name="eval")
+def evaluate(
+    sources: Annotated[list[Path], typer.Argument(help="Run folders or exported pipelines.")],
+    suite: Annotated[str, typer.Option(help="The protocol; `digits` is the only one.")] = "digits",
+    out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("evaluation"),
+    n: Annotated[int, typer.Option(min=20, help="Images in a seed block.")] = 1000,
+    blocks: Annotated[int, typer.Option(min=2, help="Fresh seed blocks.")] = 3,
+    steps: Annotated[int | None, typer.Option(help="Steps of exported pipelines.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Score students side by side and write one report."""
+    with guarded(debug):
+        from .compare import compare
+
+        rows = compare(sources, suite, out, (n, blocks), steps, console)
+        console.print(table(rows))
+        console.print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods: paper, data, roles."""
+    from .catalogue import catalogue
+
+    listing = Table("method", "paper", "needs data", "roles")
+    for entry in catalogue():
+        listing.add_row(entry.name, entry.paper, entry.data, entry.roles)
+    console.print(listing)
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None, debug: Debug = False) -> None:
+    """What a run will cost: memory by role, network passes, wall time on this machine."""
+    with guarded(debug):
+        from .config import read
+        from .plan import plan as measure
+
+        lines = measure(read(config, tuple(overrides or ())))
+        listing = Table("what", "how much")
+        for line in lines:
+            listing.add_row(*line)
+        console.print(listing)
+
+
+def table(rows: list) -> Table:
+    """The result table in the terminal."""
+    listing = Table("model", "steps", "NFE", "Fréchet", "95 %", "random-conv", "accuracy", "ms/image")
+    for row in rows:
+        listing.add_row(
+            row.model,
+            str(row.steps),
+            str(row.nfe),
+            f"{row.frechet:.3f}",
+            f"{row.low:.3f} – {row.high:.3f}",
+            f"{row.frechet_random:.4g}",
+            "" if row.accuracy is None else f"{row.accuracy:.3f}",
+            "" if row.seconds_per_image is None else f"{1000 * row.seconds_per_image:.3f}",
+        )
+    return listing
+
+
+def main() -> None:
+    """Entry point of the `stepdistill` command."""
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""`stepdistill eval A B …`: several students in one table and one report."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from .config import ConfigError
+from .contenders import of_folder, of_run
+from .evaluation.report import Grid, write_report
+from .evaluation.suite import Contender, Row, digits_suite, evaluate
+from .progress import progress
+from .session import reopen, versions
+
+SEED = 2000
+PICTURES = 10
+
+
+def compare(
+    sources: list[Path],
+    suite: str,
+    out: Path,
+    size: tuple[int, int],
+    steps: int | None,
+    console: Console,
+) -> list[Row]:
+    """Score every source on the same seed blocks and write results and report to `out`.
+
+    size: (n, blocks). Raises ConfigError for an unknown suite, sources that are neither run nor
+    pipeline, and conditional beside unconditional ones.
+    """
+    if suite != "digits":
+        raise ConfigError(f"suite '{suite}': the only one is 'digits'")
+    contenders, conditional = gather(sources, steps)
+    n, blocks = size
+    measured = digits_suite(conditional=conditional)
+    with progress(console, "evaluating") as observe:
+        rows = evaluate(contenders, measured, n, blocks, SEED, on_progress=observe)
+    provenance = {"sources": ", ".join(map(str, sources))} | measured.provenance | versions()
+    out.mkdir(parents=True, exist_ok=True)
+    title = "Comparison: " + ", ".join(source.name for source in sources)
+    grids = [pictures(contenders, conditional)]
+    write_report(out, rows, title=title, provenance=provenance, curves={}, grids=grids)
+    return rows
+
+
+def gather(sources: list[Path], steps: int | None) -> tuple[list[Contender], bool]:
+    """The contenders of all sources; a teacher that several runs share appears once."""
+    found: dict[tuple[str, str, int], Contender] = {}
+    kinds = set()
+    for source in sources:
+        if (source / "config.yaml").is_file():
+            session = reopen(source, Accelerator())
+            kinds.add(session.teacher.classes)
+            shared = session.run.teacher or str(source)
+            for c in of_run(session):
+                owner = str(source) if c.model == "student" else shared
+                found.setdefault((owner, c.model, c.steps), c)
+        else:
+            contender, classes = of_folder(source, steps)
+            kinds.add(classes)
+            found[str(source), contender.model, contender.steps] = contender
+    if len(kinds) > 1:
+        raise ConfigError("eval: conditional and unconditional models do not fit in one table")
+    return list(found.values()), kinds.pop() is not None
+
+
+@torch.no_grad()
+def pictures(contenders: list[Contender], conditional: bool) -> Grid:
+    """The same noise and labels through every contender."""
+    noise = torch.randn(PICTURES, 1, 8, 8, generator=torch.Generator().manual_seed(SEED))
+    labels = torch.arange(PICTURES) if conditional else None
+    made = [c.sample(noise, labels, torch.Generator().manual_seed(SEED)) for c in contenders]
+    names = [f"{c.model}, {c.steps} step{'s' * (c.steps > 1)}" for c in contenders]
+    return Grid("Same noise, same label", torch.stack(made), names)

@@ -1,0 +1,93 @@
+"""Teachers, students and exported folders as contenders of an evaluation."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .config import ConfigError
+from .denoiser import AnyDenoiser, Cond, Denoiser
+from .evaluation.suite import Contender
+from .process import VariancePreserving
+from .session import Session
+from .solver import Sampler, sample
+from .teacher import Teacher, load_pipeline
+from .times import Grid
+
+Draw = Callable[[Tensor, Cond, torch.Generator], Tensor]
+
+
+def of_run(session: Session) -> list[Contender]:
+    """A finished run: teacher rows, the untrained student at its fewest steps, the student."""
+    evaluation, teacher = session.run.evaluation, session.teacher
+    sampler, student = session.run.sampler, session.student()
+    found = []
+    if session.run.network is None:
+        found += [of_teacher(teacher, n) for n in evaluation.teacher_steps]
+        fewest = min(evaluation.steps)
+        found.append(of_student("untrained-student", teacher.denoiser, sampler, fewest))
+    return found + [of_student("student", student, sampler, n) for n in evaluation.steps]
+
+
+def of_teacher(teacher: Teacher, steps: int) -> Contender:
+    """The guided teacher with Euler (DDIM) steps on its own uniform grid."""
+    sampler = teacher_sampler(teacher)
+
+    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
+        return sampler.draw(teacher.guided, noise, steps, labels, generator)
+
+    return contender("teacher", steps, steps * teacher.nfe, teacher.denoiser, draw)
+
+
+def teacher_sampler(teacher: Teacher) -> Sampler:
+    """Deterministic, any number of steps, at whole timesteps where the process is a table."""
+    table = isinstance(teacher.denoiser.process, VariancePreserving)
+    return Sampler((), Grid("trailing" if table else "uniform"), stochastic=False)
+
+
+def of_student(model: str, student: Denoiser, sampler: Sampler, steps: int) -> Contender:
+    """A student as its run samples it."""
+
+    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
+        return sampler.draw(student, noise, steps, labels, generator)
+
+    return contender(model, steps, steps, student, draw)
+
+
+def of_folder(folder: Path, steps: int | None) -> tuple[Contender, int | None]:
+    """An exported pipeline, at `steps` or at the fewest it was trained for, and its classes.
+
+    Raises ConfigError if it was not trained for them."""
+    try:
+        pipeline = load_pipeline(str(folder))
+        teacher = Teacher.from_pipeline(pipeline)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    table = pipeline.config.get("times")
+    if table is None:
+        return of_teacher(teacher, steps or 1), teacher.classes
+    steps = steps or min(map(int, table))
+    if str(steps) not in table:
+        raise ConfigError(f"{folder}: trained for {', '.join(table)} steps, not {steps}")
+    times = torch.tensor(table[str(steps)], dtype=torch.float64)
+    stochastic = bool(pipeline.config.get("stochastic"))
+
+    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
+        source = generator if stochastic else None
+        return sample(teacher.denoiser, noise, times, labels, source)
+
+    return contender("student", steps, steps, teacher.denoiser, draw), teacher.classes
+
+
+def contender(model: str, steps: int, nfe: int, denoiser: Denoiser, draw: Draw) -> Contender:
+    """A contender whose images come from `draw`, on the denoiser's device, clamped to [−1, 1]."""
+    parameters = sum(p.numel() for p in denoiser.net.parameters())
+    device = next(denoiser.net.parameters()).device
+
+    @torch.inference_mode()
+    def images(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        where = None if labels is None else labels.to(device)
+        return draw(noise.to(device), where, generator).clamp(-1, 1).cpu()
+
+    return Contender(model, steps, nfe, parameters, images)

@@ -1,0 +1,59 @@
+"""Batches, numbered: batch k is the same whenever, wherever and however often it is asked for.
+
+Images are walked through in one fresh permutation per epoch, keyed by (seed, epoch), so a resumed
+run and any number of processes see exactly the same data.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .denoiser import Cond
+
+
+class Data(Protocol):
+    """What the trainer asks of data."""
+
+    def batch(self, number: int, size: int, local: torch.Generator) -> tuple[Tensor, Cond]:
+        """Clean samples (size, *event) and their conditions. `local` is the batch's own stream."""
+        ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images held in memory.
+
+    images: (n, c, h, w) in [−1, 1]. labels: (n,) or None. dropout: the probability with which a
+    label is replaced by `null`, so that guidance has an unconditional side.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    null: int = 0
+    dropout: float = 0.0
+    seed: int = 0
+
+    def batch(self, number: int, size: int, local: torch.Generator) -> tuple[Tensor, Cond]:
+        index = self._indices(number * size, size)
+        if self.labels is None:
+            return self.images[index], None
+        dropped = torch.rand(size, generator=local) < self.dropout
+        return self.images[index], torch.where(dropped, self.null, self.labels[index])
+
+    def _indices(self, first: int, count: int) -> Tensor:
+        n = len(self.images)
+        positions = torch.arange(first, first + count)
+        epochs = {int(e): self._permutation(int(e)) for e in (positions // n).unique()}
+        return torch.stack([epochs[int(p) // n][int(p) % n] for p in positions])
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self.images), generator=stream(self.seed, 2, epoch))
+
+
+def stream(*key: int) -> torch.Generator:
+    """A CPU generator keyed by non-negative integers: (run seed, kind of stream, position…)."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

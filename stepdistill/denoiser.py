@@ -1,0 +1,201 @@
+"""Denoisers: (x_t, t, cond) ↦ Estimate(x̂₀, ε̂). Every model a method meets looks like this.
+
+`Denoiser` is a network under a process; `Guided` adds classifier-free guidance,
+
+    D_w(x_t | c) = D(c) + (w − 1)(D(c) − D(∅)),   w = 1 neutral  (arXiv:2207.12598);
+
+`Rescheduled` sees a denoiser through another process at equal signal-to-noise ratio; `Gaussian`
+and `GaussianMixture` are exact, with a conditional and an unconditional side, for tests and toys.
+
+All are plain views: they own no weights and copy none. x_t is (b, *event), t is (b,) in the
+process's own clock, and `cond` is opaque to methods (labels, prompt embeddings, None).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .process import Estimate, NoiseProcess, Prediction, per_sample
+
+Cond = Any
+
+
+class AnyDenoiser(Protocol):
+    """What solvers and methods ask of a denoiser."""
+
+    process: NoiseProcess
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate: ...
+
+
+def plain_call(net: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    """The calling convention net(x, t, cond) → output."""
+    return net(x, t, cond)
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network that makes one kind of `prediction` under one `process`.
+
+    call: the backbone's calling convention, (net, x, network time, cond) → output (b, *event).
+    time_scale: what multiplies t on its way into the network (1000 for most flow networks).
+    skip: adds the boundary condition a consistency function needs where the prediction lacks it,
+        x̂₀ ← c_skip x_t/α + c_out x̂₀ with s = σ/α, c_skip = σ_d²/(s² + σ_d²),
+        c_out = s/√(s² + σ_d²)  (arXiv:2310.04378, in every process).
+    """
+
+    net: nn.Module
+    process: NoiseProcess
+    prediction: Prediction
+    call: Callable[[nn.Module, Tensor, Tensor, Cond], Tensor] = plain_call
+    time_scale: float = 1.0
+    skip: bool = False
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
+        (scale,) = per_sample(x_t, self.process.input_scale(t))
+        net_t = (t * self.time_scale).to(x_t.device, torch.float32)
+        net_t = net_t if x_t.dtype != torch.float64 else (t * self.time_scale).to(x_t)
+        output = self.call(self.net, scale * x_t, net_t, cond).to(x_t.dtype)
+        estimate = self.process.estimate(x_t, output, t, self.prediction)
+        return with_skip(self.process, x_t, t, estimate) if self.skip else estimate
+
+
+def with_skip(process: NoiseProcess, x_t: Tensor, t: Tensor, estimate: Estimate) -> Estimate:
+    """The estimate whose x̂₀ tends to x_t at clean data, whatever the network says."""
+    alpha, sigma = process.scales(t)
+    width = torch.hypot(sigma, alpha * process.sigma_data)
+    keep = alpha * process.sigma_data**2 / width**2  # c_skip / α, finite at α = 0
+    keep, out = per_sample(x_t, keep, sigma / width)
+    x0 = keep * x_t + out * estimate.x0
+    rebased = process.estimate(x_t, x0, t, "x0")
+    return Estimate(x0=x0, eps=rebased.eps, raw=estimate.raw)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Classifier-free guidance: two evaluations of `denoiser`, one where w is 1.
+
+    w: a number, or one per sample (b,).  null: maps a condition to the empty one.
+    """
+
+    denoiser: AnyDenoiser
+    w: float | Tensor
+    null: Callable[[Cond], Cond]
+
+    @property
+    def process(self) -> NoiseProcess:
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
+        given = self.denoiser(x_t, t, cond)
+        if isinstance(self.w, float | int) and self.w == 1:
+            return given
+        free = self.denoiser(x_t, t, self.null(cond))
+        (extra,) = per_sample(x_t, torch.as_tensor(self.w, dtype=torch.float64) - 1)
+        return Estimate(
+            x0=given.x0 + extra * (given.x0 - free.x0),
+            eps=given.eps + extra * (given.eps - free.eps),
+        )
+
+
+class Rescheduled:
+    """`denoiser` under another process: match the SNR, rescale the input.
+
+    Its t_max is the time at which the inner process starts; later times hold more noise than the
+    inner network ever saw, and raise ValueError.
+    """
+
+    def __init__(self, denoiser: AnyDenoiser, process: NoiseProcess) -> None:
+        self.denoiser, self.process = denoiser, process
+        inner = denoiser.process
+        start = inner.log_snr(torch.tensor([inner.t_max], dtype=torch.float64))
+        self.t_max = min(process.t_max, float(process.time_at(start)))
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
+        if float(t.max()) > self.t_max * (1 + 1e-9):
+            raise ValueError(
+                f"t = {float(t.max()):.4g} holds more noise than the teacher was trained on: "
+                f"start at {self.t_max:.4g} or below"
+            )
+        inner = self.denoiser.process
+        s = inner.time_at(self.process.log_snr(t)).clamp(inner.t_clean, inner.t_max)
+        here, there = (torch.hypot(*p.scales(u)) for p, u in ((self.process, t), (inner, s)))
+        (ratio,) = per_sample(x_t, there / here)
+        return self.denoiser(x_t * ratio, s.to(t.device), cond)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The exact denoiser of N(m, s² I), and its exact flow map.
+
+        v_t² = α² s² + σ²,   x̂₀ = m + (α s²/v_t²)(x − α m),   ε̂ = (σ/v_t²)(x − α m),
+        Φ_{t→s}(x) = α_s m + (v_s/v_t)(x − α_t m).
+
+    mean: (*event,), with a condition, one row per class: (k, *event) and cond (b,) of classes.
+    """
+
+    mean: Tensor
+    std: float
+    process: NoiseProcess
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
+        alpha, sigma = per_sample(x_t, *self.process.scales(t))
+        mean = self._mean(x_t, cond)
+        offset = (x_t - alpha * mean) / (alpha**2 * self.std**2 + sigma**2)
+        return Estimate(x0=mean + alpha * self.std**2 * offset, eps=sigma * offset)
+
+    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond = None) -> Tensor:
+        """Where the probability-flow ODE carries x_t from t to s, (b, *event)."""
+        (a_t, s_t), (a_s, s_s) = (per_sample(x_t, *self.process.scales(u)) for u in (t, s))
+        mean = self._mean(x_t, cond)
+        spread = torch.sqrt((a_s**2 * self.std**2 + s_s**2) / (a_t**2 * self.std**2 + s_t**2))
+        return a_s * mean + spread * (x_t - a_t * mean)
+
+    def _mean(self, x: Tensor, cond: Cond) -> Tensor:
+        mean = self.mean.to(x)
+        return mean if cond is None else mean[cond]
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """The exact denoiser of Σ_k π_k N(μ_k, s² I).
+
+    means: (k, d); weights: (k,), summing to 1. A condition (b,) names one component; k itself is
+    the empty condition ∅, the whole mixture, as is None.
+    """
+
+    means: Tensor
+    std: float
+    process: NoiseProcess
+    weights: Tensor
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
+        alpha, sigma = per_sample(x_t, *self.process.scales(t))
+        var = (alpha * self.std) ** 2 + sigma**2
+        offset = x_t[:, None] - alpha[:, None] * self.means.to(x_t)
+        logits = self._log_prior(x_t, cond) - offset.square().sum(-1) / (2 * var)
+        weight = torch.softmax(logits, dim=1)[..., None]
+        pull = (weight * offset).sum(1) / var
+        centre = (weight * self.means.to(x_t)).sum(1)
+        return Estimate(x0=centre + alpha * self.std**2 * pull, eps=sigma * pull)
+
+    def null(self, cond: Tensor) -> Tensor:
+        """The empty condition, (b,)."""
+        return torch.full_like(cond, len(self.means))
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """n exact draws (n, d) and the component (n,) each comes from."""
+        k = torch.multinomial(self.weights.double(), n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
+        return self.means[k] + self.std * noise, k
+
+    def _log_prior(self, x: Tensor, cond: Cond) -> Tensor:
+        prior = self.weights.to(x).log().expand(len(x), -1)
+        if cond is None:
+            return prior
+        k = torch.arange(len(self.means), device=x.device)
+        excluded = (cond[:, None] != k) & (cond[:, None] != len(self.means))
+        return prior.masked_fill(excluded, -torch.inf)

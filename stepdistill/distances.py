@@ -1,0 +1,58 @@
+"""Distances between a guess and a goal, one number per sample.
+
+    l2             mean d²                              d = guess − goal, over the D elements
+    l1             mean |d|
+    pseudo_huber   √(Σ d² + c²) − c                     iCT (arXiv:2310.14189), c = 0.00054 √D there;
+                                                         c = 0 is the plain norm
+    lpips          learned perceptual distance          (arXiv:1801.03924), images in [−1, 1]
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Distance = Literal["l2", "l1", "pseudo_huber", "lpips"]
+
+LPIPS_SIZE = 64  # the smallest side at which the VGG trunk keeps a spatial map
+
+
+def distance(name: Distance, guess: Tensor, goal: Tensor, c: float = 0.0) -> Tensor:
+    """(b,) distances between samples (b, *event). `c` is pseudo-Huber's, in units of the norm."""
+    if name == "lpips":
+        return _lpips(guess, goal)
+    d = (guess - goal).flatten(1)
+    if name == "l2":
+        return d.square().mean(1)
+    if name == "l1":
+        return d.abs().mean(1)
+    if c == 0:
+        return d.norm(dim=1)
+    return (d.square().sum(1) + c * c).sqrt() - c
+
+
+def _lpips(guess: Tensor, goal: Tensor) -> Tensor:
+    if guess.ndim != 4 or guess.shape[1] not in (1, 3):
+        raise ValueError(f"lpips compares images (b, 1|3, h, w), got {tuple(guess.shape)}")
+    small = min(guess.shape[-2:]) < LPIPS_SIZE
+    pair = [
+        F.interpolate(x, size=(LPIPS_SIZE, LPIPS_SIZE), mode="bilinear") if small else x
+        for x in (guess, goal)
+    ]
+    pair = [x.expand(-1, 3, -1, -1) for x in pair]
+    return _lpips_network().to(guess.device)(*pair).flatten()
+
+
+@lru_cache(maxsize=1)
+def _lpips_network() -> nn.Module:
+    from lpips import LPIPS  # 1 s to import, and only this distance needs it
+
+    try:
+        return LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+    except OSError as error:
+        raise ValueError(
+            "distance 'lpips' needs torchvision's VGG-16 weights (vgg16-397923af.pth) in "
+            f"{torch.hub.get_dir()}/checkpoints: {error}"
+        ) from error

@@ -1,0 +1,152 @@
+"""The averaged student as a diffusers pipeline folder that works without this toolkit.
+
+A stock pipeline and scheduler where their configuration alone yields the trained times: a
+deterministic, unconditional student of a table of ᾱ at trailing timesteps is a `DDIMPipeline`.
+Otherwise `pipelines/few_step.py` travels with the weights and carries the times; loading it needs
+`trust_remote_code=True`, and the model card says so.
+
+Export runs the plain call `pipe(num_inference_steps=N)` in a clean process and compares its images
+with the trainer's own sampler; a mismatch leaves nothing behind.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .card import card
+from .denoiser import Denoiser
+from .evaluation.suite import Row
+from .process import VariancePreserving
+from .session import Session
+from .shipped import PACKAGE, shipped
+from .solver import Sampler
+from .teacher import FEW_STEP, Teacher, few_step_class
+
+TOLERANCE = 1e-5  # largest difference of a pixel in [0, 1], float32
+CHECKED = 20  # images of the comparison
+ANY_STEPS = (1, 4)  # what is checked of a student that runs with any number of steps
+
+
+class ExportError(RuntimeError):
+    """The exported folder does not do what the trained student does."""
+
+
+def export(session: Session, out: Path, rows: list[Row]) -> float:
+    """Write the student of a finished run to `out`; the largest pixel difference it was seen with.
+
+    rows: scores for the model card, may be empty. Raises ExportError if the plain call disagrees
+    with the trainer's sampler, ValueError if `out` is something else than an earlier export.
+    """
+    if out.exists() and not (out / "model_index.json").is_file():
+        raise ValueError(f"{out} exists and is not a diffusers pipeline: choose another folder")
+    student, sampler = session.student(), session.run.sampler
+    pipeline = pipeline_for(session.teacher, student, sampler)
+    custom = type(pipeline).__name__ == FEW_STEP
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+        if custom:
+            carry_code(partial)
+        (partial / "README.md").write_text(card(session, custom, rows), encoding="utf-8")
+        difference = verify(partial, custom, session.teacher, student, sampler)
+        partial.chmod(0o755)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return difference
+
+
+def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> DiffusionPipeline:
+    """The pipeline that samples `student` exactly as `sampler` does."""
+    stock = stock_scheduler(teacher, student, sampler)
+    if stock is not None:
+        return DDIMPipeline(student.net, stock)
+    steps = sampler.steps
+    times = {str(n): sampler.times(student.process, n).tolist() for n in steps} if steps else None
+    return few_step_class()(
+        student.net,
+        teacher.pipeline.scheduler,
+        times=times,
+        stochastic=sampler.stochastic,
+        skip_sigma_data=student.process.sigma_data if student.skip else None,
+    )
+
+
+def stock_scheduler(teacher: Teacher, student: Denoiser, sampler: Sampler) -> DDIMScheduler | None:
+    """DDIM's scheduler if its configuration alone yields the student's times, else None."""
+    table = isinstance(student.process, VariancePreserving) and teacher.classes is None
+    noisy = sampler.stochastic and sampler.steps != (1,)
+    if not table or noisy or student.skip:
+        return None
+    settings = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
+    scheduler = DDIMScheduler.from_config(dict(teacher.pipeline.scheduler.config) | settings)
+    length = scheduler.config.num_train_timesteps
+    for n in sampler.steps or ANY_STEPS:
+        scheduler.set_timesteps(n)
+        same = scheduler.timesteps.tolist() == sampler.times(student.process, n).tolist()
+        # DDIM steps down by length // n, whatever its own timesteps say.
+        if not same or length % n:
+            return None
+    return DDIMScheduler.from_config(scheduler.config)
+
+
+def carry_code(folder: Path) -> None:
+    """Put the pipeline's file beside the weights, and its name into model_index.json."""
+    shutil.copy(shipped("pipelines") / "few_step.py", folder / "pipeline.py")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = ["pipeline", FEW_STEP]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+@torch.no_grad()
+def verify(
+    folder: Path, custom: bool, teacher: Teacher, student: Denoiser, sampler: Sampler
+) -> float:
+    """The largest difference between plain calls in a clean process and the trainer's sampler.
+
+    Raises ExportError if it exceeds TOLERANCE."""
+    steps, seed = list(sampler.steps or ANY_STEPS), 20260101
+    labels = teacher.labels(CHECKED)
+    request = {"folder": str(folder.resolve()), "custom": custom, "steps": steps, "seed": seed}
+    request |= {"batch": CHECKED, "labels": None if labels is None else labels.tolist()}
+    images = plain_call(request)
+    worst = 0.0
+    for n in steps:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(CHECKED, *teacher.event, generator=generator)
+        device = next(student.net.parameters()).device
+        where = None if labels is None else labels.to(device)
+        ours = sampler.draw(student, noise.to(device), n, where, generator)
+        ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+        worst = max(worst, float((images[str(n)] - ours).abs().max()))
+    if not worst <= TOLERANCE:
+        raise ExportError(
+            f"the exported pipeline differs from the trainer's sampler by {worst:.2g} "
+            f"(at most {TOLERANCE:g} is allowed); nothing was written"
+        )
+    return worst
+
+
+def plain_call(request: dict) -> dict[str, Tensor]:
+    """Images of the plain calls of a request, made in a process without this toolkit."""
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, answer = Path(scratch) / "request.json", Path(scratch) / "images.safetensors"
+        asked.write_text(json.dumps(request))
+        command = [sys.executable, "-I", str(PACKAGE / "plain_call.py"), str(asked), str(answer)]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": scratch}
+        done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise ExportError(f"the exported pipeline does not run: {lines[-1]}")
+        return load_file(answer)

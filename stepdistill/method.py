@@ -1,0 +1,142 @@
+"""What a method is: hyperparameters, the players it needs, and whose turn it is.
+
+A method is a frozen dataclass. Its fields are its configuration; it holds no weights, no optimiser
+and no step counter, so a loss is a pure function of (players, batch).
+
+Randomness comes from the two streams a batch carries and from nowhere else: `shared`, equal on
+all ranks, for whatever changes control flow (an exit step, a number of steps), and `local` for
+everything else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .critic import Critic
+from .denoiser import AnyDenoiser, Cond, Denoiser
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss is computed on.
+
+    x0: clean samples (b, *event); methods without data read only its shape, dtype and device.
+    """
+
+    x0: Tensor
+    cond: Cond
+    shared: torch.Generator
+    local: torch.Generator
+
+    def noise(self) -> Tensor:
+        """Fresh standard normal noise like x0, from the local stream."""
+        return torch.randn(self.x0.shape, generator=self.local).to(self.x0)
+
+
+class Loss(NamedTuple):
+    """total: what is minimised. parts: scalars to log. carry: a detached sample for later turns."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    carry: Tensor | None = None
+
+
+@dataclass
+class Players:
+    """The denoisers of a run; a method names those it needs in `roles`.
+
+    teacher is frozen and already guided; target is an average of the student, or the student.
+    """
+
+    student: Denoiser
+    teacher: AnyDenoiser | None = None
+    critic: Critic | None = None
+    target: Denoiser | None = None
+    carry: Tensor | None = None
+
+
+class Turn(NamedTuple):
+    """One optimiser step: the player that moves, and its loss."""
+
+    player: str
+    loss: Callable[[Players, Batch], Loss]
+
+
+class Method:
+    """Base of all methods.
+
+    roles: the players the method needs. needs_data: whether it looks at clean samples.
+    identity_at_clean: whether the student's x̂₀ must tend to x_t as σ → 0.
+    paper: title and arXiv id.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    needs_data: ClassVar[bool] = True
+    identity_at_clean: ClassVar[bool] = False
+    paper: ClassVar[str]
+
+    def turns(self) -> tuple[Turn, ...]:
+        """One cycle of training. The trainer repeats it, one optimiser step per turn."""
+        raise NotImplementedError
+
+    def passes(self) -> "Passes":
+        """The network passes of one student update, counted by formula."""
+        raise NotImplementedError
+
+
+class Passes(NamedTuple):
+    """Network passes of one student update, per batch.
+
+    trained: forward and backward. frozen: forward only, by student-sized networks (target).
+    teacher: calls of the teacher denoiser; guidance doubles each.
+    """
+
+    trained: int
+    frozen: int
+    teacher: int
+
+
+def load(name: str) -> type[Method]:
+    """The one Method defined in module `name`: a file of stepdistill/methods, or any importable one.
+
+    Raises ValueError if there is no such module, or not exactly one method in it.
+    """
+    path = name if "." in name else f"stepdistill.methods.{name}"
+    try:
+        module = import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is not None and path.startswith(error.name) and "." not in name:
+            return _load_outside(name)
+        if error.name is None or not path.startswith(error.name):
+            raise
+        raise ValueError(f"method '{name}': no such module") from error
+    return _only_method(module)
+
+
+def _load_outside(name: str) -> type[Method]:
+    try:
+        return _only_method(import_module(name))
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ValueError(
+            f"method '{name}': neither a shipped method (`stepdistill methods` lists them) "
+            "nor an importable module"
+        ) from error
+
+
+def _only_method(module: object) -> type[Method]:
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and value.__module__ == vars(module)["__name__"]
+    ]
+    if len(found) != 1:
+        raise ValueError(f"module '{vars(module)['__name__']}' defines {len(found)} methods, not 1")
+    return found[0]

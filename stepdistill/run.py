@@ -1,0 +1,143 @@
+"""The main job: train, export, evaluate, report, in one resumable folder.
+
+    import stepdistill
+    result = stepdistill.distill(stepdistill.read("demo"))
+    result.student   # the exported pipeline's folder
+    result.rows      # what it scored, beside its teacher
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from .config import Run
+from .contenders import Draw, of_run, teacher_sampler
+from .evaluation.report import Grid, write_report
+from .evaluation.suite import Row, Suite, digits_suite, evaluate
+from .export import export
+from .progress import Reporter, progress
+from .session import Session, accelerator_of, open_folder, versions
+from .train import curves, train
+
+Progress = Callable[[str], AbstractContextManager[Reporter]]
+GRID = 10  # pictures in a row of the report
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run. difference: of the exported pipeline from the trainer's sampler, in [0, 1]."""
+
+    folder: Path
+    student: Path
+    rows: list[Row]
+    difference: float
+
+
+def distill(run: Run, runs: Path = Path("runs"), console: Console | None = None) -> Result:
+    """Train `run`, export its student, score it and write the report, below `runs/NAME/`.
+
+    A folder of the same run is continued; a finished one is returned as it is.
+    Raises ConfigError for bad input, TrainingFailed and ExportError while running.
+    """
+    console = console or Console(quiet=True)
+    folder = runs / run.name
+    done = finished(run, folder)
+    if done is not None:
+        console.print(f"{folder} is finished")
+        return done
+    session = trained(run, folder, console)
+    difference = export(session, folder / "student", [])
+    console.print(f"exported to {folder / 'student'}, plain call checked: {difference:.1e}")
+    rows, suite = score(session, console)
+    export(session, folder / "student", rows)
+    report(session, rows, suite, difference)
+    return Result(folder, folder / "student", rows, difference)
+
+
+def trained(run: Run, folder: Path, console: Console) -> Session:
+    """A session of the run, trained to its end."""
+    open_folder(run, folder)
+    accelerator = accelerator_of(run, folder)
+    accelerator.init_trackers("tracking")
+    session = Session(run, folder, accelerator)
+    for warning in session.restore():
+        console.print(f"[yellow]{warning}; going on from the one before[/]")
+    title = "training " + " → ".join(stage.method for stage in run.stages)
+    with progress(console, title) as observe:
+        train(session, observe)
+    accelerator.end_training()
+    return session
+
+
+def score(session: Session, console: Console) -> tuple[list[Row], Suite]:
+    """The rows of the run's table."""
+    wanted = session.run.evaluation
+    suite = digits_suite(conditional=session.teacher.classes is not None)
+    with progress(console, "evaluating") as observe:
+        rows = evaluate(
+            of_run(session), suite, wanted.n, wanted.blocks, wanted.seed, on_progress=observe
+        )
+    return rows, suite
+
+
+def report(session: Session, rows: list[Row], suite: Suite, difference: float) -> None:
+    """results.json, report.md and report.html in the run's folder."""
+    run = session.run
+    trainer = session.trainer
+    provenance = {
+        "teacher": run.teacher or "none: this run trains one from data",
+        "guidance": f"{run.guidance:g}  (u + w(c − u), 1 neutral)",
+        "stages": ", ".join(f"{s.method} × {s.training.updates}" for s in run.stages),
+        "steps skipped as not finite": str(trainer.skipped),
+        "export": f"plain call equals the trainer's sampler to {difference:.1e}",
+    }
+    provenance |= suite.provenance | versions()
+    write_report(
+        session.folder,
+        rows,
+        title=run.name,
+        provenance=provenance,
+        curves=curves(session.folder / "log.jsonl"),
+        grids=[grid(session)],
+    )
+
+
+@torch.no_grad()
+def grid(session: Session) -> Grid:
+    """Pictures of the same noise and labels, a row for each sampler."""
+    run, teacher = session.run, session.teacher
+    device = session.accelerator.device
+    noise = torch.randn(GRID, *teacher.event, generator=torch.Generator().manual_seed(run.seed))
+    labels = teacher.labels(GRID)
+    labels = None if labels is None else labels.to(device)
+
+    def row(draw: Draw) -> torch.Tensor:
+        again = torch.Generator().manual_seed(run.seed)
+        return draw(noise.to(device), labels, again).clamp(-1, 1).cpu()
+
+    rows, names = [], []
+    if run.network is None:
+        euler = teacher_sampler(teacher)
+        for n in run.evaluation.teacher_steps:
+            rows.append(row(lambda z, c, g, n=n: euler.draw(teacher.guided, z, n, c, g)))
+            names.append(f"teacher, {n} steps")
+    student = session.student()
+    for n in run.evaluation.steps:
+        rows.append(row(lambda z, c, g, n=n: run.sampler.draw(student, z, n, c, g)))
+        names.append(f"student, {n} step{'s' * (n > 1)}")
+    return Grid("Same noise, same label", torch.stack(rows), names)
+
+
+def finished(run: Run, folder: Path) -> Result | None:
+    """The result of a folder that already holds this run, complete."""
+    results, student = folder / "results.json", folder / "student"
+    if not (results.is_file() and (student / "model_index.json").is_file()):
+        return None
+    open_folder(run, folder)
+    rows = [Row(**row) for row in json.loads(results.read_text())["rows"]]
+    return Result(folder, student, rows, 0.0)

@@ -1,0 +1,165 @@
+"""From a configuration to players in a folder: what `train`, `sample`, `export` and `eval` share.
+
+A run lives in one folder:
+
+    config.yaml    the resolved run           log.jsonl      training curves
+    versions.json  what it ran with           checkpoints/   own state, newest two
+    student/       the exported pipeline      results.json, report.md, report.html
+"""
+
+import json
+import platform
+from copy import deepcopy
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from . import digits
+from .checkpoint import latest
+from .config import ConfigError, Run, Stage, read, text_of
+from .data import Data, Images
+from .denoiser import Denoiser
+from .method import Method, Players
+from .teacher import Teacher, load_pipeline, new_pipeline
+from .trainer import Trainer
+
+PACKAGES = ("stepdistill", "torch", "diffusers", "accelerate", "safetensors", "omegaconf")
+
+
+def teacher_of(run: Run) -> Teacher:
+    """The run's teacher, or its new network in the same shape. Raises ConfigError."""
+    try:
+        if run.network is None:
+            pipeline = load_pipeline(run.teacher)
+        else:
+            n = run.network
+            pipeline = new_pipeline(n.unet, n.scheduler, n.scheduler_config, run.seed)
+        return Teacher.from_pipeline(pipeline, run.guidance)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"teacher: {error}") from error
+
+
+def data_of(run: Run, teacher: Teacher) -> Data:
+    """The run's training data. Raises ConfigError if it does not fit the network."""
+    images, labels = digits.load()
+    if tuple(images.shape[1:]) != teacher.event:
+        raise ConfigError(f"data.name: digits are {tuple(images.shape[1:])}, not {teacher.event}")
+    if teacher.classes is None:
+        return Images(images, None, seed=run.seed)
+    return Images(images, labels, teacher.classes, run.data.dropout, run.seed)
+
+
+def players_of(method: Method, teacher: Teacher, student: Denoiser, target: float) -> Players:
+    """The players `method` asks for; the target is the student itself where its decay is 0."""
+    needs_skip = method.identity_at_clean and not student.process.has_identity_at_clean(
+        student.prediction
+    )
+    student = replace(student, skip=needs_skip)
+    goal = None
+    if "target" in method.roles:
+        goal = replace(student, net=deepcopy(student.net)) if target > 0 else student
+    return Players(student, teacher.guided, target=goal)
+
+
+def copy_of(denoiser: Denoiser) -> Denoiser:
+    """The same denoiser with weights of its own."""
+    return replace(denoiser, net=deepcopy(denoiser.net))
+
+
+class Session:
+    """One run in its folder: its teacher, and the trainer of its present stage."""
+
+    def __init__(self, run: Run, folder: Path, accelerator: Accelerator) -> None:
+        self.run, self.folder, self.accelerator = run, folder, accelerator
+        self.teacher = teacher_of(run)
+        self.teacher.denoiser.net.to(accelerator.device)
+        self.data = data_of(run, self.teacher)
+        self.stage = 0
+        self.trainer = self._trainer(copy_of(self.teacher.denoiser))
+
+    @property
+    def stage_settings(self) -> Stage:
+        return self.run.stages[self.stage]
+
+    @property
+    def finished(self) -> bool:
+        return self.stage + 1 == len(self.run.stages) and self.trainer.done
+
+    def next_stage(self) -> None:
+        """Start the next stage from the averaged student of this one."""
+        student = self.student()
+        self.stage += 1
+        self.trainer = self._trainer(student)
+
+    def student(self) -> Denoiser:
+        """The averaged student, with weights of its own."""
+        student = copy_of(self.trainer.players.student)
+        self.trainer.average.copy_to(student.net)
+        student.net.eval().requires_grad_(False)
+        return student
+
+    def restore(self) -> list[str]:
+        """Continue from the newest readable checkpoint, if any; warnings about damaged ones."""
+        state, warnings = latest(self.folder / "checkpoints")
+        if state is not None:
+            self.stage = state.numbers["stage"]
+            self.trainer = self._trainer(copy_of(self.teacher.denoiser))
+            self.trainer.restore(state)
+        return warnings
+
+    def _trainer(self, student: Denoiser) -> Trainer:
+        stage = self.stage_settings
+        method = stage.build()
+        players = players_of(method, self.teacher, student, stage.training.target)
+        return Trainer(
+            method, players, self.data, stage.training, self.accelerator, self.run.seed + self.stage
+        )
+
+
+def open_folder(run: Run, folder: Path) -> None:
+    """Create the run's folder, or reopen it. Raises ConfigError if it holds another run."""
+    file = folder / "config.yaml"
+    if file.is_file():
+        if file.read_text() != text_of(run):
+            raise ConfigError(
+                f"{folder} holds a run with another configuration: choose another name, "
+                "or remove the folder"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} exists and is not a run: choose another name")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "versions.json").write_text(json.dumps(versions(), indent=1))
+    file.write_text(text_of(run))
+
+
+def reopen(folder: Path, accelerator: Accelerator) -> Session:
+    """The session of a trained run. Raises ConfigError if it is not one, or not finished."""
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder}: not a run (it has no config.yaml)")
+    session = Session(read(str(folder / "config.yaml")), folder, accelerator)
+    session.restore()
+    if not session.finished:
+        raise ConfigError(f"{folder}: its training is not finished; `stepdistill run` goes on")
+    return session
+
+
+def versions() -> dict[str, str]:
+    """What the run ran with."""
+    return {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+
+
+def accelerator_of(run: Run, folder: Path) -> Accelerator:
+    """The accelerator of a run, logging below its folder."""
+    trackers = [t for t in run.trackers]
+    return Accelerator(
+        mixed_precision=run.precision, log_with=trackers or None, project_dir=str(folder)
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global streams, which only libraries use."""
+    torch.manual_seed(seed)

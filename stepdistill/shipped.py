@@ -1,0 +1,26 @@
+"""Where the files that travel with the package are: configs, pipelines, protocols, assets."""
+
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+PACKAGE = Path(__file__).parent
+
+
+def shipped(folder: str) -> Path:
+    """`configs`, `pipelines` or `eval`: inside an installed wheel, or beside the package."""
+    inside = PACKAGE / folder
+    return inside if inside.is_dir() else PACKAGE.parent / folder
+
+
+def shipped_names(folder: str, suffix: str) -> list[str]:
+    """Names, without suffix, of the shipped files of a kind."""
+    return sorted(p.stem for p in shipped(folder).glob(f"*{suffix}"))
+
+
+def pipeline_module(name: str) -> ModuleType:
+    """The module of a self-contained pipeline file, `pipelines/<name>.py`."""
+    spec = spec_from_file_location(f"stepdistill_pipelines_{name}", shipped("pipelines") / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

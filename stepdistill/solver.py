@@ -1,0 +1,133 @@
+"""Moving along a process: one ODE step, a whole trajectory, and few-step sampling.
+
+    DDIM      x_s = α_s x̂₀ + σ_s ε̂                       exact while the estimate is constant;
+                                                         it is Euler's step in σ/α, in rectified
+                                                         flow's clock, … (arXiv:2010.02502)
+    Heun      DDIM along the mean direction of both ends  (arXiv:2206.00364, algorithm 1)
+    DPM++     DDIM with x̂₀ extrapolated from the step before: DPM-Solver++(2M)  (2211.01095)
+
+All are differentiable functions. Times are (n,) tensors, descending, float64 on the CPU.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .denoiser import AnyDenoiser, Cond
+from .process import Estimate, NoiseProcess
+from .times import Grid
+
+Solver = Literal["ddim", "heun", "dpmpp"]
+EVALUATIONS: dict[Solver, int] = {"ddim": 1, "heun": 2, "dpmpp": 1}  # of the network, per step
+
+
+def ddim_step(process: NoiseProcess, at_t: Estimate, s: Tensor) -> Tensor:
+    """x_s (b, *event) from the estimate at an earlier, noisier time; s is (b,)."""
+    return process.add_noise(at_t.x0, at_t.eps, s)
+
+
+def heun_step(
+    denoiser: AnyDenoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond = None
+) -> Tensor:
+    """Two evaluations; samples whose step ends at clean data take a DDIM step, as EDM does."""
+    process, here = denoiser.process, denoiser(x_t, t, cond)
+    x_s = ddim_step(process, here, s)
+    last = s <= process.t_clean
+    there = denoiser(x_s, torch.where(last, t, s), cond)
+    mean = Estimate(x0=(here.x0 + there.x0) / 2, eps=(here.eps + there.eps) / 2)
+    corrected = ddim_step(process, process.through(x_t, t, mean), s)
+    return torch.where(last.to(x_t.device).reshape(-1, *[1] * (x_t.ndim - 1)), x_s, corrected)
+
+
+def dpmpp_step(
+    process: NoiseProcess, x_t: Tensor, x0s: tuple[Tensor, Tensor], times: tuple[Tensor, ...]
+) -> Tensor:
+    """DPM-Solver++(2M) from times[1] to times[2].
+
+    x0s: x̂₀ at times[0] and at times[1]; each time is (b,). First order where a log-SNR is infinite.
+    """
+    before, t, s = (process.log_snr(u) for u in times)
+    ratio = torch.nan_to_num((s - t) / (2 * (t - before)), nan=0.0, posinf=0.0)
+    ratio = torch.where(torch.isinf(s), torch.zeros_like(ratio), ratio)
+    ratio = ratio.to(x_t).reshape(-1, *[1] * (x_t.ndim - 1))
+    x0 = x0s[1] + ratio * (x0s[1] - x0s[0])
+    return ddim_step(process, process.estimate(x_t, x0, times[1], "x0"), times[2])
+
+
+def solve_ode(
+    denoiser: AnyDenoiser, x: Tensor, times: Tensor, cond: Cond = None, solver: Solver = "ddim"
+) -> Iterator[Tensor]:
+    """Follow the probability-flow ODE through `times`, yielding x (b, *event) at each."""
+    process, previous = denoiser.process, None
+    yield x
+    for t, s in pairwise(times):
+        t, s = t.expand(len(x)), s.expand(len(x))
+        if solver == "heun":
+            x = heun_step(denoiser, x, t, s, cond)
+        else:
+            here = denoiser(x, t, cond)
+            if solver == "dpmpp" and previous is not None:
+                x = dpmpp_step(process, x, (previous[1], here.x0), (previous[0], t, s))
+            else:
+                x = ddim_step(process, here, s)
+            previous = (t, here.x0)
+        yield x
+
+
+def start(process: NoiseProcess, noise: Tensor, t: Tensor) -> Tensor:
+    """The state σ_t ε at which sampling starts, from standard normal noise."""
+    return process.add_noise(torch.zeros_like(noise), noise, t.expand(len(noise)))
+
+
+def sample(
+    student: AnyDenoiser,
+    noise: Tensor,
+    times: Tensor,
+    cond: Cond = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Few-step sampling (b, *event): one evaluation at each of `times`, clean data at the end.
+
+    With a generator the state is re-noised between steps (stochastic, consistency models'
+    algorithm 1, arXiv:2303.01469); without one it follows ε̂ (deterministic, DDIM).
+    """
+    process = student.process
+    x = start(process, noise, times[0])
+    for i, t in enumerate(times):
+        at_t = student(x, t.expand(len(x)), cond)
+        if i + 1 == len(times):
+            return at_t.x0
+        if generator is None:
+            eps = at_t.eps
+        else:
+            eps = torch.randn(noise.shape, generator=generator).to(noise)
+        x = process.add_noise(at_t.x0, eps, times[i + 1].expand(len(x)))
+    raise ValueError("sampling needs at least one time")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a student is sampled, in losses, in evaluation and in the exported pipeline.
+
+    steps: the numbers of steps it is offered with; empty for any number (a teacher).
+    stochastic: re-noise between steps. grid: where the times of n steps lie.
+    """
+
+    steps: tuple[int, ...] = (1, 2, 4)
+    grid: Grid = Grid()
+    stochastic: bool = True
+
+    def times(self, process: NoiseProcess, n: int) -> Tensor:
+        """(n,) descending times at which the network is asked."""
+        return self.grid.times(process, n)[:-1]
+
+    def draw(
+        self, student: AnyDenoiser, noise: Tensor, n: int, cond: Cond, generator: torch.Generator
+    ) -> Tensor:
+        """Clean samples (b, *event) in n steps from standard normal noise."""
+        times = self.times(student.process, n)
+        return sample(student, noise, times, cond, generator if self.stochastic else None)

@@ -1,0 +1,99 @@
+"""Grids of times to walk along, and laws to draw times from.
+
+A grid has n + 1 times, descending, from the process's t_max to clean data: n network evaluations
+of a first-order solver. A law maps uniform random numbers to times, one per sample.
+
+    uniform    t falls evenly in the process's own clock
+    trailing   uniform, rounded to whole timesteps: diffusers' `timestep_spacing="trailing"`
+    karras     (σ/α)^(1/ρ) falls evenly (EDM, arXiv:2206.00364), then clean data
+    shifted    u ↦ s·u / (1 + (s − 1)·u) of a uniform grid (SD 3, arXiv:2403.03206)
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .process import NoiseProcess
+
+KARRAS_SIGMA_MAX = 80.0  # where pure noise has no finite σ/α
+
+
+def shift_fraction(u: Tensor, shift: float) -> Tensor:
+    """s·u / (1 + (s − 1)·u): moves times towards noise for s > 1, keeps 0 and 1."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A rule for n + 1 descending times.
+
+    shift (> 0) is read by "shifted", rho (> 0) by "karras".
+    """
+
+    name: Literal["uniform", "trailing", "karras", "shifted"] = "uniform"
+    shift: float = 1.0
+    rho: float = 7.0
+
+    def times(self, process: NoiseProcess, n: int) -> Tensor:
+        """(n + 1,) float64, from process.t_max to process.t_clean. Raises ValueError if n < 1."""
+        if n < 1:
+            raise ValueError(f"a grid needs at least one step, got {n}")
+        u = torch.linspace(1, 0, n + 1, dtype=torch.float64)
+        if self.name == "karras":
+            return self._karras(process, n)
+        if self.name == "shifted":
+            u = shift_fraction(u, self.shift)
+        times = process.t_clean + u * (process.t_max - process.t_clean)
+        if self.name == "trailing":
+            return (times - process.t_clean).round() + process.t_clean
+        return times
+
+    def _karras(self, process: NoiseProcess, n: int) -> Tensor:
+        ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+        high, low = torch.exp(-process.log_snr(ends)).clamp(max=KARRAS_SIGMA_MAX)
+        u = torch.linspace(0, 1, max(n, 2), dtype=torch.float64)[:n]
+        ratio = (high ** (1 / self.rho) + u * (low ** (1 / self.rho) - high ** (1 / self.rho))).pow(
+            self.rho
+        )
+        times = process.time_at(-ratio.log())
+        times[0] = process.t_max
+        return torch.cat([times, torch.tensor([process.t_clean], dtype=torch.float64)])
+
+
+@dataclass(frozen=True)
+class TimeLaw:
+    """A law of training times, one per sample, inside [t_min, t_max].
+
+    uniform        t = t_min + (low + (high − low)·u)(t_max − t_min)
+    shifted        the same after u ↦ shift_fraction(u, shift)
+    logit_normal   the same with u = sigmoid(mean + std·n)             (SD 3, arXiv:2403.03206)
+    log_normal     ln(σ/α) = mean + std·n                              (EDM, arXiv:2206.00364)
+    karras_index   an entry of a 1000-step Karras grid between fractions low and high (DMD2)
+    """
+
+    name: Literal["uniform", "shifted", "logit_normal", "log_normal", "karras_index"] = "uniform"
+    low: float = 0.0
+    high: float = 1.0
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+
+    def draw(self, process: NoiseProcess, n: int, generator: torch.Generator) -> Tensor:
+        """(n,) float64 times on the CPU."""
+        if self.name in ("logit_normal", "log_normal"):
+            normal = torch.randn(n, generator=generator, dtype=torch.float64)
+            z = self.mean + self.std * normal
+            if self.name == "log_normal":
+                return process.time_at(-z).clamp(process.t_min, process.t_max)
+            return self._place(process, torch.sigmoid(z))
+        u = torch.rand(n, generator=generator, dtype=torch.float64)
+        if self.name == "karras_index":
+            grid = Grid("karras").times(process, 1000)[:-1].flip(0)
+            return grid[((self.low + (self.high - self.low) * u) * 999).round().long()]
+        return self._place(process, shift_fraction(u, self.shift) if self.name == "shifted" else u)
+
+    def _place(self, process: NoiseProcess, u: Tensor) -> Tensor:
+        u = self.low + (self.high - self.low) * u
+        return process.t_min + u * (process.t_max - process.t_min)

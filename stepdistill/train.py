@@ -1,0 +1,110 @@
+"""Running a session's training: progress, log, checkpoints, and a safe way to stop.
+
+`log.jsonl` has one row per `log_every` turns of a player: means since the last row. Ctrl-C saves a
+checkpoint first; the same command goes on from there.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .checkpoint import State, save
+from .session import Session
+from .trainer import StepLog, Trainer
+
+Observer = Callable[[int, int, dict[str, float]], None]  # (update, of updates, losses)
+
+
+@dataclass
+class Means:
+    """Running means of a player's logged numbers since they were last taken."""
+
+    count: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, step: StepLog) -> None:
+        self.count += 1
+        numbers = {**step.parts, "gradient_norm": step.gradient_norm}
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def take(self) -> dict[str, float]:
+        means = {name: value / self.count for name, value in self.sums.items()}
+        self.count, self.sums = 0, {}
+        return means
+
+
+def train(session: Session, observe: Observer) -> None:
+    """Train every stage to its end, from wherever the folder's checkpoints stopped.
+
+    Raises TrainingFailed if training cannot go on; KeyboardInterrupt is passed on after saving.
+    """
+    log = session.folder / "log.jsonl"
+    truncate(log, session.stage, session.trainer.turn)
+    while True:
+        with log.open("a", encoding="utf-8") as file:
+            train_stage(session, file.write, observe)
+        if session.finished:
+            return
+        session.next_stage()
+
+
+def train_stage(session: Session, write: Callable[[str], int], observe: Observer) -> None:
+    """Train the present stage to its end; a checkpoint lies on disk when this returns or raises."""
+    trainer, means = session.trainer, {}
+    started, saved = time.perf_counter(), trainer.update
+    try:
+        while not trainer.done:
+            step = trainer.step()
+            mean = means.setdefault(step.player, Means())
+            mean.add(step)
+            if mean.count >= session.run.log_every:
+                losses = mean.take()
+                row = {"stage": session.stage, "turn": step.turn, "update": step.update}
+                row |= {"player": step.player, "lr": step.lr, "skipped": trainer.skipped}
+                row["seconds"] = round(time.perf_counter() - started, 3)
+                write(json.dumps(row | losses) + "\n")
+                session.accelerator.log(losses, step=step.turn)
+                observe(step.update, trainer.training.updates, losses)
+            if trainer.update >= saved + session.run.save_every:
+                saved = trainer.update
+                checkpoint(session, trainer)
+    finally:
+        checkpoint(session, trainer)
+
+
+def checkpoint(session: Session, trainer: Trainer) -> None:
+    """Write the session's state; only the main process writes."""
+    if not session.accelerator.is_main_process:
+        return
+    state = trainer.state()
+    numbers = {**state.numbers, "stage": session.stage, "update": trainer.update}
+    step = sum(s.training.updates for s in session.run.stages[: session.stage]) + trainer.update
+    save(session.folder / "checkpoints", step, State(state.tensors, numbers))
+
+
+def truncate(log: Path, stage: int, turn: int) -> None:
+    """Drop rows logged after the checkpoint that training goes on from."""
+    if not log.is_file():
+        return
+    rows = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = [r for r in rows if (json.loads(r)["stage"], json.loads(r)["turn"]) <= (stage, turn)]
+    log.write_text("".join(kept))
+
+
+def curves(log: Path) -> dict[str, list[tuple[float, float]]]:
+    """Every logged number of a run as (student update, value), updates counted over stages."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    offset, last_stage, last_update = 0, 0, 0
+    for line in log.read_text().splitlines():
+        row = json.loads(line)
+        if row["stage"] != last_stage:
+            offset, last_stage = offset + last_update, row["stage"]
+        last_update = row["update"]
+        fixed = ("stage", "turn", "update", "player", "lr", "skipped", "seconds")
+        for name in row.keys() - set(fixed):
+            key = f"{row['player']}: {name}"
+            found.setdefault(key, []).append((offset + row["update"], row[name]))
+    return found

@@ -1,0 +1,277 @@
+"""The training loop. It knows turns, optimisers and averages, and names no method.
+
+    pick the turn → only its player requires grad → loss → backward → mean over ranks → clip →
+    step → averages → log
+
+Gradients are averaged over processes once per optimiser step, explicitly, instead of by a wrapper
+around each network: a turn may call any network any number of times, through hooks, checkpointing
+and forward-mode derivatives, and synchronisation cannot be skipped or deadlock. Two processes
+therefore equal one process with two accumulated micro-batches.
+
+Every random number is keyed by (run seed, turn) or (run seed, turn, micro-batch): resuming a run
+continues exactly where it stopped.
+"""
+
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .averages import Average, trainable
+from .checkpoint import State
+from .data import Data, stream
+from .method import Batch, Method, Players, Turn
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """How one player moves.
+
+    lr: peak learning rate. warmup: updates of linear warm-up. schedule: from there to the last
+    update. clip: largest norm of the gradient, 0 for none.
+    """
+
+    name: Literal["adamw", "adam", "radam"] = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    warmup: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+    def build(self, net: nn.Module) -> torch.optim.Optimizer:
+        kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "radam": torch.optim.RAdam}
+        return kinds[self.name](
+            trainable(net), lr=self.lr, betas=tuple(self.betas), weight_decay=self.weight_decay
+        )
+
+    def lr_at(self, update: int, total: int) -> float:
+        """The learning rate of update 0 … total − 1."""
+        if update < self.warmup:
+            return self.lr * (update + 1) / self.warmup
+        left = 1 - (update - self.warmup) / max(total - self.warmup, 1)
+        if self.schedule == "linear":
+            return self.lr * left
+        if self.schedule == "cosine":
+            return self.lr * (1 - cos(pi * left)) / 2
+        return self.lr
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a method is trained.
+
+    updates: student updates. batch: samples per micro-batch and process. average: decay of the
+    exported average of the student. target: decay of the target player, 0 for the student itself.
+    skips: consecutive non-finite steps after which training stops.
+    """
+
+    updates: int = 1000
+    batch: int = 128
+    accumulation: int = 1
+    optimiser: Optimiser = Optimiser()
+    critic_optimiser: Optimiser = Optimiser()
+    average: float = 0.999
+    target: float = 0.95
+    skips: int = 20
+
+
+class StepLog(NamedTuple):
+    """What one turn did. update: student updates so far."""
+
+    turn: int
+    update: int
+    player: str
+    total: float
+    parts: dict[str, float]
+    gradient_norm: float
+    lr: float
+    skipped: bool
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+class Trainer:
+    """Trains `players` by `method`. Call `step()` until `done`."""
+
+    def __init__(
+        self,
+        method: Method,
+        players: Players,
+        data: Data,
+        training: Training,
+        accelerator: Accelerator,
+        seed: int = 0,
+    ) -> None:
+        self.method, self.players, self.data = method, players, data
+        self.training, self.accelerator, self.seed = training, accelerator, seed
+        self.turns = method.turns()
+        self.turn = self.skipped = self.skipped_in_a_row = 0
+        self.nets = {name: self._net(name) for name in sorted({t.player for t in self.turns})}
+        self.optimisers = {n: self._settings(n).build(net) for n, net in self.nets.items()}
+        self.average = Average.of(self.nets["student"], training.average)
+        self.target = self._target_average()
+        self.carries: list[Tensor | None] = [None] * training.accumulation
+
+    @property
+    def update(self) -> int:
+        """Student updates so far."""
+        cycles, rest = divmod(self.turn, len(self.turns))
+        return cycles * self._moves("student") + self._moves("student", rest)
+
+    @property
+    def done(self) -> bool:
+        return self.update >= self.training.updates
+
+    def step(self) -> StepLog:
+        """One turn: one optimiser step of one player, or a skipped one if it is not finite."""
+        turn = self.turns[self.turn % len(self.turns)]
+        self._only(turn.player)
+        optimiser = self.optimisers[turn.player]
+        optimiser.zero_grad(set_to_none=True)
+        total, parts = self._accumulate(turn)
+        norm = self._reduce_and_clip(turn.player)
+        lr = self._set_lr(turn.player, optimiser)
+        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(total))
+        if finite:
+            optimiser.step()
+            if turn.player == "student":
+                self._update_averages()
+        self._count_skips(finite)
+        self.turn += 1
+        logged = {k: float(v) for k, v in parts.items()}
+        name = turn.player
+        return StepLog(
+            self.turn, self.update, name, float(total), logged, float(norm), lr, not finite
+        )
+
+    def state(self) -> State:
+        """Everything a resumed run needs; randomness and data are keyed by `turn` alone."""
+        tensors = {f"carry/{k}": c for k, c in enumerate(self.carries) if c is not None}
+        for player, net in self.nets.items():
+            tensors |= {f"net/{player}/{k}": v for k, v in net.state_dict().items()}
+            slots = self.optimisers[player].state_dict()["state"]
+            for i, slot in slots.items():
+                tensors |= {f"optimiser/{player}/{i}/{k}": v for k, v in slot.items()}
+        for name, average in self._averages().items():
+            tensors |= {f"{name}/{i}": v for i, v in enumerate(average.averaged)}
+        updates = {name: average.updates for name, average in self._averages().items()}
+        numbers = {"turn": self.turn, "skipped": self.skipped, "averages": updates}
+        return State(tensors, numbers | {"skipped_in_a_row": self.skipped_in_a_row})
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`, bit for bit."""
+        tree = dict(state.tensors)
+        for player, net in self.nets.items():
+            net.load_state_dict({k: tree.pop(f"net/{player}/{k}") for k in net.state_dict()})
+            optimiser = self.optimisers[player]
+            saved = optimiser.state_dict()
+            prefix = f"optimiser/{player}/"
+            saved["state"] = slots_of({k: v for k, v in tree.items() if k.startswith(prefix)})
+            optimiser.load_state_dict(saved)
+        for name, average in self._averages().items():
+            for i, mean in enumerate(average.averaged):
+                mean.data.copy_(tree[f"{name}/{i}"])
+            average.updates = state.numbers["averages"][name]
+        self.carries = [tree.get(f"carry/{k}") for k in range(self.training.accumulation)]
+        self.turn, self.skipped = state.numbers["turn"], state.numbers["skipped"]
+        self.skipped_in_a_row = state.numbers["skipped_in_a_row"]
+
+    def _averages(self) -> dict[str, Average]:
+        target = {} if self.target is None else {"target": self.target}
+        return {"average": self.average, **target}
+
+    def _net(self, player: str) -> nn.Module:
+        return self.players.critic.net if player == "critic" else self.players.student.net
+
+    def _settings(self, player: str) -> Optimiser:
+        return self.training.critic_optimiser if player == "critic" else self.training.optimiser
+
+    def _target_average(self) -> Average | None:
+        target = self.players.target
+        if target is None or target.net is self.players.student.net:
+            return None
+        return Average(trainable(target.net), self.training.target)
+
+    def _moves(self, player: str, turns: int | None = None) -> int:
+        return sum(t.player == player for t in self.turns[:turns])
+
+    def _only(self, player: str) -> None:
+        for name, net in self.nets.items():
+            for parameter in trainable(net):
+                parameter.requires_grad_(name == player)
+
+    def _accumulate(self, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
+        n = self.training.accumulation
+        total, parts = torch.zeros((), device=self.accelerator.device), {}
+        for k in range(n):
+            self.players.carry = self.carries[k]
+            with self.accelerator.autocast():
+                loss = turn.loss(self.players, self._batch(k))
+            self.accelerator.backward(loss.total / n)
+            if loss.carry is not None:
+                self.carries[k] = loss.carry.detach()
+            total = total + loss.total.detach() / n
+            for name, value in loss.parts.items():
+                parts[name] = parts.get(name, 0) + value.detach() / n
+        reduce = self.accelerator.reduce
+        return reduce(total, "mean"), {k: reduce(v, "mean") for k, v in parts.items()}
+
+    def _batch(self, accumulation_step: int) -> Batch:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        micro = accumulation_step * world + rank
+        per_turn = self.training.accumulation * world
+        local = stream(self.seed, 1, self.turn, micro)
+        x0, cond = self.data.batch(self.turn * per_turn + micro, self.training.batch, local)
+        device = self.accelerator.device
+        cond = cond.to(device) if isinstance(cond, Tensor) else cond
+        return Batch(x0.to(device), cond, stream(self.seed, 0, self.turn), local)
+
+    def _reduce_and_clip(self, player: str) -> Tensor:
+        moved = [p for p in trainable(self.nets[player]) if p.grad is not None]
+        if self.accelerator.num_processes > 1:
+            flat = nn.utils.parameters_to_vector([p.grad for p in moved])
+            flat = self.accelerator.reduce(flat, "mean")
+            for p, part in zip(moved, flat.split([p.numel() for p in moved]), strict=True):
+                p.grad.copy_(part.view_as(p))
+        clip = self._settings(player).clip
+        return nn.utils.clip_grad_norm_(moved, clip if clip > 0 else float("inf"))
+
+    def _set_lr(self, player: str, optimiser: torch.optim.Optimizer) -> float:
+        cycles, rest = divmod(self.turn, len(self.turns))
+        done = cycles * self._moves(player) + self._moves(player, rest)
+        all_cycles = self.training.updates / self._moves("student")
+        total = int(all_cycles * self._moves(player))
+        lr = self._settings(player).lr_at(done, total)
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _update_averages(self) -> None:
+        current = trainable(self.nets["student"])
+        self.average.update(current)
+        if self.target is not None:
+            self.target.update(current)
+
+    def _count_skips(self, finite: bool) -> None:
+        self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= self.training.skips:
+            raise TrainingFailed(
+                f"{self.skipped_in_a_row} steps in a row were not finite (turn {self.turn}): "
+                "lower the learning rate, raise the warm-up, or clip more"
+            )
+
+
+def slots_of(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """An optimiser's state by parameter, from names ending in `index/key`."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        *_, index, key = name.split("/")
+        slots.setdefault(int(index), {})[key] = value
+    return slots

@@ -1,0 +1,55 @@
+"""What every test shares: a quiet, offline, single-threaded process, and `figure`."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+
+import pytest
+
+# Before torch is imported anywhere. One thread each: the tests run in as many processes as there
+# are cores, and the sums of small tensors then do not depend on the machine.
+for name, value in {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "offline",
+    "MPLBACKEND": "Agg",
+}.items():
+    os.environ.setdefault(name, value)
+
+FIGURE = "figure:"
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """`figure(name, value, unit)` records a measured number with the test's result.
+
+    It is printed after the run; `make test-all` keeps it in eval/results/test-all.json.
+    """
+
+    def record(name: str, value: float, unit: str = "") -> None:
+        if not math.isfinite(value):
+            raise ValueError(f"figure '{name}' is {value}")
+        record_property(FIGURE + name, json.dumps({"value": float(value), "unit": unit}))
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List the figures recorded by tests that passed."""
+    lines = [
+        f"{report.nodeid}: {name.removeprefix(FIGURE)} = {taken['value']:.6g} {taken['unit']}"
+        for report in terminalreporter.stats.get("passed", [])
+        for name, recorded in report.user_properties
+        if name.startswith(FIGURE)
+        for taken in [json.loads(recorded)]
+    ]
+    if lines:
+        terminalreporter.section("figures")
+        terminalreporter.write_line("\n".join(lines))
