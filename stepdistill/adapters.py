@@ -1,6 +1,6 @@
 """Student, critic, target and teacher as views of one frozen network.
 
-A role is a low-rank correction (LoRA, Hu et al., arXiv 2106.09685) of chosen matrices and kernels W:
+A role is a low-rank correction (LoRA, Hu et al., arXiv 2106.09685) of chosen weights W:
 
     W_role = W + (alpha / rank) · B A,    A: (rank, in),  B: (out, rank),  B = 0 at birth,
 

@@ -131,8 +131,9 @@ def full_copy(base: Base, view: AdapterView) -> nn.Module:
 
 
 def lora_parameters(net: nn.Module, role: str) -> list[nn.Parameter]:
-    halves = (half for m in net.modules() if isinstance(m, LoraLayer)
-              for half in (m.lora_A, m.lora_B))
+    halves = (
+        half for m in net.modules() if isinstance(m, LoraLayer) for half in (m.lora_A, m.lora_B)
+    )
     return [half[role].weight for half in halves if role in half]
 
 
@@ -201,8 +202,7 @@ class Cycle:
         first = gradients(student_loss(self.base, *players[:2], self.base.net, players[2]), s)
         assert all(p.grad is None for p in c)
         turn(moves=c, rests=s)
-        return first, gradients(
-            critic_loss(self.base, *players[:2], self.base.net, players[2]), c)
+        return first, gradients(critic_loss(self.base, *players[:2], self.base.net, players[2]), c)
 
 
 def cycle(make: Any) -> Cycle:
@@ -281,8 +281,9 @@ def test_teacher_stays_bitwise_and_a_step_moves_one_role_only(make):
         assert all(not torch.equal(p, q) for p, q in zip(player.trainable(), before, strict=True))
         assert all(torch.equal(p, q) for p, q in zip(other.trainable(), rest, strict=True))
         optimiser.zero_grad()
-    moved = {n.replace(".base_layer", ""): p for n, p in base.net.named_parameters()
-             if ".lora_" not in n}
+    moved = {
+        n.replace(".base_layer", ""): p for n, p in base.net.named_parameters() if ".lora_" not in n
+    }
     assert moved.keys() == weights.keys()
     assert all(torch.equal(p, weights[n]) and p.grad is None for n, p in moved.items())
     assert torch.equal(base(teacher, x), want) and torch.equal(base(base.net, x), want)
@@ -412,13 +413,15 @@ def adapted(net: nn.Module) -> set[str]:
 @pytest.mark.parametrize("make", [unet, text_unet, dit])
 def test_default_targets_are_the_projections_of_every_attention(make):
     base = make()
-    want = {name for name, m in base.net.named_modules()
-            if isinstance(m, nn.Linear) and {"to_q", "to_k", "to_v", "to_out"} & set(
-                name.split("."))}
+    want = {
+        name
+        for name, m in base.net.named_modules()
+        if isinstance(m, nn.Linear) and {"to_q", "to_k", "to_v", "to_out"} & set(name.split("."))
+    }
     for role in ("student", "critic"):
         add_adapter(base.net, role, rank=1)
-        assert adapted(base.net) == want and len(AdapterView(base.net, role).state()) == 2 * len(
-            want)
+        assert adapted(base.net) == want
+        assert len(AdapterView(base.net, role).state()) == 2 * len(want)
 
 
 def test_without_attention_every_linear_and_convolution_is_adapted():

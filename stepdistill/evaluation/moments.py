@@ -9,8 +9,8 @@
 The merge (Chan, Golub and LeVeque 1979) keeps its precision however far the mean lies from zero,
 where Σ x xᵀ cancels. C₁^½ C₂ C₁^½ is symmetric, so its root needs eigenvalues only; where features
 outnumber samples, the same eigenvalues come from the n × m Gram matrix. Heusel et al. 2017 (arXiv
-1706.08500) call this distance FID in the space of Inception, and only there. It is biased upwards at
-finite n: compare distances at equal n only.
+1706.08500) call it FID in the space of Inception, and only there. It is biased upwards at finite n:
+compare distances at equal n only.
 """
 
 from __future__ import annotations

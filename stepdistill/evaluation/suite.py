@@ -1,8 +1,8 @@
 """Contenders × fresh seed blocks → rows of one table.
 
 Block b holds n images from noise seeded (seed, b); every contender gets the same noise and labels,
-so rows are paired. A row gives the mean of the blocks' distances and the 95 % interval of that mean.
-A Fréchet distance shrinks as n grows, so rows compare only at equal n a block; the row "real" says
+so rows are paired. A row gives the mean of the blocks' distances and that mean's 95 % interval. A
+Fréchet distance shrinks as n grows, so rows compare only at equal n a block; the row "real" says
 what resampled data itself scores at this n: no sampler can be expected to do better.
 
 Spaces: Fréchet and kernel distance in domain-cnn; Fréchet distance, precision, recall and diversity

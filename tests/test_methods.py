@@ -1,0 +1,158 @@
+"""What every file of stepdistill/methods/ must do, checked without being told its name."""
+
+from copy import deepcopy
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+import torch
+from accelerate import Accelerator
+from toys import MixtureData, energy_distance, five_modes, mlp_denoiser
+
+from stepdistill.averages import trainable
+from stepdistill.catalogue import catalogue, markdown
+from stepdistill.critic import denoising_loss
+from stepdistill.data import stream
+from stepdistill.method import Batch, Players, load
+from stepdistill.process import RectifiedFlow, TrigFlow, VarianceExploding, VariancePreserving
+from stepdistill.session import players_of
+from stepdistill.shipped import PACKAGE
+from stepdistill.solver import Sampler
+from stepdistill.trainer import Optimiser, Trainer, Training
+
+NAMES = sorted(p.stem for p in (PACKAGE / "methods").glob("*.py") if p.stem != "__init__")
+BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+PROCESSES = {
+    "flow": RectifiedFlow(),
+    "trig": TrigFlow(),
+    "edm": VarianceExploding(),
+    "vp": VariancePreserving(torch.cumprod(1 - BETAS, 0)),
+}
+# Pairs that say something about x0 at pure noise.
+WELL_POSED = [
+    (name, kind)
+    for name, process in PROCESSES.items()
+    for kind in ("x0", "eps", "v", "flow", "edm")
+    if process.is_well_posed(kind, process.t_max)
+]
+
+
+class FakeTeacher:
+    """What `players_of` reads of a teacher: the guided denoiser."""
+
+    def __init__(self, guided) -> None:
+        self.guided = guided
+
+
+def players(name: str, process, kind: str = "flow", seed: int = 0) -> Players:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = mlp_denoiser(process, kind)
+    made = players_of(load(name)(), FakeTeacher(five_modes(process)), student, target=0.9)
+    return made
+
+
+def batch(process, turn: int = 0, n: int = 32) -> Batch:
+    x0, _ = five_modes(process).sample(n, stream(9, turn))
+    return Batch(x0, None, stream(1, 0, turn), stream(1, 1, turn))
+
+
+def test_there_are_methods_and_each_is_listed():
+    assert {"consistency", "diffusion"} <= set(NAMES)
+    assert [entry.name for entry in catalogue()] == NAMES
+    assert all(f"`{name}`" in markdown() for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_is_frozen_hyperparameters(name):
+    method = load(name)()
+    with pytest.raises(FrozenInstanceError):
+        method.anything = 1
+    assert all(field.default is not None for field in fields(method))
+    assert "arXiv:" in method.paper and len(method.turns()) >= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_is_a_pure_function(name):
+    method, process = load(name)(), RectifiedFlow()
+    p = players(name, process)
+    before = deepcopy(p)
+    for turn in method.turns():
+        values = [turn.loss(p, batch(process)).total for _ in range(2)]
+        assert torch.equal(*values)
+        other = turn.loss(p, batch(process, turn=1)).total
+        assert not torch.equal(values[0], other)
+    for role in ("student", "target"):
+        if (player := getattr(p, role)) is not None:
+            for a, b in zip(trainable(player.net), trainable(getattr(before, role).net)):
+                assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_player_whose_turn_it_is_moves(name):
+    method = load(name)()
+    training = Training(updates=10, batch=16, optimiser=Optimiser(lr=1e-2), target=0.9)
+    p = players(name, RectifiedFlow())
+    data = MixtureData(five_modes())
+    trainer = Trainer(method, p, data, training, Accelerator(cpu=True))
+    for _ in method.turns():
+        before = {n: [q.clone() for q in trainable(net)] for n, net in trainer.nets.items()}
+        target = None if p.target is None else [q.clone() for q in trainable(p.target.net)]
+        step = trainer.step()
+        for player, old in before.items():
+            moved = any(not torch.equal(a, b) for a, b in zip(old, trainable(trainer.nets[player])))
+            assert moved == (player == step.player)
+        if target is not None and step.player == "student":
+            new = trainable(p.target.net)
+            # After one update the warm-up's decay is 1/10.
+            wanted = [t.lerp(s, 0.9) for t, s in zip(target, trainable(p.student.net))]
+            assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(new, wanted))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("process,kind", WELL_POSED)
+def test_gradients_are_finite_for_every_well_posed_prediction(name, process, kind):
+    p = players(name, PROCESSES[process], kind)
+    for turn in load(name)().turns():
+        loss = turn.loss(p, batch(PROCESSES[process]))
+        gradients = torch.autograd.grad(loss.total, trainable(p.student.net))
+        assert all(bool(g.isfinite().all()) for g in gradients)
+        assert sum(float(g.abs().sum()) for g in gradients) > 0
+
+
+def pretrained(process, updates: int = 400) -> torch.nn.Module:
+    """An MLP that has seen the data: where distillation starts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        student = mlp_denoiser(process)
+    optimiser, mixture = torch.optim.Adam(student.net.parameters(), 3e-3), five_modes(process)
+    for k in range(updates):
+        g = stream(3, k)
+        x0, _ = mixture.sample(128, g)
+        t = process.t_min + torch.rand(128, generator=g).double() * (process.t_max - process.t_min)
+        loss = denoising_loss(student, x0, torch.randn(128, 2, generator=g), t, None)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return student
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "teacher" in load(n).roles])
+def test_the_student_improves_in_one_step(name):
+    process = RectifiedFlow()
+    student = pretrained(process)
+    mixture, method = five_modes(process), load(name)()
+    p = players_of(method, FakeTeacher(mixture), student, target=0.9)
+    training = Training(updates=250, batch=128, optimiser=Optimiser(lr=2e-3), average=0.9)
+    real, _ = mixture.sample(1000, stream(11))
+    noise = torch.randn(1000, 2, generator=stream(12))
+
+    def score(denoiser) -> float:
+        with torch.no_grad():
+            return energy_distance(Sampler().draw(denoiser, noise, 1, None, stream(13)), real)
+
+    before = score(student)
+    trainer = Trainer(method, p, MixtureData(mixture), training, Accelerator(cpu=True))
+    while not trainer.done:
+        trainer.step()
+    trainer.average.copy_to(student.net)
+    assert score(student) < 0.5 * before
