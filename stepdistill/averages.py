@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Average:
-    """Averages into the tensors it is given: clones for an average, a network's own for a target."""
+    """Averages into the tensors it is given: clones, or the own tensors of a target network."""
 
     def __init__(self, averaged: list[Tensor], decay: float) -> None:
         if not 0 <= decay < 1:

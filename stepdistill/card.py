@@ -1,5 +1,6 @@
 """The model card of an exported student: how to call it, what it is, what it scored and cost."""
 
+import re
 from pathlib import Path
 
 from .config import text_of
@@ -11,7 +12,7 @@ from .shipped import PACKAGE
 def card(session: Session, custom: bool, rows: list[Row]) -> str:
     """README.md of the exported folder, with diffusers' front matter."""
     run, teacher = session.run, session.teacher
-    licence = licence_of(run.teacher)
+    licence = run.network.license if run.network else licence_of(run.teacher)
     methods = ", ".join(stage.method for stage in run.stages)
     parts = [
         front_matter(licence, methods),
@@ -31,7 +32,8 @@ def card(session: Session, custom: bool, rows: list[Row]) -> str:
 
 
 def front_matter(licence: str, methods: str) -> str:
-    return f"---\nlibrary_name: diffusers\nlicense: {licence}\ntags: [stepdistill, {methods}]\n---\n"
+    lines = ["library_name: diffusers", f"license: {licence}", f"tags: [stepdistill, {methods}]"]
+    return "\n".join(["---", *lines, "---\n"])
 
 
 def usage(session: Session, custom: bool) -> str:
@@ -85,12 +87,9 @@ def scores(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def licence_of(teacher: str | None) -> str:
+def licence_of(teacher: str) -> str:
     """The licence a teacher's model card states, or "unknown"."""
-    for folder in (PACKAGE / "assets" / str(teacher), Path(str(teacher))):
-        file = folder / "README.md"
-        if file.is_file():
-            for line in file.read_text(encoding="utf-8").splitlines():
-                if line.startswith("license:"):
-                    return line.removeprefix("license:").strip()
-    return "unknown"
+    cards = [folder / "README.md" for folder in (PACKAGE / "assets" / teacher, Path(teacher))]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in cards if file.is_file())
+    stated = re.search(r"^license: *(\S+)", text, re.MULTILINE)
+    return stated[1] if stated else "unknown"

@@ -167,7 +167,8 @@ def plan(config: Config, overrides: Overrides = None, debug: Debug = False) -> N
 
 def table(rows: list) -> Table:
     """The result table in the terminal."""
-    listing = Table("model", "steps", "NFE", "Fréchet", "95 %", "random-conv", "accuracy", "ms/image")
+    names = ("model", "steps", "NFE", "Fréchet", "95 %", "random-conv", "accuracy", "ms/image")
+    listing = Table(*names)
     for row in rows:
         listing.add_row(
             row.model,
@@ -184,6 +185,8 @@ def table(rows: list) -> Table:
 
 def main() -> None:
     """Entry point of the `stepdistill` command."""
+    # A script's own folder stands first in the path; users' methods lie in the working folder.
+    sys.path.insert(0, "")
     app()
 
 

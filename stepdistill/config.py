@@ -27,9 +27,10 @@ class Network:
     """An untrained network, for runs that make a teacher.
 
     unet: settings of a UNet2DModel. scheduler: a class of diffusers, which fixes the noise process
-    and the prediction.
+    and the prediction. license: of the weights, for the model card.
     """
 
+    license: str = "unknown"
     unet: dict[str, Any] = field(default_factory=dict)
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     scheduler_config: dict[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .config import ConfigError
-from .denoiser import AnyDenoiser, Cond, Denoiser
+from .denoiser import Cond, Denoiser
 from .evaluation.suite import Contender
 from .process import VariancePreserving
 from .session import Session

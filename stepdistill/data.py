@@ -55,5 +55,6 @@ class Images:
 
 def stream(*key: int) -> torch.Generator:
     """A CPU generator keyed by non-negative integers: (run seed, kind of stream, position…)."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    # The length counts: numpy pads a key with zeros, so (1,) and (1, 0) would be one stream.
+    state = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -2,8 +2,8 @@
 
     l2             mean d²                              d = guess − goal, over the D elements
     l1             mean |d|
-    pseudo_huber   √(Σ d² + c²) − c                     iCT (arXiv:2310.14189), c = 0.00054 √D there;
-                                                         c = 0 is the plain norm
+    pseudo_huber   √(Σ d² + c²) − c                     iCT (arXiv:2310.14189), c = 0.00054 √D
+                                                         there; c = 0 is the plain norm
     lpips          learned perceptual distance          (arXiv:1801.03924), images in [−1, 1]
 """
 

@@ -59,12 +59,18 @@ def export(session: Session, out: Path, rows: list[Row]) -> float:
             carry_code(partial)
         (partial / "README.md").write_text(card(session, custom, rows), encoding="utf-8")
         difference = verify(partial, custom, session.teacher, student, sampler)
-        partial.chmod(0o755)
+        readable(partial)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return difference
+
+
+def readable(folder: Path) -> None:
+    """The usual permissions, which temporary folders and safetensors' files lack."""
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> DiffusionPipeline:

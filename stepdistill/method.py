@@ -101,7 +101,7 @@ class Passes(NamedTuple):
 
 
 def load(name: str) -> type[Method]:
-    """The one Method defined in module `name`: a file of stepdistill/methods, or any importable one.
+    """The one Method of module `name`: a file of stepdistill/methods, or any importable one.
 
     Raises ValueError if there is no such module, or not exactly one method in it.
     """

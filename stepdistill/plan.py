@@ -1,7 +1,7 @@
 """What a run will cost, before it runs.
 
 Persistent bytes of a role that trains, with Adam in float32: weights 4, gradient 4, two moments 8,
-average 4 per parameter; a frozen role holds its weights only. The teacher's network is the pipeline's.
+average 4 per parameter; a frozen role holds its weights only.
 Wall time comes from a few measured updates on this machine.
 """
 

@@ -11,8 +11,8 @@ Whatever a network predicts is a linear form  a_t x₀ + b_t ε  in the same two
     "eps"          0                        1                      DDPM, Stable Diffusion 1, XL
     "v"           −σ                        α                      Stable Diffusion 2
     "flow"         α′                       σ′                     SD 3, FLUX: dx_t/dt in this clock
-    "edm"          σ/(σ_d √(σ²+σ_d²α²))    −σ_d α/√(σ²+σ_d²α²)     EDM's raw network F              (2)
-
+    "edm"          σ/(σ_d √(σ²+σ_d²α²))    −σ_d α/√(σ²+σ_d²α²)     EDM's raw network F
+                                                                                       (2)
 so (1) and (2) are two equations for (x₀, ε), and converting any prediction into any other under
 any process is solving one 2×2 system: `NoiseProcess.estimate`. Nothing else in this package knows
 that parameterisations exist.
@@ -150,8 +150,10 @@ class NoiseProcess(ABC):
         alpha = torch.where(stray, alpha.clamp(min=ILL_POSED), alpha)
         sigma = torch.where(stray, sigma.clamp(min=ILL_POSED), sigma)
         det = alpha * b - sigma * a
-        alpha, sigma, a, b = per_sample(x_t, alpha / det, sigma / det, a / det, b / det)
-        return Estimate(x0=b * x_t - sigma * output, eps=alpha * output - a * x_t)
+        alpha, sigma, a, b, det = per_sample(x_t, alpha, sigma, a, b, det)
+        # Divided last, as schedulers do: rounding errors of the difference are shared with them.
+        x0, eps = (b * x_t - sigma * output) / det, (alpha * output - a * x_t) / det
+        return Estimate(x0=x0, eps=eps)
 
     @staticmethod
     def _sine(alpha: Tensor, sigma: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from .config import Run
 from .contenders import Draw, of_run, teacher_sampler
-from .evaluation.report import Grid, write_report
+from .evaluation.report import Grid, read_results, write_report
 from .evaluation.suite import Row, Suite, digits_suite, evaluate
 from .export import export
 from .progress import Reporter, progress
@@ -30,7 +30,10 @@ GRID = 10  # pictures in a row of the report
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run. difference: of the exported pipeline from the trainer's sampler, in [0, 1]."""
+    """A finished run.
+
+    difference: the largest of a pixel in [0, 1], exported pipeline against trainer's sampler.
+    """
 
     folder: Path
     student: Path
@@ -55,6 +58,7 @@ def distill(run: Run, runs: Path = Path("runs"), console: Console | None = None)
     console.print(f"exported to {folder / 'student'}, plain call checked: {difference:.1e}")
     rows, suite = score(session, console)
     export(session, folder / "student", rows)
+    (folder / "export.json").write_text(json.dumps({"difference": difference}))
     report(session, rows, suite, difference)
     return Result(folder, folder / "student", rows, difference)
 
@@ -139,5 +143,5 @@ def finished(run: Run, folder: Path) -> Result | None:
     if not (results.is_file() and (student / "model_index.json").is_file()):
         return None
     open_folder(run, folder)
-    rows = [Row(**row) for row in json.loads(results.read_text())["rows"]]
-    return Result(folder, student, rows, 0.0)
+    difference = json.loads((folder / "export.json").read_text())["difference"]
+    return Result(folder, student, read_results(results), difference)

@@ -14,7 +14,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from . import digits
@@ -154,12 +153,5 @@ def versions() -> dict[str, str]:
 
 def accelerator_of(run: Run, folder: Path) -> Accelerator:
     """The accelerator of a run, logging below its folder."""
-    trackers = [t for t in run.trackers]
-    return Accelerator(
-        mixed_precision=run.precision, log_with=trackers or None, project_dir=str(folder)
-    )
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global streams, which only libraries use."""
-    torch.manual_seed(seed)
+    trackers = list(run.trackers) or None
+    return Accelerator(mixed_precision=run.precision, log_with=trackers, project_dir=str(folder))

@@ -20,7 +20,8 @@ def shipped_names(folder: str, suffix: str) -> list[str]:
 
 def pipeline_module(name: str) -> ModuleType:
     """The module of a self-contained pipeline file, `pipelines/<name>.py`."""
-    spec = spec_from_file_location(f"stepdistill_pipelines_{name}", shipped("pipelines") / f"{name}.py")
+    file = shipped("pipelines") / f"{name}.py"
+    spec = spec_from_file_location(f"stepdistill_pipelines_{name}", file)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -95,18 +95,17 @@ def sample(
     With a generator the state is re-noised between steps (stochastic, consistency models'
     algorithm 1, arXiv:2303.01469); without one it follows ε̂ (deterministic, DDIM).
     """
-    process = student.process
-    x = start(process, noise, times[0])
-    for i, t in enumerate(times):
+    if len(times) == 0:
+        raise ValueError("sampling needs at least one time")
+    x = start(student.process, noise, times[0])
+    for t, s in pairwise(times):
         at_t = student(x, t.expand(len(x)), cond)
-        if i + 1 == len(times):
-            return at_t.x0
         if generator is None:
             eps = at_t.eps
         else:
             eps = torch.randn(noise.shape, generator=generator).to(noise)
-        x = process.add_noise(at_t.x0, eps, times[i + 1].expand(len(x)))
-    raise ValueError("sampling needs at least one time")
+        x = student.process.add_noise(at_t.x0, eps, s.expand(len(x)))
+    return student(x, times[-1].expand(len(x)), cond).x0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ of a first-order solver. A law maps uniform random numbers to times, one per sam
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,18 +38,31 @@ class Grid:
     rho: float = 7.0
 
     def times(self, process: NoiseProcess, n: int) -> Tensor:
-        """(n + 1,) float64, from process.t_max to process.t_clean. Raises ValueError if n < 1."""
+        """(n + 1,) float64, strictly falling from process.t_max to process.t_clean.
+
+        Raises ValueError if n < 1, or if "trailing" has fewer than n whole timesteps.
+        """
         if n < 1:
             raise ValueError(f"a grid needs at least one step, got {n}")
-        u = torch.linspace(1, 0, n + 1, dtype=torch.float64)
         if self.name == "karras":
             return self._karras(process, n)
+        if self.name == "trailing":
+            return self._trailing(process, n)
+        u = torch.linspace(1, 0, n + 1, dtype=torch.float64)
         if self.name == "shifted":
             u = shift_fraction(u, self.shift)
-        times = process.t_clean + u * (process.t_max - process.t_clean)
-        if self.name == "trailing":
-            return (times - process.t_clean).round() + process.t_clean
-        return times
+        return process.t_clean + u * (process.t_max - process.t_clean)
+
+    def _trailing(self, process: NoiseProcess, n: int) -> Tensor:
+        whole = process.t_max - process.t_clean
+        if whole % 1 or n > whole:
+            raise ValueError(
+                f"grid 'trailing' walks along whole timesteps: {type(process).__name__} spans "
+                f"{whole:g}, which {n} cannot divide; use 'uniform'"
+            )
+        # diffusers' own expression, so that ties and rounding errors fall as they do there.
+        times = np.append(np.arange(whole, 0, -whole / n)[:n].round(), 0)
+        return process.t_clean + torch.from_numpy(times)
 
     def _karras(self, process: NoiseProcess, n: int) -> Tensor:
         ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
@@ -70,7 +84,8 @@ class TimeLaw:
     shifted        the same after u ↦ shift_fraction(u, shift)
     logit_normal   the same with u = sigmoid(mean + std·n)             (SD 3, arXiv:2403.03206)
     log_normal     ln(σ/α) = mean + std·n                              (EDM, arXiv:2206.00364)
-    karras_index   an entry of a 1000-step Karras grid between fractions low and high (DMD2)
+    karras_index   any entry, from low·1000 to high·1000, of a 1000-step Karras grid, counted from
+                   the clean end                                           (DMD2, arXiv:2405.14867)
     """
 
     name: Literal["uniform", "shifted", "logit_normal", "log_normal", "karras_index"] = "uniform"
@@ -91,7 +106,8 @@ class TimeLaw:
         u = torch.rand(n, generator=generator, dtype=torch.float64)
         if self.name == "karras_index":
             grid = Grid("karras").times(process, 1000)[:-1].flip(0)
-            return grid[((self.low + (self.high - self.low) * u) * 999).round().long()]
+            first, last = round(self.low * 1000), min(round(self.high * 1000), 999)
+            return grid[first + (u * (last + 1 - first)).long()]
         return self._place(process, shift_fraction(u, self.shift) if self.name == "shifted" else u)
 
     def _place(self, process: NoiseProcess, u: Tensor) -> Tensor:

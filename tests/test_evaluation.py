@@ -522,6 +522,16 @@ def test_features_are_kept_only_as_far_as_pairs_need_them(monkeypatch):
     assert capped.kid != whole.kid and capped.recall != whole.recall
 
 
+def test_images_beyond_the_range_are_clipped_as_if_saved():
+    def bright(noise: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return SUITE.real().sample(noise, labels, generator) * 1.3
+
+    samplers = bright, lambda *given: bright(*given).clamp(-1, 1)
+    pair = [Contender("student", 1, 1, 0, sample) for sample in samplers]
+    raw, clipped, _ = evaluate(pair, SUITE, 40, 2, 1)
+    assert raw.frechet_random == clipped.frechet_random
+
+
 def test_unconditional_contenders_get_no_labels_and_no_accuracy():
     calls: list = []
     teacher = Contender("teacher", 1, 1, 0, recording(calls))

@@ -17,9 +17,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
-from stepdistill.evaluation.figures import quality_pictures, strip, training_pictures
+from stepdistill.evaluation.figures import (
+    LIGHT,
+    Series,
+    _draw_quality,
+    quality_pictures,
+    strip,
+    training_pictures,
+)
 from stepdistill.evaluation.report import Grid, headline, read_results, write_report
 from stepdistill.evaluation.suite import Row
 
@@ -219,6 +227,13 @@ def test_pictures_differ_by_theme_space_and_content():
     moved = quality_pictures([*ROWS[:5], replace(ROWS[5], frechet=5.0), ROWS[6]])
     assert moved[0].light != first.light and moved[1].light == second.light
     assert quality_pictures([ROWS[-1]]) == []
-    assert quality_pictures([replace(ROWS[0], frechet=0.0, low=0.0)])  # no logarithm of zero
     assert [p.title for p in training_pictures(CURVES)] == list(CURVES)
     assert training_pictures({"empty": [], "all nan": [(0.0, float("nan"))]}) == []
+
+
+def test_a_distance_of_zero_stays_on_the_axis():
+    values = {"linear": [0.0, 2.0], "log": [0.01, 2.0]}
+    for scale, value in values.items():
+        axes = Figure().add_subplot()
+        _draw_quality(axes, [Series("teacher", [1, 2], value, value, value)], LIGHT)
+        assert axes.get_yscale() == scale and axes.get_xscale() == "log"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..denoiser import Cond
 from ..distances import Distance, distance
 from ..method import Batch, Loss, Method, Passes, Players, Turn
 from ..process import NoiseProcess
@@ -65,13 +66,13 @@ class Consistency(Method):
         """The trajectory's times, descending, (N + 1,)."""
         return self.grid.times(process, self.steps)
 
-    def teacher_step(self, p: Players, x_t: Tensor, t: Tensor, s: Tensor, cond) -> Tensor:
+    def teacher_step(self, p: Players, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
         """x̂_s (b, *event): one step of the teacher's ODE."""
         if self.solver == "heun":
             return heun_step(p.teacher, x_t, t, s, cond)
         return ddim_step(p.teacher.process, p.teacher(x_t, t, cond), s)
 
-    def goal(self, p: Players, x_s: Tensor, s: Tensor, cond) -> Tensor:
+    def goal(self, p: Players, x_s: Tensor, s: Tensor, cond: Cond) -> Tensor:
         """f_θ⁻(x̂_s, s), and x̂_s itself where the trajectory ends."""
         process = p.student.process
         inside = s.clamp(min=process.t_min)  # networks are not asked at clean data

@@ -1,0 +1,259 @@
+"""The critic: `pull` and the KL gradient it makes, denoising and realness losses, hooks.
+
+The score-distillation numbers are derived by hand for one Gaussian: data N(1, 0.5²), a student
+x = −1 + 1.5 z, noised with α = 0.8, σ = 0.6.
+"""
+
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import MLP, PREDICTIONS, PROCESSES, TIMES, at, close, normal, scales
+from scipy import stats
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from stepdistill.critic import (
+    Critic,
+    denoising_loss,
+    features,
+    fooling_loss,
+    pull,
+    realness_loss,
+)
+from stepdistill.denoiser import Denoiser, Gaussian
+from stepdistill.process import VariancePreserving
+
+names = pytest.mark.parametrize("name", PROCESSES)
+
+ALPHA, SIGMA = 0.8, 0.6
+PROCESS = VariancePreserving(torch.tensor([0.81, ALPHA**2], dtype=torch.float64))
+NOISY = 1.0  # the time at which α = 0.8
+
+
+def gauss(mean, std, d=1):
+    return Gaussian(torch.full((d,), mean).double(), std, PROCESS)
+
+
+def test_pull_has_the_gradient_it_is_given():
+    x, g = normal(1, 4, 3, 5).requires_grad_(), normal(2, 4, 3, 5).requires_grad_()
+    loss = pull(x, g)
+    loss.backward()
+    close(x.grad, g / 60, rtol=0, atol=1e-15)
+    assert g.grad is None
+    assert float(loss.detach()) == pytest.approx(float(g.detach().square().mean()) / 2, rel=1e-12)
+
+
+def test_pull_keeps_small_gradients_of_half_precision_samples():
+    """x − (x − 10⁻³) is 0 in bfloat16 at x = 1."""
+    x = torch.full((2, 4), 1.0, dtype=torch.bfloat16, requires_grad=True)
+    pull(x, torch.full((2, 4), 1e-3, dtype=torch.bfloat16)).backward()
+    close(x.grad.double(), torch.full((2, 4), 1e-3 / 8).double(), rtol=5e-3)
+
+
+def test_pulling_against_the_gradient_descends():
+    x, g = normal(1, 4, 3).requires_grad_(), normal(2, 4, 3)
+    for _ in range(200):
+        (slope,) = torch.autograd.grad(pull(x, x - g), x)
+        x = (x - 2 * slope).detach().requires_grad_()
+    close(x, g, atol=1e-6)
+
+
+def test_golden_denoisers_and_scores():
+    x, t = at([[0.3]]), at([NOISY])
+    teacher, fake = gauss(1.0, 0.5)(x, t), gauss(-1.0, 1.5)(x, t)
+    ours = [teacher.x0, fake.x0, -teacher.eps / SIGMA, -fake.eps / SIGMA]
+    close([float(v) for v in ours], [0.8076923, 0.1, 0.9615385, -0.6111111], atol=5e-8)
+
+
+def closed_kl(mean, std):
+    """KL of N(α mean, α² std² + σ²) from the noised data."""
+    p, q = ALPHA**2 * 0.25 + SIGMA**2, ALPHA**2 * std**2 + SIGMA**2
+    return 0.5 * (q / p - 1 - torch.log(q / p) + (ALPHA * (mean - 1)) ** 2 / p)
+
+
+def test_the_closed_kl_gradient_is_golden():
+    mean, std = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (-1.0, 1.5))
+    kl = closed_kl(mean, std)
+    kl.backward()
+    values = [float(v) for v in (kl.detach(), mean.grad, std.grad)]
+    close(values, [3.0714511, -2.4615385, 1.3128205], atol=1e-7)
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_pull_towards_the_teacher_descends_the_kl(d):
+    """Monte Carlo, with an exact critic: d·α²/σ² times the gradient of `pull` is that of KL."""
+    n = 400_000 // d
+    z, eps, t = normal(1, n, d), normal(2, n, d), at(NOISY, n)
+    mean, std = torch.full((d,), -1.0).double(), torch.tensor(1.5).double()
+    x = mean.requires_grad_() + std.requires_grad_() * z
+    with torch.no_grad():
+        x_t = PROCESS.add_noise(x, eps, t)
+        g = gauss(-1.0, 1.5, d)(x_t, t).x0 - gauss(1.0, 0.5, d)(x_t, t).x0
+    pull(x, g).backward()
+    close(mean.grad * d, np.full(d, -1.3846154), atol=4e-3 * d**0.5)  # in units of x₀
+    assert float(std.grad) == pytest.approx(0.7384615, abs=4e-3)
+    ratio = ALPHA**2 / SIGMA**2
+    close(mean.grad * d * ratio, np.full(d, -2.4615385), atol=8e-3 * d**0.5)
+    assert float(std.grad) * ratio == pytest.approx(1.3128205, abs=8e-3)
+
+
+def test_no_pull_where_critic_and_teacher_agree():
+    x, t = normal(1, 8, 2).requires_grad_(), at(NOISY, 8)
+    teacher = gauss(1.0, 0.5, 2)
+    pull(x, (teacher(x, t).x0 - teacher(x, t).x0).detach()).backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_scores_are_proportional_to_the_difference_of_answers():
+    """s_F − s_T = (α/σ²) Δ and ε_T − ε_F = (α/σ) Δ with Δ = D_F − D_T."""
+    x, t = normal(1, 8, 1), at(NOISY, 8)
+    teacher, fake = gauss(1.0, 0.5)(x, t), gauss(-1.0, 1.5)(x, t)
+    delta = fake.x0 - teacher.x0
+    close(teacher.eps - fake.eps, ALPHA / SIGMA * delta, rtol=1e-12)
+    p, q = ALPHA**2 * 0.25 + SIGMA**2, ALPHA**2 * 2.25 + SIGMA**2
+    scores = -(x + ALPHA) / q + (x - ALPHA) / p
+    close(scores, ALPHA / SIGMA**2 * delta, rtol=1e-11)
+
+
+def test_softplus_losses_at_their_ends():
+    nothing, sure = torch.zeros(5), torch.full((5,), 50.0)
+    assert float(realness_loss(nothing, nothing)) == pytest.approx(2 * log(2), abs=1e-6)
+    assert float(realness_loss(-sure, sure)) == pytest.approx(0, abs=1e-12)
+    assert float(realness_loss(sure, -sure)) == pytest.approx(100, abs=1e-5)
+    assert float(fooling_loss(nothing)) == pytest.approx(log(2), abs=1e-6)
+    assert float(fooling_loss(sure)) == pytest.approx(0, abs=1e-12)
+    assert float(fooling_loss(-sure)) == pytest.approx(50, abs=1e-5)
+
+
+def test_realness_is_the_log_ratio_at_its_optimum():
+    """p = N(1, 1), q = N(−0.5, 1), noised with α = 0.6, σ = 0.8: ℓ(x) = 0.9 x − 0.135."""
+    levels = (np.arange(2000) + 0.5) / 2000
+    real, fake = (torch.tensor(stats.norm(0.6 * m, 1).ppf(levels)) for m in (1.0, -0.5))
+    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([line], max_iter=100, tolerance_grad=1e-9)
+
+    def closure():
+        optimiser.zero_grad()
+        loss = realness_loss(line[0] * fake + line[1], line[0] * real + line[1])
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    close(line, [0.9, -0.135], atol=5e-3)
+
+
+@names
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_denoising_happens_in_the_networks_own_space(name, prediction):
+    """In units of x̂₀ the weight is 1, α²/σ² (eps), (α²+σ²)²/σ² (v), α²/σ² + 1/σ_d² (EDM)."""
+    process, t = PROCESSES[name], at(TIMES[name])
+    x0, eps = normal(1, len(t), 2), normal(2, len(t), 2)
+    denoiser = Denoiser(MLP(2, slow=process.t_max), process, prediction)
+    error = denoiser(process.add_noise(x0, eps, t), t).x0 - x0
+    alpha, sigma = (torch.tensor(c)[:, None] for c in scales(name, TIMES[name]))
+    rates = [c[:, None] for c in process.rates(t)]
+    weight = {
+        "x0": 1.0,
+        "eps": (alpha / sigma) ** 2,
+        "v": ((alpha**2 + sigma**2) / sigma) ** 2,
+        "edm": (alpha / sigma) ** 2 + 1 / process.sigma_data**2,
+        "flow": (rates[0] - alpha / sigma * rates[1]) ** 2,
+    }[prediction]
+    ours = denoising_loss(denoiser, x0, eps, t, None)
+    close(ours, float((weight * error.detach() ** 2).mean()), rtol=1e-6)
+
+
+@names
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_perfect_network_has_no_denoising_loss(name, prediction):
+    process, t = PROCESSES[name], at(TIMES[name])
+    x0, eps = normal(1, len(t), 2), normal(2, len(t), 2)
+    perfect = process.target(x0, eps, t, prediction)
+    denoiser = Denoiser(lambda x, t, cond: perfect, process, prediction)
+    assert float(denoising_loss(denoiser, x0, eps, t, None)) == 0
+
+
+def test_the_posterior_mean_minimises_the_denoising_loss():
+    """A linear critic of the noised student: slope α v²/(α² v² + σ²), for any weight at fixed t."""
+    std, n = 0.5, 1_000_000
+    x0, eps, t = 1 + std * normal(1, n, 1), normal(2, n, 1), at(NOISY, n)
+    x_t = PROCESS.add_noise(x0, eps, t)
+    for prediction in ("x0", "v"):
+        target = PROCESS.target(x0, eps, t, prediction)
+        fit = np.polyfit(x_t[:, 0].numpy(), target[:, 0].numpy(), 1)
+
+        def line(x, t, cond, fit=fit):
+            return fit[0] * x + fit[1]
+
+        estimate = Denoiser(line, PROCESS, prediction)(at([[0.0], [1.0]]), t[:2])
+        assert float(estimate.x0[1] - estimate.x0[0]) == pytest.approx(0.3846, abs=3e-3)
+        assert float(estimate.x0[0]) == pytest.approx(0.6923, abs=3e-3)
+
+
+class Trunk(nn.Module):
+    """A block whose output is looked at, then a second layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(2, 6), nn.Tanh()).double()
+        self.out = nn.Linear(6, 2).double()
+
+    def forward(self, x, t, cond):
+        return self.out(self.block(x) + t[:, None])
+
+
+@dataclass
+class Judged:
+    """A critic under rectified flow, its trunk and its head."""
+
+    trunk: Trunk
+    head: nn.Linear
+    critic: Critic
+
+
+@pytest.fixture
+def judged():
+    torch.manual_seed(0)
+    trunk, head = Trunk(), nn.Linear(6, 1).double()
+    denoiser = Denoiser(trunk, PROCESSES["rf"], "flow")
+    return Judged(trunk, head, Critic(denoiser, head, "block"))
+
+
+def test_a_critic_answers_and_judges_in_one_pass(judged):
+    x, t = normal(1, 4, 2), at([0.1, 0.3, 0.6, 0.9])
+    estimate, logits = judged.critic.judge(x, t)
+    close(estimate.x0, judged.critic(x, t).x0, rtol=0)
+    close(logits, judged.head(judged.trunk.block(x)).flatten(), rtol=1e-12)
+    owned = {id(p) for p in judged.critic.net.parameters()}
+    assert owned == {id(p) for m in (judged.trunk, judged.head) for p in m.parameters()}
+    assert not judged.trunk.block._forward_hooks
+
+
+def test_realness_reaches_the_sample_and_the_features_of_a_frozen_critic(judged):
+    judged.critic.net.requires_grad_(False)
+    x, t = normal(1, 4, 2).requires_grad_(), at([0.1, 0.3, 0.6, 0.9])
+    fooling_loss(judged.critic.judge(x, t)[1]).backward()
+    hidden = judged.trunk.block(x)
+    (by_hand,) = torch.autograd.grad(F.softplus(-judged.head(hidden)).mean(), x)
+    close(x.grad, by_hand, rtol=1e-12)
+    assert all(p.grad is None for p in judged.critic.net.parameters())
+
+
+def test_features_are_deaf_to_recomputation():
+    """A checkpointed block runs again during backward; what was seen stays as it was."""
+    block, x = nn.Linear(2, 2).double(), normal(1, 3, 2).requires_grad_()
+    with features(block) as seen:
+        out = checkpoint(block, x, use_reentrant=False)
+    assert len(seen) == 1
+    out.sum().backward()
+    assert len(seen) == 1 and x.grad is not None
+
+
+def test_hooks_are_removed_after_an_error(judged):
+    with pytest.raises(RuntimeError):
+        judged.critic.judge(normal(1, 4, 3), at(0.5, 4))
+    assert not judged.trunk.block._forward_hooks
