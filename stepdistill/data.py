@@ -45,12 +45,10 @@ class Images:
 
     def _indices(self, first: int, count: int) -> Tensor:
         n = len(self.images)
-        positions = torch.arange(first, first + count)
-        epochs = {int(e): self._permutation(int(e)) for e in (positions // n).unique()}
-        return torch.stack([epochs[int(p) // n][int(p) % n] for p in positions])
-
-    def _permutation(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.images), generator=stream(self.seed, 2, epoch))
+        epochs = range(first // n, (first + count - 1) // n + 1)
+        order = torch.cat([torch.randperm(n, generator=stream(self.seed, 2, e)) for e in epochs])
+        start = first - epochs[0] * n
+        return order[start : start + count]
 
 
 def stream(*key: int) -> torch.Generator:

@@ -65,10 +65,10 @@ def distill(run: Run, runs: Path = Path("runs"), console: Console | None = None)
 
 def trained(run: Run, folder: Path, console: Console) -> Session:
     """A session of the run, trained to its end."""
-    open_folder(run, folder)
     accelerator = accelerator_of(run, folder)
+    session = Session(run, folder, accelerator)  # bad input is found before anything is written
+    open_folder(run, folder)
     accelerator.init_trackers("tracking")
-    session = Session(run, folder, accelerator)
     for warning in session.restore():
         console.print(f"[yellow]{warning}; going on from the one before[/]")
     title = "training " + " → ".join(stage.method for stage in run.stages)

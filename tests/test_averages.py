@@ -4,10 +4,16 @@ from math import prod
 
 import pytest
 import torch
-from cases import MLP, close, normal
+from accelerate import Accelerator
+from cases import MLP, PROCESSES, close, normal
 from torch import nn
 
 from stepdistill.averages import Average, trainable
+from stepdistill.data import Images
+from stepdistill.denoiser import Denoiser
+from stepdistill.method import Players
+from stepdistill.methods.consistency import Consistency
+from stepdistill.trainer import Trainer, Training
 
 
 def geometric(values, decay):
@@ -78,3 +84,23 @@ def test_impossible_decays_are_refused(decay):
 def test_averages_refuse_another_networks_tensors():
     with pytest.raises(ValueError):
         Average.of(MLP(2), 0.9).update([torch.ones(1)])
+
+
+def test_the_trainer_averages_after_the_step():
+    """Both averages are geometric sums of the weights each update ended with."""
+    student, target, teacher = (Denoiser(MLP(2, i), PROCESSES["rf"], "flow") for i in (0, 5, 9))
+    initial = target.net.first.detach().clone()
+    trainer = Trainer(
+        Consistency(steps=3),
+        Players(student, teacher, target=target),
+        Images(normal(1, 64, 2), None),
+        Training(updates=6, batch=8, average=0.3, target=0.2),
+        Accelerator(cpu=True),
+    )
+    values = [student.net.first.detach().clone()]
+    while not trainer.done:
+        trainer.step()
+        values.append(student.net.first.detach().clone())
+    assert float((values[0] - values[-1]).abs().max()) > 1e-3
+    close(trainer.average.averaged[0].double(), geometric(values, 0.3), atol=1e-6)
+    close(target.net.first, geometric([initial, *values[1:]], 0.2), atol=1e-12)

@@ -156,3 +156,9 @@ def test_the_student_improves_in_one_step(name):
         trainer.step()
     trainer.average.copy_to(student.net)
     assert score(student) < 0.5 * before
+
+
+def test_the_readme_shows_the_table_of_methods():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    shown = readme.split("<!-- methods")[1].split("-->", 1)[1].split("<!-- end")[0]
+    assert shown.strip() == markdown()

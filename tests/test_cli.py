@@ -1,0 +1,114 @@
+"""The command line as a user meets it: exit codes, one-line errors, a run's folder."""
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from stepdistill.cli import app
+
+FAST = ["stages.0.training.updates=2", "stages.0.training.batch=4"]
+
+
+def call(*arguments: str, expect: int = 0) -> str:
+    answer = CliRunner().invoke(app, list(arguments))
+    assert answer.exit_code == expect, answer.output
+    return answer.output
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    output = call("run", "smoke", "--runs", str(folder))
+    return folder, output
+
+
+def test_a_run_leaves_everything_in_its_folder(runs):
+    folder, output = runs
+    assert "student" in output and "report.html" in output
+    made = {p.name for p in (folder / "smoke").iterdir()}
+    assert {"config.yaml", "checkpoints", "log.jsonl", "student", "results.json"} <= made
+    rows = json.loads((folder / "smoke" / "results.json").read_text())["rows"]
+    assert [(r["model"], r["steps"], r["nfe"]) for r in rows] == [
+        ("teacher", 1, 1), ("teacher", 2, 2), ("untrained-student", 1, 1), ("student", 1, 1),
+        ("real", 0, 0),
+    ]  # fmt: skip
+    by = {(r["model"], r["steps"]): r for r in rows}
+    # The student of five updates differs from its start, and one step costs less than two.
+    assert by["student", 1]["frechet"] != by["untrained-student", 1]["frechet"]
+    assert by["untrained-student", 1]["frechet"] == by["teacher", 1]["frechet"]
+    assert all(r["low"] <= r["frechet"] <= r["high"] and r["n"] == 80 for r in rows)
+
+
+def test_the_same_config_reopens_its_folder_and_another_is_refused(runs):
+    folder, _ = runs
+    before = (folder / "smoke" / "results.json").stat().st_mtime_ns
+    assert "finished" in call("run", "smoke", "--runs", str(folder))
+    assert (folder / "smoke" / "results.json").stat().st_mtime_ns == before
+    output = call("run", "smoke", "seed=9", "--runs", str(folder), expect=2)
+    assert "another configuration" in output and "Traceback" not in output
+
+
+def test_training_goes_on_from_its_checkpoint(tmp_path):
+    call("train", "smoke", "--runs", str(tmp_path))
+    log = (tmp_path / "smoke" / "log.jsonl").read_text()
+    call("train", "smoke", "--runs", str(tmp_path))
+    assert (tmp_path / "smoke" / "log.jsonl").read_text() == log
+    call("run", "smoke", "--runs", str(tmp_path))
+    assert (tmp_path / "smoke" / "report.html").is_file()
+
+
+def test_sample_export_and_eval_take_a_run_or_a_pipeline(runs, tmp_path):
+    folder, _ = runs
+    run, out = folder / "smoke", tmp_path / "out"
+    call("sample", str(run), str(tmp_path / "a.png"), "--count", "12", "--seed", "3")
+    call("export", str(run), str(out))
+    call("sample", str(out), str(tmp_path / "b.png"), "--count", "12", "--seed", "3")
+    a, b = (Image.open(tmp_path / name) for name in ("a.png", "b.png"))
+    assert a.size == (10 * 64, 2 * 64) and a.tobytes() == b.tobytes()
+    table = call(
+        "eval", str(run), str(out), "--n", "40", "--blocks", "2", "--out", str(tmp_path / "e")
+    )
+    assert "teacher" in table and "real" in table
+    rows = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
+    scores = [r["frechet"] for r in rows if r["model"] == "student"]
+    assert len(scores) == 2 and scores[0] == pytest.approx(scores[1], rel=1e-6)
+
+
+def test_plan_says_what_a_run_costs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = call("plan", "demo")
+    assert "268,769 parameters" in output and "min" in output
+    words = " ".join(output.replace("│", " ").split())
+    assert "1 forward+backward, 1 target forward," in words and "2 teacher forward" in words
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_methods_are_listed():
+    output = call("methods")
+    assert "consistency" in output and "2303.01469" in output.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["run", "no-such-config"], "no-such-config"),
+        (["run", "smoke", "guidanse=2"], "guidance"),
+        (["run", "smoke", "teacher=no-such-teacher"], "no-such-teacher"),
+        (["run", "digits-consistency-vp", "guidance=2"], "class-conditional"),
+        (["eval", "nowhere"], "nowhere"),
+        (["export", "nowhere", "out"], "nowhere"),
+        (["sample", "nowhere", "a.png"], "nowhere"),
+        (["sample", "nowhere", "a.txt"], ".png"),
+        (["eval", "nowhere", "--suite", "coco"], "coco"),
+        (["plan", "smoke", "stages.0.method=nope"], "nope"),
+        (["run", "smoke", "name=../up"], "name"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = call(*arguments, expect=2)
+    assert named in output and "Traceback" not in output
+    assert output.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
