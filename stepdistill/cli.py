@@ -117,7 +117,7 @@ def export(
         from .export import export as write
         from .session import reopen
 
-        difference = write(reopen(folder, Accelerator()), out, [])
+        difference = write(reopen(folder, Accelerator()), out)
         console.print(f"exported to {out}; plain call equals the sampler to {difference:.1e}")
 
 

@@ -203,7 +203,10 @@ def _stage_problems(i: int, stage: Stage) -> list[tuple[bool, str]]:
 def _optimiser_problems(o: Optimiser) -> list[tuple[bool, str]]:
     return [
         (not o.lr > 0, f"lr: must be positive, got {o.lr}"),
-        (not all(0 <= b < 1 for b in o.betas), f"betas: each in [0, 1), got {list(o.betas)}"),
+        (
+            len(o.betas) != 2 or not all(0 <= b < 1 for b in o.betas),
+            f"betas: two numbers in [0, 1), got {list(o.betas)}",
+        ),
         (o.weight_decay < 0, f"weight_decay: must not be negative, got {o.weight_decay}"),
         (o.clip < 0, f"clip: must not be negative (0 for none), got {o.clip}"),
         (o.warmup < 0, f"warmup: must not be negative, got {o.warmup}"),

@@ -31,6 +31,7 @@ from .shipped import PACKAGE, shipped
 from .solver import Sampler
 from .teacher import FEW_STEP, Teacher, few_step_class
 
+CODE = "pipeline.py"
 TOLERANCE = 1e-5  # largest difference of a pixel in [0, 1], float32
 CHECKED = 20  # images of the comparison
 ANY_STEPS = (1, 4)  # what is checked of a student that runs with any number of steps
@@ -40,11 +41,11 @@ class ExportError(RuntimeError):
     """The exported folder does not do what the trained student does."""
 
 
-def export(session: Session, out: Path, rows: list[Row]) -> float:
+def export(session: Session, out: Path) -> float:
     """Write the student of a finished run to `out`; the largest pixel difference it was seen with.
 
-    rows: scores for the model card, may be empty. Raises ExportError if the plain call disagrees
-    with the trainer's sampler, ValueError if `out` is something else than an earlier export.
+    Raises ExportError if the plain call disagrees with the trainer's sampler, ValueError if `out`
+    is something else than an earlier export.
     """
     if out.exists() and not (out / "model_index.json").is_file():
         raise ValueError(f"{out} exists and is not a diffusers pipeline: choose another folder")
@@ -57,7 +58,7 @@ def export(session: Session, out: Path, rows: list[Row]) -> float:
         pipeline.save_pretrained(partial, safe_serialization=True)
         if custom:
             carry_code(partial)
-        (partial / "README.md").write_text(card(session, custom, rows), encoding="utf-8")
+        describe(session, partial, [])
         difference = verify(partial, custom, session.teacher, student, sampler)
         readable(partial)
         shutil.rmtree(out, ignore_errors=True)
@@ -65,6 +66,12 @@ def export(session: Session, out: Path, rows: list[Row]) -> float:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return difference
+
+
+def describe(session: Session, folder: Path, rows: list[Row]) -> None:
+    """Write the model card of an exported folder; rows: its scores, may be empty."""
+    custom = (folder / CODE).is_file()
+    (folder / "README.md").write_text(card(session, custom, rows), encoding="utf-8")
 
 
 def readable(folder: Path) -> None:
@@ -109,7 +116,7 @@ def stock_scheduler(teacher: Teacher, student: Denoiser, sampler: Sampler) -> DD
 
 def carry_code(folder: Path) -> None:
     """Put the pipeline's file beside the weights, and its name into model_index.json."""
-    shutil.copy(shipped("pipelines") / "few_step.py", folder / "pipeline.py")
+    shutil.copy(shipped("pipelines") / "few_step.py", folder / CODE)
     index = json.loads((folder / "model_index.json").read_text())
     index["_class_name"] = ["pipeline", FEW_STEP]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
@@ -45,12 +46,13 @@ def student_of(source: Path, steps: int | None) -> tuple[Contender, int | None]:
 
 def tile(images: Tensor, columns: int) -> Tensor:
     """Images (n, 1|3, h, w) in [−1, 1] as one uint8 picture (H, W) or (H, W, 3)."""
+    zoom = max(1, SIDE // images.shape[-2])
+    images = F.pad(images, (0, 1, 0, 1))  # a grey line between neighbours
     n, channels, height, width = images.shape
     rows = -(-n // columns)
     canvas = torch.full((rows * columns, channels, height, width), 1.0)
     canvas[:n] = images
     picture = canvas.reshape(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
     picture = picture.reshape(rows * height, columns * width, channels)
-    zoom = max(1, SIDE // height)
     picture = picture.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
     return ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).squeeze(-1)

@@ -79,6 +79,10 @@ class NoiseProcess(ABC):
         """What the state is multiplied by before a network sees it, (b,)."""
         return torch.ones_like(exact(t))
 
+    def start_scale(self, t: Tensor) -> Tensor:
+        """The standard deviation of the noise that sampling starts from at t, (b,)."""
+        return self.scales(t)[1]
+
     def log_snr(self, t: Tensor) -> Tensor:
         """ln(α/σ), (b,); −∞ at pure noise, +∞ at clean data."""
         alpha, sigma = self.scales(t)
@@ -241,7 +245,7 @@ class VariancePreserving(NoiseProcess):
 
     Between table entries the angle θ = atan2(σ, α) is interpolated linearly, so the table may end
     at zero terminal SNR (θ = π/2, arXiv:2305.08891). Time −1, with θ = 0, is where diffusers'
-    schedulers end with `set_alpha_to_one`.
+    schedulers end with `set_alpha_to_one`; like them, sampling starts from unit noise, not σ_T.
     """
 
     t_clean, t_min = -1.0, 0.0
@@ -268,6 +272,9 @@ class VariancePreserving(NoiseProcess):
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         angle, slope = self._interpolate(t)
         return -angle.sin() * slope, angle.cos() * slope
+
+    def start_scale(self, t: Tensor) -> Tensor:
+        return torch.ones_like(exact(t))
 
     def time_at(self, log_snr: Tensor) -> Tensor:
         angle = torch.atan(torch.exp(-exact(log_snr)))

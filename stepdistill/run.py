@@ -19,7 +19,7 @@ from .config import Run
 from .contenders import Draw, of_run, teacher_sampler
 from .evaluation.report import Grid, read_results, write_report
 from .evaluation.suite import Row, Suite, digits_suite, evaluate
-from .export import export
+from .export import describe, export
 from .progress import Reporter, progress
 from .session import Session, accelerator_of, open_folder, versions
 from .train import curves, train
@@ -54,10 +54,10 @@ def distill(run: Run, runs: Path = Path("runs"), console: Console | None = None)
         console.print(f"{folder} is finished")
         return done
     session = trained(run, folder, console)
-    difference = export(session, folder / "student", [])
+    difference = export(session, folder / "student")
     console.print(f"exported to {folder / 'student'}, plain call checked: {difference:.1e}")
     rows, suite = score(session, console)
-    export(session, folder / "student", rows)
+    describe(session, folder / "student", rows)
     (folder / "export.json").write_text(json.dumps({"difference": difference}))
     report(session, rows, suite, difference)
     return Result(folder, folder / "student", rows, difference)
@@ -68,7 +68,7 @@ def trained(run: Run, folder: Path, console: Console) -> Session:
     accelerator = accelerator_of(run, folder)
     session = Session(run, folder, accelerator)  # bad input is found before anything is written
     open_folder(run, folder)
-    accelerator.init_trackers("tracking")
+    accelerator.init_trackers("stepdistill", init_kwargs={"wandb": {"dir": str(folder)}})
     for warning in session.restore():
         console.print(f"[yellow]{warning}; going on from the one before[/]")
     title = "training " + " → ".join(stage.method for stage in run.stages)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import AnyDenoiser, Cond
-from .process import Estimate, NoiseProcess
+from .process import Estimate, NoiseProcess, per_sample
 from .times import Grid
 
 Solver = Literal["ddim", "heun", "dpmpp"]
@@ -38,9 +38,10 @@ def heun_step(
     x_s = ddim_step(process, here, s)
     last = s <= process.t_clean
     there = denoiser(x_s, torch.where(last, t, s), cond)
+    (ends,) = per_sample(x_t, last)
     mean = Estimate(x0=(here.x0 + there.x0) / 2, eps=(here.eps + there.eps) / 2)
     corrected = ddim_step(process, process.through(x_t, t, mean), s)
-    return torch.where(last.to(x_t.device).reshape(-1, *[1] * (x_t.ndim - 1)), x_s, corrected)
+    return torch.where(ends.bool(), x_s, corrected)
 
 
 def dpmpp_step(
@@ -53,7 +54,7 @@ def dpmpp_step(
     before, t, s = (process.log_snr(u) for u in times)
     ratio = torch.nan_to_num((s - t) / (2 * (t - before)), nan=0.0, posinf=0.0)
     ratio = torch.where(torch.isinf(s), torch.zeros_like(ratio), ratio)
-    ratio = ratio.to(x_t).reshape(-1, *[1] * (x_t.ndim - 1))
+    (ratio,) = per_sample(x_t, ratio)
     x0 = x0s[1] + ratio * (x0s[1] - x0s[0])
     return ddim_step(process, process.estimate(x_t, x0, times[1], "x0"), times[2])
 
@@ -79,8 +80,9 @@ def solve_ode(
 
 
 def start(process: NoiseProcess, noise: Tensor, t: Tensor) -> Tensor:
-    """The state σ_t ε at which sampling starts, from standard normal noise."""
-    return process.add_noise(torch.zeros_like(noise), noise, t.expand(len(noise)))
+    """The state at which sampling starts at time t (), from standard normal noise."""
+    (scale,) = per_sample(noise, process.start_scale(t.expand(len(noise))))
+    return scale * noise
 
 
 def sample(

@@ -1,14 +1,17 @@
 """Running a session's training: progress, log, checkpoints, and a safe way to stop.
 
-`log.jsonl` has one row per `log_every` turns of a player: means since the last row. Ctrl-C saves a
-checkpoint first; the same command goes on from there.
+`log.jsonl` has one row per `log_every` turns of a player: means since the last row. Ctrl-C lets the
+step in hand finish and saves a checkpoint; the same command goes on from there.
 """
 
 import json
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 
 from .checkpoint import State, save
 from .session import Session
@@ -52,27 +55,51 @@ def train(session: Session, observe: Observer) -> None:
 
 
 def train_stage(session: Session, write: Callable[[str], int], observe: Observer) -> None:
-    """Train the present stage to its end; a checkpoint lies on disk when this returns or raises."""
+    """Train the present stage to its end, or to Ctrl-C; then its state lies on disk."""
     trainer, means = session.trainer, {}
     started, saved = time.perf_counter(), trainer.update
-    try:
-        while not trainer.done:
+    with deferred_interrupt() as interrupted:
+        while not (trainer.done or interrupted.is_set()):
             step = trainer.step()
             mean = means.setdefault(step.player, Means())
             mean.add(step)
             if mean.count >= session.run.log_every:
                 losses = mean.take()
-                row = {"stage": session.stage, "turn": step.turn, "update": step.update}
-                row |= {"player": step.player, "lr": step.lr, "skipped": trainer.skipped}
-                row["seconds"] = round(time.perf_counter() - started, 3)
-                write(json.dumps(row | losses) + "\n")
+                write(log_row(session, step, time.perf_counter() - started, losses))
                 session.accelerator.log(losses, step=step.turn)
                 observe(step.update, trainer.training.updates, losses)
             if trainer.update >= saved + session.run.save_every:
                 saved = trainer.update
                 checkpoint(session, trainer)
-    finally:
         checkpoint(session, trainer)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def log_row(session: Session, step: StepLog, seconds: float, losses: dict[str, float]) -> str:
+    """A line of log.jsonl."""
+    row = {"stage": session.stage, "turn": step.turn, "update": step.update, "player": step.player}
+    row |= {"lr": step.lr, "skipped": session.trainer.skipped, "seconds": round(seconds, 3)}
+    return json.dumps(row | losses) + "\n"
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Event]:
+    """Ctrl-C sets an event instead of breaking a step in two; a second one interrupts at once."""
+    pressed = Event()
+    if current_thread() is not main_thread():
+        yield pressed
+        return
+
+    def press(_signal: int, _frame: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def checkpoint(session: Session, trainer: Trainer) -> None:

@@ -36,7 +36,7 @@ class Optimiser:
 
     name: Literal["adamw", "adam", "radam"] = "adamw"
     lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, ...] = (0.9, 0.999)
     weight_decay: float = 0.0
     clip: float = 1.0
     warmup: int = 0

@@ -209,8 +209,8 @@ MUTATIONS = (
     Mutation(
         "last target asked of the network",
         "methods/consistency.py",
-        "return torch.where(end, x_s, p.target(x_s, inside, cond).x0)",
-        "return p.target(x_s, inside, cond).x0",
+        "x_s, p.target(x_s, inside, cond).x0)",
+        "p.target(x_s, inside, cond).x0, p.target(x_s, inside, cond).x0)",
         ("test_consistency.py::test_the_last_target_is_the_state_itself",),
     ),
     Mutation(

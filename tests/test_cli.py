@@ -66,7 +66,7 @@ def test_sample_export_and_eval_take_a_run_or_a_pipeline(runs, tmp_path):
     call("export", str(run), str(out))
     call("sample", str(out), str(tmp_path / "b.png"), "--count", "12", "--seed", "3")
     a, b = (Image.open(tmp_path / name) for name in ("a.png", "b.png"))
-    assert a.size == (10 * 64, 2 * 64) and a.tobytes() == b.tobytes()
+    assert a.size == (10 * 9 * 8, 2 * 9 * 8) and a.tobytes() == b.tobytes()
     table = call(
         "eval", str(run), str(out), "--n", "40", "--blocks", "2", "--out", str(tmp_path / "e")
     )

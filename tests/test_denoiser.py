@@ -377,3 +377,11 @@ def test_rescheduled_denoisers_answer_at_clean_data():
     for inner in PROCESSES:
         seen = Rescheduled(mixture(inner), RectifiedFlow())
         close(seen(one(0.3), at([0.0])).x0, 0.3, atol=1e-9)
+
+
+def test_forward_mode_derivatives_pass_through_rescheduling():
+    seen = Rescheduled(mixture("vp"), RectifiedFlow())
+    x, t, dx, dt = normal(7, 3, 1), at([0.2, 0.5, 0.8]), normal(8, 3, 1), at([1.0, -0.4, 0.2])
+    rate = torch.func.jvp(lambda x, t: seen(x, t).x0, (x, t), (dx, dt))[1]
+    ahead, behind = (seen(x + h * dx, t + h * dt).x0 for h in (1e-6, -1e-6))
+    close(rate, (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-8)

@@ -48,7 +48,7 @@ STOCK = {"table, one step", "table, deterministic", "any number of steps, table"
 def test_the_plain_call_of_the_exported_folder_is_the_trainers_sampler(case, tmp_path):
     config, overrides = CASES[case]
     made = session(tmp_path, config, *overrides)
-    assert export(made, tmp_path / "student", []) <= 1e-5
+    assert export(made, tmp_path / "student") <= 1e-5
     index = json.loads((tmp_path / "student" / "model_index.json").read_text())
     stock = index["_class_name"] == "DDIMPipeline"
     assert stock == (case in STOCK)
@@ -60,7 +60,7 @@ def test_the_plain_call_of_the_exported_folder_is_the_trainers_sampler(case, tmp
 
 
 def test_steps_it_was_not_trained_for_are_refused(tmp_path):
-    export(session(tmp_path, "demo"), tmp_path / "student", [])
+    export(session(tmp_path, "demo"), tmp_path / "student")
     request = {"folder": str(tmp_path / "student"), "custom": True, "steps": [3], "seed": 0}
     with pytest.raises(ExportError, match="trained for 1, 2, 4 steps, not 3"):
         plain_call(request | {"batch": 2, "labels": [1, 2]})
@@ -75,7 +75,7 @@ def test_a_mismatch_fails_and_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporting, "pipeline_for", off)
     with pytest.raises(ExportError, match="nothing was written"):
-        export(made, tmp_path / "out" / "student", [])
+        export(made, tmp_path / "out" / "student")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -83,13 +83,13 @@ def test_something_else_is_not_overwritten(tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not a diffusers pipeline"):
-        export(session(tmp_path, "demo"), tmp_path / "precious", [])
+        export(session(tmp_path, "demo"), tmp_path / "precious")
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "mine"
 
 
 def test_half_of_the_numbers_are_the_averaged_students(tmp_path):
     made = session(tmp_path, "demo")
-    export(made, tmp_path / "student", [])
+    export(made, tmp_path / "student")
     file = tmp_path / "student" / "unet" / "diffusion_pytorch_model.safetensors"
     with safe_open(file, "pt") as saved:
         for (name, _), mean in zip(

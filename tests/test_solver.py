@@ -261,6 +261,19 @@ def test_trajectories_start_at_their_start_and_cost_what_is_said(name, solver):
     close(states[-1], mixture(name)(states[-2], times[-2].expand(3)).x0, atol=1e-12)
 
 
+def start_scale(name, t):
+    """σ_t, but 1 under VP: diffusers' pipelines start from unit noise there."""
+    return 1.0 if name.startswith("vp") else float(scales(name, t)[1])
+
+
+@names
+def test_sampling_starts_from_noise_of_its_process(name):
+    noise = normal(1, 3, 2)
+    for t in (*TIMES[name][3:], PROCESSES[name].t_max):
+        ours = start(PROCESSES[name], noise, at(t))
+        close(ours, start_scale(name, t) * noise, rtol=1e-12)
+
+
 class Exact:
     """The perfect consistency function of Gaussian data: x̂₀ is the end of the trajectory."""
 
@@ -278,8 +291,9 @@ def test_stochastic_sampling_preserves_the_marginal(name, steps):
     """With the exact map every x̂₀ is distributed as the data, so re-noising it is exact."""
     process, n = PROCESSES[name], 40_000
     times = at(TIMES[name][::-1][:steps])
-    alpha, sigma = scales(name, float(times[0]))
-    noise = (float(alpha) * M + spread(name, float(times[0])) * normal(1, n, 1)) / float(sigma)
+    alpha = float(scales(name, float(times[0]))[0])
+    marginal = alpha * M + spread(name, float(times[0])) * normal(1, n, 1)
+    noise = marginal / start_scale(name, float(times[0]))
     x = sample(Exact(name), noise, times, generator=torch.Generator().manual_seed(3))
     assert abs(float(x.mean()) - M) < 3.5 * S / sqrt(n)
     assert abs(float(x.std()) - S) < 3.5 * S / sqrt(2 * n)
@@ -309,7 +323,7 @@ def test_stochastic_sampling_by_hand(name):
     generator, same = (torch.Generator().manual_seed(7) for _ in range(2))
     ours = sample(net, noise, at(times), generator=generator)
 
-    x = float(scales(name, times[0])[1]) * noise
+    x = start_scale(name, times[0]) * noise
     for t, s in zip(times, times[1:]):
         alpha, sigma = (float(c) for c in scales(name, s))
         z = torch.randn(3, 2, generator=same).double()  # drawn in float32 for every state
@@ -331,8 +345,7 @@ def test_one_step_is_the_answer_to_pure_noise(name):
     net, noise, t = student(name), normal(1, 3, 2), at([PROCESSES[name].t_max])
     generator = torch.Generator().manual_seed(7)
     before = generator.get_state()
-    _, sigma = net.process.scales(t)
-    expected = net(float(sigma) * noise, t.expand(3)).x0
+    expected = net(start_scale(name, float(t)) * noise, t.expand(3)).x0
     assert torch.equal(sample(net, noise, t, generator=generator), expected)
     assert torch.equal(sample(net, noise, t), expected)
     assert torch.equal(generator.get_state(), before)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..denoiser import Cond
 from ..distances import Distance, distance
 from ..method import Batch, Loss, Method, Passes, Players, Turn
-from ..process import NoiseProcess
+from ..process import NoiseProcess, per_sample
 from ..solver import EVALUATIONS, Solver, ddim_step, heun_step
 from ..times import Grid
 
@@ -76,9 +76,8 @@ class Consistency(Method):
         """f_θ⁻(x̂_s, s), and x̂_s itself where the trajectory ends."""
         process = p.student.process
         inside = s.clamp(min=process.t_min)  # networks are not asked at clean data
-        end = s <= self.times(process)[-1]
-        end = end.to(x_s.device).reshape(-1, *[1] * (x_s.ndim - 1))
-        return torch.where(end, x_s, p.target(x_s, inside, cond).x0)
+        (end,) = per_sample(x_s, s <= self.times(process)[-1])
+        return torch.where(end.bool(), x_s, p.target(x_s, inside, cond).x0)
 
     def passes(self) -> Passes:
         return Passes(trained=1, frozen=1, teacher=EVALUATIONS[self.solver])

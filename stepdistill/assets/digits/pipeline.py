@@ -67,8 +67,8 @@ class FewStepPipeline(DiffusionPipeline):
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device)
         times = self._times(num_inference_steps)
-        _, sigma = self._scales(times[0])
-        x = sigma * latents.to(self._execution_device, torch.float32)
+        # Pure noise has unit variance in both families, whatever σ a table ends with.
+        x = latents.to(self._execution_device, torch.float32)
         for i, t in enumerate(self.progress_bar(times)):
             x0, eps = self._estimate(x, t, labels, guidance_scale)
             if i + 1 == len(times):

@@ -1,0 +1,118 @@
+"""Which network the embedded teacher should be: equal wall time, scored at 4 and 32 Euler steps.
+
+    python eval/networks.py SECONDS eval/results/teacher-networks.md
+
+Every candidate is trained from scratch by the method `diffusion` with the teacher's own settings for
+SECONDS on this machine, then scored like every other model (n = 3 × 1,000). Run on an idle machine.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import DiTTransformer2DModel, UNet2DModel
+
+from stepdistill import digits
+from stepdistill.backbones.labelled import call_labelled
+from stepdistill.contenders import contender
+from stepdistill.data import Images
+from stepdistill.denoiser import Denoiser
+from stepdistill.evaluation.suite import digits_suite, evaluate
+from stepdistill.method import Players
+from stepdistill.methods.diffusion import Diffusion
+from stepdistill.process import RectifiedFlow
+from stepdistill.solver import Sampler
+from stepdistill.trainer import Optimiser, Trainer, Training
+
+
+def unet(channels: tuple[int, ...], attention: bool) -> UNet2DModel:
+    """A UNet with one layer per block on 8×8 pictures."""
+    last, first = ("AttnDownBlock2D", "AttnUpBlock2D") if attention else ("DownBlock2D", "UpBlock2D")
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D", last),
+        up_block_types=(first, "UpBlock2D"),
+        add_attention=attention,
+        norm_num_groups=8,
+        num_class_embeds=11,
+    )
+
+
+def dit(width: int, depth: int) -> DiTTransformer2DModel:
+    """A diffusion transformer on 2×2 patches: 16 tokens."""
+    return DiTTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=width // 4,
+        in_channels=1,
+        out_channels=1,
+        num_layers=depth,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=10,
+        norm_num_groups=1,
+    )
+
+
+CANDIDATES = {
+    "UNet 32, 32": lambda: unet((32, 32), attention=False),
+    "UNet 32, 64, attention": lambda: unet((32, 64), attention=True),
+    "UNet 64, 64": lambda: unet((64, 64), attention=False),
+    "DiT 64 × 6": lambda: dit(64, 6),
+}
+
+
+def trained(net: torch.nn.Module, seconds: float) -> tuple[Denoiser, int]:
+    """The averaged denoiser after `seconds` of training, and its updates."""
+    images, labels = digits.load()
+    denoiser = Denoiser(net.eval(), RectifiedFlow(), "flow", call_labelled, 1000.0)
+    training = Training(
+        updates=10**6, batch=128, average=0.998, optimiser=Optimiser(lr=2e-3, warmup=100)
+    )
+    data = Images(images, labels, null=10, dropout=0.1)
+    trainer = Trainer(Diffusion(), Players(denoiser), data, training, Accelerator(cpu=True))
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        trainer.step()
+    trainer.average.copy_to(net)
+    return denoiser, trainer.update
+
+
+def row(name: str, seconds: float) -> str:
+    """One line of the table."""
+    torch.manual_seed(0)
+    denoiser, updates = trained(CANDIDATES[name](), seconds)
+    euler = Sampler((), stochastic=False)
+    field = [
+        contender("student", n, n, denoiser, lambda z, c, g, n=n: euler.draw(denoiser, z, n, c, g))
+        for n in (4, 32)
+    ]
+    four, many, _ = evaluate(field, digits_suite(), 1000, 3, seed=7)
+    scores = f"{four.frechet:.3f} | {many.frechet:.3f} | {many.frechet_random:.4f}"
+    size = sum(p.numel() for p in denoiser.net.parameters())
+    speed = 1000 * many.seconds_per_image
+    return f"| {name} | {size:,} | {updates} | {scores} | {speed:.2f} |"
+
+
+def main(seconds: float, out: Path) -> None:
+    head = [
+        "# Candidates for the embedded teacher\n",
+        f"`python eval/networks.py {seconds:g} {out}`: each trained for {seconds:g} s on 2 cores, "
+        "n = 3 × 1,000.\n",
+        "| network | parameters | updates | Fréchet, 4 steps | Fréchet, 32 steps "
+        "| random-conv, 32 steps | ms per image, 32 steps |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    rows = []
+    for name in CANDIDATES:
+        rows.append(row(name, seconds))
+        out.write_text("\n".join(head + rows) + "\n")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), Path(sys.argv[2]))
