@@ -2,8 +2,8 @@
 
     python eval/networks.py SECONDS eval/results/teacher-networks.md
 
-Every candidate is trained from scratch by the method `diffusion` with the teacher's own settings for
-SECONDS on this machine, then scored like every other model (n = 3 × 1,000). Run on an idle machine.
+Every candidate is trained from scratch by the method `diffusion` for SECONDS on this machine, then
+scored like every other model (n = 3 × 1,000). Run on an idle machine.
 """
 
 import sys
@@ -29,15 +29,15 @@ from stepdistill.trainer import Optimiser, Trainer, Training
 
 def unet(channels: tuple[int, ...], attention: bool) -> UNet2DModel:
     """A UNet with one layer per block on 8×8 pictures."""
-    last, first = ("AttnDownBlock2D", "AttnUpBlock2D") if attention else ("DownBlock2D", "UpBlock2D")
+    kind = "Attn" if attention else ""
     return UNet2DModel(
         sample_size=8,
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
         block_out_channels=channels,
-        down_block_types=("DownBlock2D", last),
-        up_block_types=(first, "UpBlock2D"),
+        down_block_types=("DownBlock2D", f"{kind}DownBlock2D"),
+        up_block_types=(f"{kind}UpBlock2D", "UpBlock2D"),
         add_attention=attention,
         norm_num_groups=8,
         num_class_embeds=11,

@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, soft_wrap=True)
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")]
@@ -28,22 +28,14 @@ RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like r
 
 @contextmanager
 def guarded(debug: bool) -> Iterator[None]:
-    """Turn errors into one line and an exit code."""
-    from .checkpoint import CheckpointError
-    from .config import ConfigError
-    from .export import ExportError
-    from .trainer import TrainingFailed
-
+    """Turn errors into one line and an exit code: ValueError is bad input, the rest failed."""
     try:
         yield
-    except (ConfigError, ValueError) as error:
-        if debug or not isinstance(error, ConfigError) and not str(error):
-            raise
-        fail(str(error), 2)
-    except (TrainingFailed, ExportError, CheckpointError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         if debug:
             raise
-        fail(str(error).splitlines()[0] if str(error) else type(error).__name__, 1)
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        fail(line, 2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt:
         fail("stopped; the same command goes on from the last checkpoint", 1)
 

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from .config import ConfigError
-from .contenders import of_folder, of_run
+from .contenders import label, of_folder, of_run
 from .evaluation.report import Grid, write_report
 from .evaluation.suite import Contender, Row, digits_suite, evaluate
 from .progress import progress
@@ -72,5 +72,5 @@ def pictures(contenders: list[Contender], conditional: bool) -> Grid:
     noise = torch.randn(PICTURES, 1, 8, 8, generator=torch.Generator().manual_seed(SEED))
     labels = torch.arange(PICTURES) if conditional else None
     made = [c.sample(noise, labels, torch.Generator().manual_seed(SEED)) for c in contenders]
-    names = [f"{c.model}, {c.steps} step{'s' * (c.steps > 1)}" for c in contenders]
+    names = [label(c.model, c.steps) for c in contenders]
     return Grid("Same noise, same label", torch.stack(made), names)

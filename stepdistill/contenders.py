@@ -80,6 +80,11 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Contender, int | None]:
     return contender("student", steps, steps, teacher.denoiser, draw), teacher.classes
 
 
+def label(model: str, steps: int) -> str:
+    """How a sampler is named beside its pictures."""
+    return f"{model}, {steps} step{'s' * (steps != 1)}"
+
+
 def contender(model: str, steps: int, nfe: int, denoiser: Denoiser, draw: Draw) -> Contender:
     """A contender whose images come from `draw`, on the denoiser's device, clamped to [−1, 1]."""
     parameters = sum(p.numel() for p in denoiser.net.parameters())

@@ -56,8 +56,8 @@ class Denoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
         (scale,) = per_sample(x_t, self.process.input_scale(t))
-        net_t = (t * self.time_scale).to(x_t.device, torch.float32)
-        net_t = net_t if x_t.dtype != torch.float64 else (t * self.time_scale).to(x_t)
+        precise = torch.promote_types(x_t.dtype, torch.float32)
+        net_t = (t * self.time_scale).to(x_t.device, precise)
         output = self.call(self.net, scale * x_t, net_t, cond).to(x_t.dtype)
         estimate = self.process.estimate(x_t, output, t, self.prediction)
         return with_skip(self.process, x_t, t, estimate) if self.skip else estimate

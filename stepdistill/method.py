@@ -8,6 +8,7 @@ all ranks, for whatever changes control flow (an exit step, a number of steps), 
 everything else.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -66,7 +67,7 @@ class Turn(NamedTuple):
     loss: Callable[[Players, Batch], Loss]
 
 
-class Method:
+class Method(ABC):
     """Base of all methods.
 
     roles: the players the method needs. needs_data: whether it looks at clean samples.
@@ -79,13 +80,13 @@ class Method:
     identity_at_clean: ClassVar[bool] = False
     paper: ClassVar[str]
 
+    @abstractmethod
     def turns(self) -> tuple[Turn, ...]:
         """One cycle of training. The trainer repeats it, one optimiser step per turn."""
-        raise NotImplementedError
 
+    @abstractmethod
     def passes(self) -> "Passes":
         """The network passes of one student update, counted by formula."""
-        raise NotImplementedError
 
 
 class Passes(NamedTuple):

@@ -15,7 +15,7 @@ from .session import Session
 
 MEASURED = 3  # updates, after one to warm up
 FLOAT = 4
-OPTIMISER_FLOATS = {"adamw": 2, "adam": 2, "radam": 2}
+MOMENTS = 2  # of every optimiser offered
 
 Line = tuple[str, str]
 
@@ -50,8 +50,7 @@ def roles(session: Session) -> list[tuple[str, int, int]]:
     """(role, parameters, persistent floats per parameter) of the present stage."""
     trainer, players = session.trainer, session.trainer.players
     size = sum(p.numel() for p in players.student.net.parameters())
-    optimiser = OPTIMISER_FLOATS[session.stage_settings.training.optimiser.name]
-    found = [("student", size, 1 + 1 + optimiser + 1)]
+    found = [("student", size, 1 + 1 + MOMENTS + 1)]
     if session.run.network is None:
         found.append(("teacher", size, 1))
     if trainer.target is not None:

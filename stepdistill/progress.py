@@ -27,7 +27,8 @@ class Reporter:
         self.first = done if self.first is None else self.first
         if done * LINES // total > self.shown:
             self.shown = done * LINES // total
-            self.console.print(f"{self.title} {done}/{total}  {self._left(done, total)}  {text}")
+            line = f"{self.title} {done}/{total}  {self._left(done, total)}  {text}"
+            self.console.print(line, soft_wrap=True)
 
     def _left(self, done: int, total: int) -> str:
         spent, made = time.perf_counter() - self.started, done - (self.first or 0)

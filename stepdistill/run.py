@@ -7,8 +7,9 @@
 """
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +17,15 @@ import torch
 from rich.console import Console
 
 from .config import Run
-from .contenders import Draw, of_run, teacher_sampler
+from .contenders import Draw, label, of_run, teacher_sampler
 from .evaluation.report import Grid, read_results, write_report
 from .evaluation.suite import Row, Suite, digits_suite, evaluate
 from .export import describe, export
-from .progress import Reporter, progress
+from .progress import progress
 from .session import Session, accelerator_of, open_folder, versions
 from .train import curves, train
 
-Progress = Callable[[str], AbstractContextManager[Reporter]]
+COSTS = "costs.json"  # written last: a folder that has it is finished
 GRID = 10  # pictures in a row of the report
 
 
@@ -33,12 +34,14 @@ class Result:
     """A finished run.
 
     difference: the largest of a pixel in [0, 1], exported pipeline against trainer's sampler.
+    seconds: what each part of the job took, in the process that finished it.
     """
 
     folder: Path
     student: Path
     rows: list[Row]
     difference: float
+    seconds: dict[str, float]
 
 
 def distill(run: Run, runs: Path = Path("runs"), console: Console | None = None) -> Result:
@@ -53,14 +56,37 @@ def distill(run: Run, runs: Path = Path("runs"), console: Console | None = None)
     if done is not None:
         console.print(f"{folder} is finished")
         return done
-    session = trained(run, folder, console)
-    difference = export(session, folder / "student")
+    clock = Clock()
+    with clock.part("training"):
+        session = trained(run, folder, console)
+    with clock.part("export"):
+        difference = export(session, folder / "student")
     console.print(f"exported to {folder / 'student'}, plain call checked: {difference:.1e}")
-    rows, suite = score(session, console)
-    describe(session, folder / "student", rows)
-    (folder / "export.json").write_text(json.dumps({"difference": difference}))
-    report(session, rows, suite, difference)
-    return Result(folder, folder / "student", rows, difference)
+    with clock.part("evaluation"):
+        rows, suite = score(session, console)
+    with clock.part("report"):
+        describe(session, folder / "student", rows)
+        report(session, rows, suite, str(clock), difference)
+    costs = {"difference": difference, "seconds": clock.seconds}
+    (folder / COSTS).write_text(json.dumps(costs, indent=1))
+    console.print(f"time: {clock}")
+    return Result(folder, folder / "student", rows, difference, clock.seconds)
+
+
+class Clock:
+    """Adds up what each part of a job takes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
 
 
 def trained(run: Run, folder: Path, console: Console) -> Session:
@@ -89,7 +115,9 @@ def score(session: Session, console: Console) -> tuple[list[Row], Suite]:
     return rows, suite
 
 
-def report(session: Session, rows: list[Row], suite: Suite, difference: float) -> None:
+def report(
+    session: Session, rows: list[Row], suite: Suite, spent: str, difference: float
+) -> None:
     """results.json, report.md and report.html in the run's folder."""
     run = session.run
     trainer = session.trainer
@@ -98,6 +126,7 @@ def report(session: Session, rows: list[Row], suite: Suite, difference: float) -
         "guidance": f"{run.guidance:g}  (u + w(c − u), 1 neutral)",
         "stages": ", ".join(f"{s.method} × {s.training.updates}" for s in run.stages),
         "steps skipped as not finite": str(trainer.skipped),
+        "time": spent,
         "export": f"plain call equals the trainer's sampler to {difference:.1e}",
     }
     provenance |= suite.provenance | versions()
@@ -129,19 +158,18 @@ def grid(session: Session) -> Grid:
         euler = teacher_sampler(teacher)
         for n in run.evaluation.teacher_steps:
             rows.append(row(lambda z, c, g, n=n: euler.draw(teacher.guided, z, n, c, g)))
-            names.append(f"teacher, {n} steps")
+            names.append(label("teacher", n))
     student = session.student()
     for n in run.evaluation.steps:
         rows.append(row(lambda z, c, g, n=n: run.sampler.draw(student, z, n, c, g)))
-        names.append(f"student, {n} step{'s' * (n > 1)}")
+        names.append(label("student", n))
     return Grid("Same noise, same label", torch.stack(rows), names)
 
 
 def finished(run: Run, folder: Path) -> Result | None:
     """The result of a folder that already holds this run, complete."""
-    results, student = folder / "results.json", folder / "student"
-    if not (results.is_file() and (student / "model_index.json").is_file()):
+    if not (folder / COSTS).is_file():
         return None
     open_folder(run, folder)
-    difference = json.loads((folder / "export.json").read_text())["difference"]
-    return Result(folder, student, read_results(results), difference)
+    rows = read_results(folder / "results.json")
+    return Result(folder, folder / "student", rows, **json.loads((folder / COSTS).read_text()))

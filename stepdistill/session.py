@@ -5,6 +5,7 @@ A run lives in one folder:
     config.yaml    the resolved run           log.jsonl      training curves
     versions.json  what it ran with           checkpoints/   own state, newest two
     student/       the exported pipeline      results.json, report.md, report.html
+    costs.json     seconds of each part; its presence says the run is finished
 """
 
 import json
@@ -63,6 +64,17 @@ def players_of(method: Method, teacher: Teacher, student: Denoiser, target: floa
     return Players(student, teacher.guided, target=goal)
 
 
+def check_times(run: Run, denoiser: Denoiser) -> None:
+    """Raise ConfigError for sampling times the process does not have, or where x̂₀ is undefined."""
+    process, offered = denoiser.process, {*run.sampler.steps, *run.evaluation.steps}
+    try:
+        for n in sorted(offered):
+            start = float(run.sampler.times(process, n)[0])
+            process.require_well_posed(denoiser.prediction, start)
+    except ValueError as error:
+        raise ConfigError(f"sampler: {error}") from error
+
+
 def copy_of(denoiser: Denoiser) -> Denoiser:
     """The same denoiser with weights of its own."""
     return replace(denoiser, net=deepcopy(denoiser.net))
@@ -74,6 +86,7 @@ class Session:
     def __init__(self, run: Run, folder: Path, accelerator: Accelerator) -> None:
         self.run, self.folder, self.accelerator = run, folder, accelerator
         self.teacher = teacher_of(run)
+        check_times(run, self.teacher.denoiser)
         self.teacher.denoiser.net.to(accelerator.device)
         self.data = data_of(run, self.teacher)
         self.stage = 0

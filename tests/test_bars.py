@@ -1,0 +1,92 @@
+"""The bars of the digits teachers, in full: what the shipped configs reach, and in what time.
+
+Run on an idle machine, in shards; a shard that was stopped goes on in the same run folder.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stepdistill.evaluation.report import read_results
+from stepdistill.evaluation.suite import Row
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(config: str, runs: Path) -> tuple[dict[tuple[str, int], Row], float]:
+    """Rows by (model, steps) of a shipped config run by the command, and the seconds it took."""
+    start = time.perf_counter()
+    command = [sys.executable, "-c", "from stepdistill.cli import main; main()"]
+    threads = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    subprocess.run(
+        [*command, "run", config, "--runs", str(runs)],
+        check=True,
+        env=os.environ | threads,
+    )
+    rows = read_results(runs / config / "results.json")
+    return {(row.model, row.steps): row for row in rows}, time.perf_counter() - start
+
+
+def read_costs(folder: Path) -> dict[str, float]:
+    """Seconds of each part of a run."""
+    return json.loads((folder / "costs.json").read_text())["seconds"]
+
+
+def of_this_code() -> Path:
+    """A run folder that belongs to the code under test, so that only the same code resumes it."""
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return ROOT / "runs" / f"bars-{head.stdout.strip()[:12]}"
+
+
+def record(figure, rows: dict[tuple[str, int], Row]) -> None:
+    for (model, steps), row in rows.items():
+        figure(f"{model} {steps}, domain-cnn", row.frechet)
+        figure(f"{model} {steps}, random-conv", row.frechet_random)
+
+
+@pytest.mark.full(shard="demo")
+def test_the_demo(figure, tmp_path):
+    rows, seconds = run("demo", tmp_path)
+    record(figure, rows)
+    figure("demo", seconds, "s")
+    student, four, many = rows["student", 1], rows["teacher", 4], rows["teacher", 32]
+    speed = many.seconds_per_image / student.seconds_per_image
+    figure("times faster than the teacher at 32 steps", speed)
+    assert student.n == 3000 and {n for m, n in rows if m == "teacher"} == {1, 4, 32}
+    assert seconds <= 8 * 60
+    assert student.frechet <= four.frechet and student.frechet_random <= four.frechet_random
+    assert speed >= 20
+    parts = read_costs(tmp_path / "demo")
+    for name, spent in parts.items():
+        figure(f"demo, {name}", spent, "s")
+    # The time table adds up: start-up and imports are all that is left over.
+    assert 0.85 * seconds <= sum(parts.values()) <= seconds
+
+
+@pytest.mark.full(shard="digits")
+def test_digits_consistency(figure):
+    rows, seconds = run("digits-consistency", of_this_code())
+    record(figure, rows)
+    figure("digits-consistency", seconds, "s")
+    teacher = rows["teacher", 32]
+    assert seconds <= 40 * 60 and teacher.n == 30_000
+    for steps, factor in ((1, 2.5), (2, 2.0)):
+        student = rows["student", steps]
+        assert student.frechet <= factor * teacher.frechet
+        assert student.frechet_random <= factor * teacher.frechet_random
+
+
+@pytest.mark.full(shard="digits-vp")
+def test_digits_consistency_under_a_table(figure):
+    rows, seconds = run("digits-consistency-vp", of_this_code())
+    record(figure, rows)
+    figure("digits-consistency-vp", seconds, "s")
+    student, four = rows["student", 1], rows["teacher", 4]
+    assert student.frechet <= four.frechet and student.frechet_random <= four.frechet_random
