@@ -76,6 +76,7 @@ def train(
 
         settings = read(config, tuple(overrides or ()))
         session = trained(settings, runs / settings.name, console)
+        session.accelerator.end_training()
         console.print(f"trained: {session.folder}")
 
 

@@ -47,7 +47,8 @@ class Result:
 def distill(run: Run, runs: Path = Path("runs"), console: Console | None = None) -> Result:
     """Train `run`, export its student, score it and write the report, below `runs/NAME/`.
 
-    A folder of the same run is continued; a finished one is returned as it is.
+    A folder of the same run is continued; a finished one is returned as it is. On several
+    processes all train, and the main one does the rest.
     Raises ConfigError for bad input, TrainingFailed and ExportError while running.
     """
     console = console or Console(quiet=True)
@@ -59,6 +60,16 @@ def distill(run: Run, runs: Path = Path("runs"), console: Console | None = None)
     clock = Clock()
     with clock.part("training"):
         session = trained(run, folder, console)
+    if session.accelerator.is_main_process:
+        complete(session, clock, console)
+    session.accelerator.wait_for_everyone()
+    session.accelerator.end_training()
+    return finished(run, folder)
+
+
+def complete(session: Session, clock: "Clock", console: Console) -> None:
+    """Everything after training, in the run's folder."""
+    folder = session.folder
     with clock.part("export"):
         difference = export(session, folder / "student")
     console.print(f"exported to {folder / 'student'}, plain call checked: {difference:.1e}")
@@ -70,7 +81,6 @@ def distill(run: Run, runs: Path = Path("runs"), console: Console | None = None)
     costs = {"difference": difference, "seconds": clock.seconds}
     (folder / COSTS).write_text(json.dumps(costs, indent=1))
     console.print(f"time: {clock}")
-    return Result(folder, folder / "student", rows, difference, clock.seconds)
 
 
 class Clock:
@@ -93,14 +103,17 @@ def trained(run: Run, folder: Path, console: Console) -> Session:
     """A session of the run, trained to its end."""
     accelerator = accelerator_of(run, folder)
     session = Session(run, folder, accelerator)  # bad input is found before anything is written
-    open_folder(run, folder)
+    if accelerator.is_main_process:
+        open_folder(run, folder)
+    else:
+        console = Console(quiet=True)
+    accelerator.wait_for_everyone()
     accelerator.init_trackers("stepdistill", init_kwargs={"wandb": {"dir": str(folder)}})
     for warning in session.restore():
         console.print(f"[yellow]{warning}; going on from the one before[/]")
     title = "training " + " → ".join(stage.method for stage in run.stages)
     with progress(console, title) as observe:
         train(session, observe)
-    accelerator.end_training()
     return session
 
 

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from . import digits
 from .checkpoint import latest
@@ -166,5 +167,6 @@ def versions() -> dict[str, str]:
 
 def accelerator_of(run: Run, folder: Path) -> Accelerator:
     """The accelerator of a run, logging below its folder."""
+    AcceleratorState._reset_state()  # else an earlier run of this process fixes the precision
     trackers = list(run.trackers) or None
     return Accelerator(mixed_precision=run.precision, log_with=trackers, project_dir=str(folder))

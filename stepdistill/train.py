@@ -5,6 +5,7 @@ step in hand finish and saves a checkpoint; the same command goes on from there.
 """
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ def train(session: Session, observe: Observer) -> None:
 
     Raises TrainingFailed if training cannot go on; KeyboardInterrupt is passed on after saving.
     """
-    log = session.folder / "log.jsonl"
+    log = session.folder / "log.jsonl" if session.accelerator.is_main_process else Path(os.devnull)
     truncate(log, session.stage, session.trainer.turn)
     while True:
         with log.open("a", encoding="utf-8") as file:

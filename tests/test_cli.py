@@ -32,7 +32,6 @@ def test_a_run_leaves_everything_in_its_folder(runs):
     rows = json.loads((folder / "smoke" / "results.json").read_text())["rows"]
     assert [(r["model"], r["steps"], r["nfe"]) for r in rows] == [
         ("teacher", 1, 1), ("teacher", 2, 2), ("untrained-student", 1, 1), ("student", 1, 1),
-        ("real", 0, 0),
     ]  # fmt: skip
     by = {(r["model"], r["steps"]): r for r in rows}
     # The student of five updates differs from its start, and one step costs less than two.
@@ -112,3 +111,22 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, named, tmp_path, mo
     assert named in output and "Traceback" not in output
     assert output.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_training_that_diverges_fails_with_one_line_and_keeps_its_last_checkpoint(tmp_path):
+    hot = ["stages.0.training.optimiser.lr=1e30", "stages.0.training.skips=2"]
+    output = call("run", "smoke", *hot, "--runs", str(tmp_path), expect=1)
+    assert "2 steps in a row were not finite" in output and "Traceback" not in output
+    assert not (tmp_path / "smoke" / "student").exists()
+
+
+def test_precision_is_a_run_s_own_whatever_ran_before(tmp_path):
+    losses = {}
+    for precision in ("no", "bf16", "no"):
+        runs = tmp_path / f"{precision}-{len(losses)}"
+        call("train", "smoke", f"precision={precision}", "--runs", str(runs))
+        rows = (runs / "smoke" / "log.jsonl").read_text().splitlines()
+        losses[runs.name] = [json.loads(row)["consistency"] for row in rows]
+    first, half, again = losses.values()
+    assert first == again and first != half
+    assert half == pytest.approx(first, rel=0.05)

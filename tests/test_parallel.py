@@ -3,6 +3,7 @@
 Gradients are averaged explicitly, once per optimiser step, so no wrapper can skip them.
 """
 
+import json
 import os
 import socket
 import subprocess
@@ -61,3 +62,16 @@ def test_the_second_rank_matters(runs):
     name = next(k for k in runs["one"] if k.startswith("net/student"))
     assert relative(runs["alone"][name], runs["one"][name]) > 1e-4
     assert relative(runs["alone"]["norms"], runs["one"]["norms"]) > 1e-3
+
+
+@pytest.mark.full(shard="parallel")
+def test_a_whole_run_on_two_processes(tmp_path):
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    code = "import sys; from stepdistill.cli import main; sys.argv[0] = 'stepdistill'; main()"
+    command = [sys.executable, "-c", code, "run", "smoke", "--runs", str(tmp_path)]
+    ranks = [os.environ | common | {"RANK": r, "LOCAL_RANK": r} for r in "01"]
+    finish(*(subprocess.Popen(command, env=env, stderr=subprocess.PIPE) for env in ranks))
+    rows = [json.loads(row) for row in (tmp_path / "smoke" / "log.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows] == [1, 2, 3, 4, 5]
+    for made in ("report.html", "costs.json", "student/model_index.json"):
+        assert (tmp_path / "smoke" / made).is_file()

@@ -69,7 +69,7 @@ def write_report(
     that are not finite, or a grid whose labels do not match its rows.
     """
     _check(rows, grids)
-    results = json.dumps({"rows": [asdict(row) for row in rows]}, indent=1, allow_nan=False)
+    results = json.dumps(_results(rows), indent=1, allow_nan=False)
     page = _page(rows, title, provenance, curves, grids)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,8 +79,15 @@ def write_report(
 
 
 def read_results(path: Path) -> list[Row]:
-    """The rows of a results.json."""
-    return [Row(**row) for row in json.loads(Path(path).read_text(encoding="utf-8"))["rows"]]
+    """The rows of a results.json, the floor last."""
+    results = json.loads(Path(path).read_text(encoding="utf-8"))
+    return [Row(**row) for row in (*results["rows"], *results["floor"])]
+
+
+def _results(rows: Sequence[Row]) -> dict[str, list[dict]]:
+    """Models in "rows", resampled real images in "floor"."""
+    models = [asdict(row) for row in rows if row.model != REAL]
+    return {"rows": models, "floor": [asdict(row) for row in rows if row.model == REAL]}
 
 
 def headline(rows: Sequence[Row]) -> str:
