@@ -90,7 +90,7 @@ class Run:
     stages: list[Stage] = field(default_factory=list)
     sampler: Sampler = Sampler()
     evaluation: Evaluation = Evaluation()
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["fp32", "bf16"] = "fp32"
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     save_every: int = 500
     log_every: int = 20
@@ -118,7 +118,7 @@ def read(source: str, overrides: tuple[str, ...] = ()) -> Run:
     Raises ConfigError for anything that cannot be run."""
     path = find(source)
     try:
-        values = OmegaConf.create(path.read_text(encoding="utf-8"))
+        values = OmegaConf.load(path)
         if not OmegaConf.is_dict(values):
             raise ConfigError(f"{path}: not a mapping of keys to values")
         for override in overrides:
@@ -127,11 +127,9 @@ def read(source: str, overrides: tuple[str, ...] = ()) -> Run:
                 raise ConfigError(f"override '{override}': write key=value")
             OmegaConf.update(values, key, yaml.safe_load(value))
         run = structured(Run, OmegaConf.to_container(values, resolve=True))
-    except ConfigError as error:
-        raise ConfigError(f"{path.name}: {error}") from error
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        check(run)
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"{path.name}: {str(error).splitlines()[0]}") from error
-    check(run)
     return run
 
 

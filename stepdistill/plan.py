@@ -6,12 +6,11 @@ Wall time comes from a few measured updates on this machine.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from .config import Run
-from .session import Session
+from .session import Session, accelerator_of
 
 MEASURED = 3  # updates, after one to warm up
 FLOAT = 4
@@ -22,7 +21,8 @@ Line = tuple[str, str]
 
 def plan(run: Run) -> list[Line]:
     """(what, how much) lines. Trains a handful of updates in memory and writes nothing."""
-    session = Session(run, Path("."), Accelerator(mixed_precision=run.precision))
+    unwritten = Path(".")
+    session = Session(run, unwritten, accelerator_of(replace(run, trackers=()), unwritten))
     lines, seconds = memory(session), 0.0
     while True:
         stage = session.stage_settings

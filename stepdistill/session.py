@@ -27,6 +27,7 @@ from .method import Method, Players
 from .teacher import Teacher, load_pipeline, new_pipeline
 from .trainer import Trainer
 
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # ours (YAML reads "no" as false) → accelerate's
 PACKAGES = ("stepdistill", "torch", "diffusers", "accelerate", "safetensors", "omegaconf")
 
 
@@ -169,4 +170,6 @@ def accelerator_of(run: Run, folder: Path) -> Accelerator:
     """The accelerator of a run, logging below its folder."""
     AcceleratorState._reset_state()  # else an earlier run of this process fixes the precision
     trackers = list(run.trackers) or None
-    return Accelerator(mixed_precision=run.precision, log_with=trackers, project_dir=str(folder))
+    return Accelerator(
+        mixed_precision=PRECISIONS[run.precision], log_with=trackers, project_dir=str(folder)
+    )

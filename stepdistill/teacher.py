@@ -16,6 +16,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DDIMPipeline, DiffusionPipeline, SchedulerMixin, UNet2DModel
+from diffusers.utils.logging import disable_progress_bar
 from torch import Tensor
 
 from .backbones.labelled import call_labelled
@@ -111,6 +112,7 @@ def load_pipeline(source: str) -> DiffusionPipeline:
     """A shipped teacher by name, or a diffusers pipeline folder, in float32 on the CPU.
 
     Loads safetensors only. Raises ValueError if there is no such pipeline."""
+    disable_progress_bar()  # the command line shows one bar of its own
     folder = PACKAGE / "assets" / source
     folder = folder if (folder / "model_index.json").is_file() else Path(source)
     index = folder / "model_index.json"

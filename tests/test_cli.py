@@ -122,7 +122,7 @@ def test_training_that_diverges_fails_with_one_line_and_keeps_its_last_checkpoin
 
 def test_precision_is_a_run_s_own_whatever_ran_before(tmp_path):
     losses = {}
-    for precision in ("no", "bf16", "no"):
+    for precision in ("fp32", "bf16", "fp32"):
         runs = tmp_path / f"{precision}-{len(losses)}"
         call("train", "smoke", f"precision={precision}", "--runs", str(runs))
         rows = (runs / "smoke" / "log.jsonl").read_text().splitlines()
