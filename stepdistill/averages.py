@@ -7,6 +7,7 @@ The warm-up m_n keeps the average from being anchored at the initial weights.
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
@@ -27,8 +28,8 @@ class Average:
     def update(self, current: list[Tensor]) -> None:
         """Move towards `current`, in the order given at construction. Call after the step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for mean, value in zip(self.averaged, current, strict=True):
-            mean.lerp_(value.detach().to(mean), 1 - decay)
+        values = [v.to(m) for m, v in zip(self.averaged, current, strict=True)]
+        get_ema_multi_avg_fn(decay)(self.averaged, values, self.updates)
         self.updates += 1
 
     @torch.no_grad()

@@ -43,10 +43,12 @@ class Optimiser:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
     def build(self, net: nn.Module) -> torch.optim.Optimizer:
-        kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "radam": torch.optim.RAdam}
-        return kinds[self.name](
-            trainable(net), lr=self.lr, betas=tuple(self.betas), weight_decay=self.weight_decay
-        )
+        settings = {"lr": self.lr, "betas": tuple(self.betas), "weight_decay": self.weight_decay}
+        if self.name == "radam":
+            return torch.optim.RAdam(trainable(net), **settings)
+        kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
+        # One kernel for all tensors: tensor by tensor, the step is 3 % of a small network's update.
+        return kind(trainable(net), **settings, fused=True)
 
     def lr_at(self, update: int, total: int) -> float:
         """The learning rate of update 0 … total − 1."""
@@ -113,6 +115,7 @@ class Trainer:
         self.turns = method.turns()
         self.turn = self.skipped = self.skipped_in_a_row = 0
         self.nets = {name: self._net(name) for name in sorted({t.player for t in self.turns})}
+        self.moved = {name: trainable(net) for name, net in self.nets.items()}
         self.optimisers = {n: self._settings(n).build(net) for n, net in self.nets.items()}
         self.average = Average.of(self.nets["student"], training.average)
         self.target = self._target_average()
@@ -202,8 +205,8 @@ class Trainer:
         return sum(t.player == player for t in self.turns[:turns])
 
     def _only(self, player: str) -> None:
-        for name, net in self.nets.items():
-            for parameter in trainable(net):
+        for name, parameters in self.moved.items():
+            for parameter in parameters:
                 parameter.requires_grad_(name == player)
 
     def _accumulate(self, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
@@ -233,14 +236,14 @@ class Trainer:
         return Batch(x0.to(device), cond, stream(self.seed, 0, self.turn), local)
 
     def _reduce_and_clip(self, player: str) -> Tensor:
-        moved = [p for p in trainable(self.nets[player]) if p.grad is not None]
+        moved = [p for p in self.moved[player] if p.grad is not None]
         if self.accelerator.num_processes > 1:
             flat = nn.utils.parameters_to_vector([p.grad for p in moved])
             flat = self.accelerator.reduce(flat, "mean")
             for p, part in zip(moved, flat.split([p.numel() for p in moved]), strict=True):
                 p.grad.copy_(part.view_as(p))
         clip = self._settings(player).clip
-        return nn.utils.clip_grad_norm_(moved, clip if clip > 0 else float("inf"))
+        return nn.utils.clip_grad_norm_(moved, clip if clip > 0 else float("inf"), foreach=True)
 
     def _set_lr(self, player: str, optimiser: torch.optim.Optimizer) -> float:
         cycles, rest = divmod(self.turn, len(self.turns))
@@ -253,10 +256,9 @@ class Trainer:
         return lr
 
     def _update_averages(self) -> None:
-        current = trainable(self.nets["student"])
-        self.average.update(current)
+        self.average.update(self.moved["student"])
         if self.target is not None:
-            self.target.update(current)
+            self.target.update(self.moved["student"])
 
     def _count_skips(self, finite: bool) -> None:
         self.skipped += not finite
