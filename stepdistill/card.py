@@ -50,8 +50,8 @@ def usage(session: Session, custom: bool) -> str:
     if custom:
         text += (
             "\n`trust_remote_code=True` is needed because no stock scheduler's configuration can "
-            "hold the trained times; `pipeline.py` in this folder carries them and is the only "
-            "code that runs.\n"
+            "hold the trained times: `pipeline.py` in this folder reads them from "
+            "`model_index.json`, and is the only code of it that runs.\n"
         )
     offered = ", ".join(map(str, steps)) if steps else "any number"
     return text + f"\nSteps it was trained for: {offered}.\n"
@@ -60,7 +60,10 @@ def usage(session: Session, custom: bool) -> str:
 def facts(session: Session, licence: str) -> str:
     run, trainer = session.run, session.trainer
     passes = trainer.method.passes()
-    images = sum(s.training.updates * s.training.batch for s in run.stages)
+    processes = session.accelerator.num_processes
+    images = processes * sum(
+        s.training.updates * s.training.batch * s.training.accumulation for s in run.stages
+    )
     lines = [
         f"teacher: {run.teacher or 'none, trained from data'} (licence: {licence})",
         f"process and prediction: {type(trainer.players.student.process).__name__}, "

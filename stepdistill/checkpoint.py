@@ -79,7 +79,7 @@ def read(path: Path) -> State:
 
 def finished(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir())
+    return sorted((p for p in folder.glob("[0-9]*") if p.is_dir()), key=lambda p: int(p.name))
 
 
 def sha256(path: Path) -> str:

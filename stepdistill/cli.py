@@ -164,7 +164,7 @@ def table(rows: list) -> Table:
     listing = Table(*names)
     for row in rows:
         listing.add_row(
-            row.model,
+            f"{row.model} {row.source}".strip(),
             str(row.steps),
             str(row.nfe),
             f"{row.frechet:.3f}",
@@ -178,8 +178,8 @@ def table(rows: list) -> Table:
 
 def main() -> None:
     """Entry point of the `stepdistill` command."""
-    # A script's own folder stands first in the path; users' methods lie in the working folder.
-    sys.path.insert(0, "")
+    # Users' methods lie in the working folder; last, so that nothing there hides a package.
+    sys.path.append("")
     app()
 
 

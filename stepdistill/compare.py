@@ -1,5 +1,6 @@
 """`stepdistill eval A B …`: several students in one table and one report."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,31 +47,36 @@ def compare(
 
 
 def gather(sources: list[Path], steps: int | None) -> tuple[list[Contender], bool]:
-    """The contenders of all sources; a teacher that several runs share appears once."""
+    """The contenders of all sources; a guided teacher that several runs share appears once."""
     found: dict[tuple[str, str, int], Contender] = {}
     kinds = set()
     for source in sources:
         if (source / "config.yaml").is_file():
             session = reopen(source, Accelerator())
             kinds.add(session.teacher.classes)
-            shared = session.run.teacher or str(source)
+            shared = f"{session.run.teacher or source}, w = {session.run.guidance:g}"
             for c in of_run(session):
                 owner = str(source) if c.model == "student" else shared
-                found.setdefault((owner, c.model, c.steps), c)
+                found.setdefault((owner, c.model, c.steps), replace(c, source=owner))
         else:
             contender, classes = of_folder(source, steps)
             kinds.add(classes)
-            found[str(source), contender.model, contender.steps] = contender
+            key = (str(source), contender.model, contender.steps)
+            found[key] = replace(contender, source=str(source))
     if len(kinds) > 1:
         raise ConfigError("eval: conditional and unconditional models do not fit in one table")
+    teachers = {owner for owner, model, _ in found if model == "teacher"}
+    if len(teachers) > 1:
+        raise ConfigError(f"eval: one teacher a table, got {'; '.join(sorted(teachers))}")
     return list(found.values()), kinds.pop() is not None
 
 
 @torch.no_grad()
 def pictures(contenders: list[Contender], conditional: bool) -> Grid:
     """The same noise and labels through every contender."""
-    noise = torch.randn(PICTURES, 1, 8, 8, generator=torch.Generator().manual_seed(SEED))
+    source = torch.Generator().manual_seed(SEED)
+    noise = torch.randn(PICTURES, 1, 8, 8, generator=source)
     labels = torch.arange(PICTURES) if conditional else None
-    made = [c.sample(noise, labels, torch.Generator().manual_seed(SEED)) for c in contenders]
-    names = [label(c.model, c.steps) for c in contenders]
+    made = [c.sample(noise, labels, source.clone_state()) for c in contenders]
+    names = [f"{c.source} {label(c.model, c.steps)}".strip() for c in contenders]
     return Grid("Same noise, same label", torch.stack(made), names)

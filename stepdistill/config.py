@@ -162,7 +162,10 @@ def check(run: Run) -> None:
 def _problems(run: Run) -> list[tuple[bool, str]]:
     evaluation, sampler = run.evaluation, run.sampler
     problems = [
-        (not run.name or "/" in run.name, f"name: '{run.name}' must be a plain folder name"),
+        (
+            not run.name.strip(".") or "/" in run.name,
+            f"name: '{run.name}' must be a plain folder name",
+        ),
         (run.seed < 0, f"seed: must not be negative, got {run.seed}"),
         (not run.stages, "stages: a run needs at least one"),
         (
@@ -170,7 +173,9 @@ def _problems(run: Run) -> list[tuple[bool, str]]:
             "teacher, network: set exactly one of them",
         ),
         (not 0 <= run.data.dropout < 1, f"data.dropout: {run.data.dropout} is not in [0, 1)"),
-        (evaluation.n < 10, f"evaluation.n: at least 10, got {evaluation.n}"),
+        (evaluation.n < 20, f"evaluation.n: at least 20, got {evaluation.n}"),
+        (evaluation.seed < 0, f"evaluation.seed: must not be negative, got {evaluation.seed}"),
+        (not evaluation.steps, "evaluation.steps: at least one number of steps"),
         (evaluation.blocks < 2, "evaluation.blocks: at least 2, for an interval"),
         (min((*sampler.steps, 1)) < 1, "sampler.steps: numbers of steps are positive"),
         (min((*evaluation.steps, *evaluation.teacher_steps, 1)) < 1, "evaluation: steps < 1"),

@@ -1,6 +1,7 @@
 """Teachers, students and exported folders as contenders of an evaluation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def of_student(model: str, student: Denoiser, sampler: Sampler, steps: int) -> C
 
 
 def of_folder(folder: Path, steps: int | None) -> tuple[Contender, int | None]:
-    """An exported pipeline, at `steps` or at the fewest it was trained for, and its classes.
+    """An exported pipeline as a student, at `steps` or at its fewest, and its classes.
 
     Raises ConfigError if it was not trained for them."""
     try:
@@ -64,9 +65,12 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Contender, int | None]:
         teacher = Teacher.from_pipeline(pipeline)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    skip = pipeline.config.get("skip_sigma_data") is not None
+    student = replace(teacher.denoiser, skip=skip)
     table = pipeline.config.get("times")
     if table is None:
-        return of_teacher(teacher, steps or 1), teacher.classes
+        any_steps = teacher_sampler(teacher)
+        return of_student("student", student, any_steps, steps or 1), teacher.classes
     steps = steps or min(map(int, table))
     if str(steps) not in table:
         raise ConfigError(f"{folder}: trained for {', '.join(table)} steps, not {steps}")
@@ -75,9 +79,9 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Contender, int | None]:
 
     def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
         source = generator if stochastic else None
-        return sample(teacher.denoiser, noise, times, labels, source)
+        return sample(student, noise, times, labels, source)
 
-    return contender("student", steps, steps, teacher.denoiser, draw), teacher.classes
+    return contender("student", steps, steps, student, draw), teacher.classes
 
 
 def label(model: str, steps: int) -> str:

@@ -4,10 +4,13 @@
     l1             mean |d|
     pseudo_huber   √(Σ d² + c²) − c                     iCT (arXiv:2310.14189), c = 0.00054 √D
                                                          there; c = 0 is the plain norm
-    lpips          learned perceptual distance          (arXiv:1801.03924), images in [−1, 1]
+    lpips          learned perceptual distance          (arXiv:1801.03924), images in [−1, 1];
+                                                         smaller ones are enlarged to 64 × 64
 """
 
+import os
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 
 Distance = Literal["l2", "l1", "pseudo_huber", "lpips"]
 
+VGG = "vgg16-397923af.pth"
+TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 LPIPS_SIZE = 64  # the smallest side at which the VGG trunk keeps a spatial map
 
 
@@ -49,10 +54,14 @@ def _lpips(guess: Tensor, goal: Tensor) -> Tensor:
 def _lpips_network() -> nn.Module:
     from lpips import LPIPS  # 1 s to import, and only this distance needs it
 
+    file = Path(torch.hub.get_dir()) / "checkpoints" / VGG
+    if not file.is_file():
+        raise ValueError(f"distance 'lpips' needs torchvision's VGG-16 weights at {file}")
+    before = os.environ.get(TENSORS_ONLY)
+    os.environ[TENSORS_ONLY] = "1"  # torchvision would unpickle whatever the file holds
     try:
         return LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
-    except OSError as error:
-        raise ValueError(
-            "distance 'lpips' needs torchvision's VGG-16 weights (vgg16-397923af.pth) in "
-            f"{torch.hub.get_dir()}/checkpoints: {error}"
-        ) from error
+    finally:
+        del os.environ[TENSORS_ONLY]
+        if before is not None:
+            os.environ[TENSORS_ONLY] = before

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .card import card
 from .denoiser import Denoiser
-from .evaluation.suite import Row
+from .evaluation.report import read_results
 from .process import VariancePreserving
 from .session import Session
 from .shipped import PACKAGE, shipped
@@ -47,8 +47,8 @@ def export(session: Session, out: Path) -> float:
     Raises ExportError if the plain call disagrees with the trainer's sampler, ValueError if `out`
     is something else than an earlier export.
     """
-    if out.exists() and not (out / "model_index.json").is_file():
-        raise ValueError(f"{out} exists and is not a diffusers pipeline: choose another folder")
+    if out.exists() and not is_export(out):
+        raise ValueError(f"{out} exists and is not an earlier export: choose another folder")
     student, sampler = session.student(), session.run.sampler
     pipeline = pipeline_for(session.teacher, student, sampler)
     custom = type(pipeline).__name__ == FEW_STEP
@@ -58,7 +58,7 @@ def export(session: Session, out: Path) -> float:
         pipeline.save_pretrained(partial, safe_serialization=True)
         if custom:
             carry_code(partial)
-        describe(session, partial, [])
+        describe(session, partial)
         difference = verify(partial, custom, session.teacher, student, sampler)
         readable(partial)
         shutil.rmtree(out, ignore_errors=True)
@@ -68,8 +68,16 @@ def export(session: Session, out: Path) -> float:
     return difference
 
 
-def describe(session: Session, folder: Path, rows: list[Row]) -> None:
-    """Write the model card of an exported folder; rows: its scores, may be empty."""
+def is_export(folder: Path) -> bool:
+    """Whether stepdistill made this folder: its model card says so."""
+    readme = folder / "README.md"
+    return readme.is_file() and "\ntags: [stepdistill, " in readme.read_text(encoding="utf-8")
+
+
+def describe(session: Session, folder: Path) -> None:
+    """Write the model card of an exported folder, with the run's scores if it has been scored."""
+    results = session.folder / "results.json"
+    rows = read_results(results) if results.is_file() else []
     custom = (folder / CODE).is_file()
     (folder / "README.md").write_text(card(session, custom, rows), encoding="utf-8")
 
@@ -134,14 +142,13 @@ def verify(
     request = {"folder": str(folder.resolve()), "custom": custom, "steps": steps, "seed": seed}
     request |= {"batch": CHECKED, "labels": None if labels is None else labels.tolist()}
     images = plain_call(request)
+    student.net.cpu()  # where the plain call runs: convolutions of other devices round differently
     worst = 0.0
     for n in steps:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(CHECKED, *teacher.event, generator=generator)
-        device = next(student.net.parameters()).device
-        where = None if labels is None else labels.to(device)
-        ours = sampler.draw(student, noise.to(device), n, where, generator)
-        ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+        ours = sampler.draw(student, noise, n, labels, generator)
+        ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         worst = max(worst, float((images[str(n)] - ours).abs().max()))
     if not worst <= TOLERANCE:
         raise ExportError(
@@ -154,9 +161,10 @@ def verify(
 def plain_call(request: dict) -> dict[str, Tensor]:
     """Images of the plain calls of a request, made in a process without this toolkit."""
     with tempfile.TemporaryDirectory() as scratch:
-        asked, answer = Path(scratch) / "request.json", Path(scratch) / "images.safetensors"
+        script, asked, answer = (Path(scratch) / name for name in ("call.py", "ask", "answer"))
+        shutil.copy(PACKAGE / "plain_call.py", script)
         asked.write_text(json.dumps(request))
-        command = [sys.executable, "-I", str(PACKAGE / "plain_call.py"), str(asked), str(answer)]
+        command = [sys.executable, str(script), str(asked), str(answer)]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": scratch}
         done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
         if done.returncode:

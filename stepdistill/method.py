@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .critic import Critic
 from .denoiser import AnyDenoiser, Cond, Denoiser
+from .process import NoiseProcess
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Method(ABC):
     @abstractmethod
     def turns(self) -> tuple[Turn, ...]:
         """One cycle of training. The trainer repeats it, one optimiser step per turn."""
+
+    def trained_times(self, process: NoiseProcess) -> Tensor | None:
+        """The only times (n,) the student is ever asked at, or None for a continuum."""
+        return None
 
     @abstractmethod
     def passes(self) -> "Passes":

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from .config import ConfigError
-from .contenders import of_folder, of_run
+from .contenders import of_folder, of_student
 from .evaluation.suite import Contender
 from .session import reopen
 
@@ -36,12 +36,12 @@ def student_of(source: Path, steps: int | None) -> tuple[Contender, int | None]:
     if not (source / "config.yaml").is_file():
         return of_folder(source, steps)
     session = reopen(source, Accelerator())
-    students = [c for c in of_run(session) if c.model == "student"]
-    chosen = [c for c in students if steps in (None, c.steps)]
-    if not chosen:
-        offered = ", ".join(str(c.steps) for c in students)
-        raise ConfigError(f"{source}: evaluated at {offered} steps, not {steps}")
-    return chosen[0], session.teacher.classes
+    sampler = session.run.sampler
+    steps = steps or min(sampler.steps or session.run.evaluation.steps)
+    if sampler.steps and steps not in sampler.steps:
+        offered = ", ".join(map(str, sampler.steps))
+        raise ConfigError(f"{source}: offered with {offered} steps, not {steps}")
+    return of_student("student", session.student(), sampler, steps), session.teacher.classes
 
 
 def tile(images: Tensor, columns: int) -> Tensor:

@@ -76,8 +76,8 @@ def complete(session: Session, clock: "Clock", console: Console) -> None:
     with clock.part("evaluation"):
         rows, suite = score(session, console)
     with clock.part("report"):
-        describe(session, folder / "student", rows)
         report(session, rows, suite, str(clock), difference)
+        describe(session, folder / "student")
     costs = {"difference": difference, "seconds": clock.seconds}
     (folder / COSTS).write_text(json.dumps(costs, indent=1))
     console.print(f"time: {clock}")
@@ -158,13 +158,14 @@ def grid(session: Session) -> Grid:
     """Pictures of the same noise and labels, a row for each sampler."""
     run, teacher = session.run, session.teacher
     device = session.accelerator.device
-    noise = torch.randn(GRID, *teacher.event, generator=torch.Generator().manual_seed(run.seed))
+    # Re-noising continues the stream the noise came from; the same seed again would repeat it.
+    source = torch.Generator().manual_seed(run.seed)
+    noise = torch.randn(GRID, *teacher.event, generator=source)
     labels = teacher.labels(GRID)
     labels = None if labels is None else labels.to(device)
 
     def row(draw: Draw) -> torch.Tensor:
-        again = torch.Generator().manual_seed(run.seed)
-        return draw(noise.to(device), labels, again).clamp(-1, 1).cpu()
+        return draw(noise.to(device), labels, source.clone_state()).clamp(-1, 1).cpu()
 
     rows, names = [], []
     if run.network is None:

@@ -13,10 +13,12 @@ import platform
 from copy import deepcopy
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import Tensor
 
 from . import digits
 from .checkpoint import latest
@@ -55,7 +57,12 @@ def data_of(run: Run, teacher: Teacher) -> Data:
 
 
 def players_of(method: Method, teacher: Teacher, student: Denoiser, target: float) -> Players:
-    """The players `method` asks for; the target is the student itself where its decay is 0."""
+    """The players `method` asks for; the target is the student itself where its decay is 0.
+
+    Raises ConfigError for a role no run can fill."""
+    unknown = set(method.roles) - {"student", "teacher", "target"}
+    if unknown:
+        raise ConfigError(f"method needs the role {', '.join(sorted(unknown))}, which runs lack")
     needs_skip = method.identity_at_clean and not student.process.has_identity_at_clean(
         student.prediction
     )
@@ -66,15 +73,30 @@ def players_of(method: Method, teacher: Teacher, student: Denoiser, target: floa
     return Players(student, teacher.guided, target=goal)
 
 
-def check_times(run: Run, denoiser: Denoiser) -> None:
-    """Raise ConfigError for sampling times the process does not have, or where x̂₀ is undefined."""
+def check_times(run: Run, method: Method, denoiser: Denoiser) -> None:
+    """Raise ConfigError for sampling times the student never sees, or where x̂₀ is undefined."""
     process, offered = denoiser.process, {*run.sampler.steps, *run.evaluation.steps}
     try:
+        trained = method.trained_times(process)
         for n in sorted(offered):
-            start = float(run.sampler.times(process, n)[0])
-            process.require_well_posed(denoiser.prediction, start)
+            times = run.sampler.times(process, n)
+            process.require_well_posed(denoiser.prediction, float(times[0]))
+            check_trained(n, times, trained, tolerance=1e-6 * process.t_max)
     except ValueError as error:
         raise ConfigError(f"sampler: {error}") from error
+
+
+def check_trained(n: int, times: Tensor, trained: Tensor | None, tolerance: float) -> None:
+    """Raise ValueError if one of `times` is not among `trained`; None trains everywhere."""
+    if trained is None:
+        return
+    gaps = (times[:, None] - trained).abs().min(dim=1).values
+    if float(gaps.max()) > tolerance:
+        t = float(times[gaps.argmax()])
+        raise ValueError(
+            f"{n} steps ask the student at t = {t:g}, which the last stage never trains: choose a "
+            "grid that holds it (such as 16 uniform steps for 1, 2 and 4), or other steps"
+        )
 
 
 def copy_of(denoiser: Denoiser) -> Denoiser:
@@ -88,7 +110,7 @@ class Session:
     def __init__(self, run: Run, folder: Path, accelerator: Accelerator) -> None:
         self.run, self.folder, self.accelerator = run, folder, accelerator
         self.teacher = teacher_of(run)
-        check_times(run, self.teacher.denoiser)
+        check_times(run, run.stages[-1].build(), self.teacher.denoiser)
         self.teacher.denoiser.net.to(accelerator.device)
         self.data = data_of(run, self.teacher)
         self.stage = 0
@@ -128,9 +150,8 @@ class Session:
         stage = self.stage_settings
         method = stage.build()
         players = players_of(method, self.teacher, student, stage.training.target)
-        return Trainer(
-            method, players, self.data, stage.training, self.accelerator, self.run.seed + self.stage
-        )
+        seeds = (self.run.seed, self.stage)
+        return Trainer(method, players, self.data, stage.training, self.accelerator, seeds)
 
 
 def open_folder(run: Run, folder: Path) -> None:
@@ -146,8 +167,8 @@ def open_folder(run: Run, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} exists and is not a run: choose another name")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "versions.json").write_text(json.dumps(versions(), indent=1))
     file.write_text(text_of(run))
+    (folder / "versions.json").write_text(json.dumps(versions(), indent=1))
 
 
 def reopen(folder: Path, accelerator: Accelerator) -> Session:
@@ -170,6 +191,8 @@ def accelerator_of(run: Run, folder: Path) -> Accelerator:
     """The accelerator of a run, logging below its folder."""
     AcceleratorState._reset_state()  # else an earlier run of this process fixes the precision
     trackers = list(run.trackers) or None
+    if "wandb" in run.trackers and find_spec("wandb") is None:
+        raise ConfigError("trackers: wandb is not installed: pip install 'stepdistill[wandb]'")
     return Accelerator(
         mixed_precision=PRECISIONS[run.precision], log_with=trackers, project_dir=str(folder)
     )

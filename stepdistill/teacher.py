@@ -92,10 +92,11 @@ def process_of(scheduler: SchedulerMixin) -> tuple[NoiseProcess, Prediction]:
     Raises ValueError for a configuration that is not understood."""
     name, config = type(scheduler).__name__, scheduler.config
     kind = config.get("prediction_type", "epsilon")
-    # Before the table: multistep solvers carry one even when they integrate a flow.
-    flow = name.startswith("FlowMatch") or config.get("use_flow_sigmas", False)
-    if flow or kind == "flow_prediction":
+    if name.startswith("FlowMatch"):
         return RectifiedFlow(), "flow"
+    # Multistep solvers carry a table even when they integrate a flow.
+    if config.get("use_flow_sigmas", False) or kind == "flow_prediction":
+        raise ValueError(f"scheduler {name}: give the flow a FlowMatchEulerDiscreteScheduler")
     if "beta_schedule" not in config:
         raise ValueError(f"scheduler {name}: neither a flow nor a table of alphas_cumprod")
     if kind not in PREDICTIONS:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .process import NoiseProcess
 
-KARRAS_SIGMA_MAX = 80.0  # where pure noise has no finite σ/α
+KARRAS_SIGMA_MAX = 80.0  # where a Karras grid begins under a process that starts at pure noise
+PURE_NOISE = 1e6  # σ/α above which nothing of the signal is left
 
 
 def shift_fraction(u: Tensor, shift: float) -> Tensor:
@@ -36,6 +37,10 @@ class Grid:
     name: Literal["uniform", "trailing", "karras", "shifted"] = "uniform"
     shift: float = 1.0
     rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not (self.shift > 0 and self.rho > 0):
+            raise ValueError(f"grid: shift and rho are positive, got {self.shift}, {self.rho}")
 
     def times(self, process: NoiseProcess, n: int) -> Tensor:
         """(n + 1,) float64, strictly falling from process.t_max to process.t_clean.
@@ -66,7 +71,8 @@ class Grid:
 
     def _karras(self, process: NoiseProcess, n: int) -> Tensor:
         ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-        high, low = torch.exp(-process.log_snr(ends)).clamp(max=KARRAS_SIGMA_MAX)
+        ratios = torch.exp(-process.log_snr(ends))
+        high, low = torch.where(ratios > PURE_NOISE, KARRAS_SIGMA_MAX, ratios)
         u = torch.linspace(0, 1, max(n, 2), dtype=torch.float64)[:n]
         ratio = (high ** (1 / self.rho) + u * (low ** (1 / self.rho) - high ** (1 / self.rho))).pow(
             self.rho

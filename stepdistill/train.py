@@ -1,7 +1,8 @@
 """Running a session's training: progress, log, checkpoints, and a safe way to stop.
 
-`log.jsonl` has one row per `log_every` turns of a player: means since the last row. Ctrl-C lets the
-step in hand finish and saves a checkpoint; the same command goes on from there.
+`log.jsonl` has one row per player and `log_every` turns: means since the last row, or since the run
+was resumed, without steps that were skipped. Ctrl-C lets the step in hand finish and saves a
+checkpoint; the same command goes on from there.
 """
 
 import json
@@ -23,21 +24,19 @@ Observer = Callable[[int, int, dict[str, float]], None]  # (update, of updates, 
 
 @dataclass
 class Means:
-    """Running means of a player's logged numbers since they were last taken."""
+    """Means of a player's logged numbers."""
 
     count: int = 0
     sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, step: StepLog) -> None:
         self.count += 1
-        numbers = {**step.parts, "gradient_norm": step.gradient_norm}
+        numbers = {**step.parts, "gradient_norm": step.gradient_norm, "lr": step.lr}
         for name, value in numbers.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def take(self) -> dict[str, float]:
-        means = {name: value / self.count for name, value in self.sums.items()}
-        self.count, self.sums = 0, {}
-        return means
+        return {name: value / self.count for name, value in self.sums.items()}
 
 
 def train(session: Session, observe: Observer) -> None:
@@ -48,7 +47,7 @@ def train(session: Session, observe: Observer) -> None:
     log = session.folder / "log.jsonl" if session.accelerator.is_main_process else Path(os.devnull)
     truncate(log, session.stage, session.trainer.turn)
     while True:
-        with log.open("a", encoding="utf-8") as file:
+        with log.open("a", encoding="utf-8", buffering=1) as file:  # whole rows, at once on disk
             train_stage(session, file.write, observe)
         if session.finished:
             return
@@ -62,13 +61,11 @@ def train_stage(session: Session, write: Callable[[str], int], observe: Observer
     with deferred_interrupt() as interrupted:
         while not (trainer.done or interrupted.is_set()):
             step = trainer.step()
-            mean = means.setdefault(step.player, Means())
-            mean.add(step)
-            if mean.count >= session.run.log_every:
-                losses = mean.take()
-                write(log_row(session, step, time.perf_counter() - started, losses))
-                session.accelerator.log(losses, step=step.turn)
-                observe(step.update, trainer.training.updates, losses)
+            if not step.skipped:
+                means.setdefault(step.player, Means()).add(step)
+            if step.turn % session.run.log_every == 0:
+                log_means(session, step, means, write, time.perf_counter() - started)
+                observe(step.update, trainer.training.updates, dict(step.parts))
             if trainer.update >= saved + session.run.save_every:
                 saved = trainer.update
                 checkpoint(session, trainer)
@@ -77,11 +74,21 @@ def train_stage(session: Session, write: Callable[[str], int], observe: Observer
         raise KeyboardInterrupt
 
 
-def log_row(session: Session, step: StepLog, seconds: float, losses: dict[str, float]) -> str:
-    """A line of log.jsonl."""
-    row = {"stage": session.stage, "turn": step.turn, "update": step.update, "player": step.player}
-    row |= {"lr": step.lr, "skipped": session.trainer.skipped, "seconds": round(seconds, 3)}
-    return json.dumps(row | losses) + "\n"
+def log_means(
+    session: Session,
+    step: StepLog,
+    means: dict[str, "Means"],
+    write: Callable[[str], int],
+    seconds: float,
+) -> None:
+    """A row for every player that moved since the last rows, to the log and to the trackers."""
+    where = {"stage": session.stage, "turn": step.turn, "update": step.update}
+    where |= {"skipped": session.trainer.skipped, "seconds": round(seconds, 3)}
+    for player in sorted(means):
+        numbers = means.pop(player).take()
+        write(json.dumps(where | {"player": player} | numbers) + "\n")
+        tagged = {f"{player}/{name}": value for name, value in numbers.items()}
+        session.accelerator.log(tagged, step=step.turn)
 
 
 @contextmanager
@@ -131,7 +138,7 @@ def curves(log: Path) -> dict[str, list[tuple[float, float]]]:
         if row["stage"] != last_stage:
             offset, last_stage = offset + last_update, row["stage"]
         last_update = row["update"]
-        fixed = ("stage", "turn", "update", "player", "lr", "skipped", "seconds")
+        fixed = ("stage", "turn", "update", "player", "skipped", "seconds")
         for name in row.keys() - set(fixed):
             key = f"{row['player']}: {name}"
             found.setdefault(key, []).append((offset + row["update"], row[name]))

@@ -8,8 +8,8 @@ around each network: a turn may call any network any number of times, through ho
 and forward-mode derivatives, and synchronisation cannot be skipped or deadlock. Two processes
 therefore equal one process with two accumulated micro-batches.
 
-Every random number is keyed by (run seed, turn) or (run seed, turn, micro-batch): resuming a run
-continues exactly where it stopped.
+Every random number is keyed by (run seed, stage, turn) or (run seed, stage, turn, micro-batch):
+resuming a run continues exactly where it stopped.
 """
 
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ class Trainer:
         data: Data,
         training: Training,
         accelerator: Accelerator,
-        seed: int = 0,
+        seed: tuple[int, ...] = (0,),
     ) -> None:
         self.method, self.players, self.data = method, players, data
         self.training, self.accelerator, self.seed = training, accelerator, seed
@@ -181,7 +181,9 @@ class Trainer:
             for i, mean in enumerate(average.averaged):
                 mean.data.copy_(tree[f"{name}/{i}"])
             average.updates = state.numbers["averages"][name]
-        self.carries = [tree.get(f"carry/{k}") for k in range(self.training.accumulation)]
+        device = self.accelerator.device
+        carries = [tree.get(f"carry/{k}") for k in range(self.training.accumulation)]
+        self.carries = [None if c is None else c.to(device) for c in carries]
         self.turn, self.skipped = state.numbers["turn"], state.numbers["skipped"]
         self.skipped_in_a_row = state.numbers["skipped_in_a_row"]
 
@@ -229,11 +231,11 @@ class Trainer:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         micro = accumulation_step * world + rank
         per_turn = self.training.accumulation * world
-        local = stream(self.seed, 1, self.turn, micro)
+        local = stream(*self.seed, 1, self.turn, micro)
         x0, cond = self.data.batch(self.turn * per_turn + micro, self.training.batch, local)
         device = self.accelerator.device
         cond = cond.to(device) if isinstance(cond, Tensor) else cond
-        return Batch(x0.to(device), cond, stream(self.seed, 0, self.turn), local)
+        return Batch(x0.to(device), cond, stream(*self.seed, 0, self.turn), local)
 
     def _reduce_and_clip(self, player: str) -> Tensor:
         moved = [p for p in self.moved[player] if p.grad is not None]
@@ -243,7 +245,7 @@ class Trainer:
             for p, part in zip(moved, flat.split([p.numel() for p in moved]), strict=True):
                 p.grad.copy_(part.view_as(p))
         clip = self._settings(player).clip
-        return nn.utils.clip_grad_norm_(moved, clip if clip > 0 else float("inf"), foreach=True)
+        return nn.utils.clip_grad_norm_(moved, clip if clip > 0 else float("inf"))
 
     def _set_lr(self, player: str, optimiser: torch.optim.Optimizer) -> float:
         cycles, rest = divmod(self.turn, len(self.turns))

@@ -34,7 +34,7 @@ def trained(accelerator: Accelerator, accumulation: int) -> dict[str, torch.Tens
         optimiser=Optimiser(lr=1e-3, clip=0.5),
         critic_optimiser=Optimiser(lr=1e-3),
     )
-    trainer = Trainer(AdversarialCycle(), cast(), tiny_images(), training, accelerator, seed=5)
+    trainer = Trainer(AdversarialCycle(), cast(), tiny_images(), training, accelerator, seed=(5,))
     norms = [trainer.step().gradient_norm for _ in range(TURNS)]
     tensors = {k: v for k, v in trainer.state().tensors.items() if not k.startswith("carry")}
     tensors["norms"] = torch.tensor(norms, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """The bars of the digits teachers, in full: what the shipped configs reach, and in what time.
 
-Run on an idle machine, in shards; a shard that was stopped goes on in the same run folder.
+Run on an idle machine, in shards of their own.
 """
 
 import json
@@ -14,8 +14,6 @@ import pytest
 
 from stepdistill.evaluation.report import read_results
 from stepdistill.evaluation.suite import Row
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(config: str, runs: Path) -> tuple[dict[tuple[str, int], Row], float]:
@@ -35,14 +33,6 @@ def run(config: str, runs: Path) -> tuple[dict[tuple[str, int], Row], float]:
 def read_costs(folder: Path) -> dict[str, float]:
     """Seconds of each part of a run."""
     return json.loads((folder / "costs.json").read_text())["seconds"]
-
-
-def of_this_code() -> Path:
-    """A run folder that belongs to the code under test, so that only the same code resumes it."""
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return ROOT / "runs" / f"bars-{head.stdout.strip()[:12]}"
 
 
 def record(figure, rows: dict[tuple[str, int], Row]) -> None:
@@ -71,8 +61,8 @@ def test_the_demo(figure, tmp_path):
 
 
 @pytest.mark.full(shard="digits")
-def test_digits_consistency(figure):
-    rows, seconds = run("digits-consistency", of_this_code())
+def test_digits_consistency(figure, tmp_path):
+    rows, seconds = run("digits-consistency", tmp_path)
     record(figure, rows)
     figure("digits-consistency", seconds, "s")
     teacher = rows["teacher", 32]
@@ -84,8 +74,8 @@ def test_digits_consistency(figure):
 
 
 @pytest.mark.full(shard="digits-vp")
-def test_digits_consistency_under_a_table(figure):
-    rows, seconds = run("digits-consistency-vp", of_this_code())
+def test_digits_consistency_under_a_table(figure, tmp_path):
+    rows, seconds = run("digits-consistency-vp", tmp_path)
     record(figure, rows)
     figure("digits-consistency-vp", seconds, "s")
     student, four = rows["student", 1], rows["teacher", 4]

@@ -8,8 +8,6 @@ from typer.testing import CliRunner
 
 from stepdistill.cli import app
 
-FAST = ["stages.0.training.updates=2", "stages.0.training.batch=4"]
-
 
 def call(*arguments: str, expect: int = 0) -> str:
     answer = CliRunner().invoke(app, list(arguments))

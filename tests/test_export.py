@@ -31,10 +31,15 @@ def session(folder: Path, config: str, *overrides: str) -> Session:
     return made
 
 
+KARRAS = ("sampler.grid.name=karras", "stages.0.settings.grid.name=karras")
+SHIFTED = tuple(
+    f"{grid}.{key}" for grid in ("sampler.grid", "stages.0.settings.grid")
+    for key in ("name=shifted", "shift=3")
+)  # fmt: skip
 CASES = {
     "labels, re-noised": ("demo", ()),
-    "labels, deterministic": ("demo", ("sampler.stochastic=false", "sampler.grid.name=karras")),
-    "labels, shifted": ("demo", ("sampler.grid.name=shifted", "sampler.grid.shift=3")),
+    "labels, deterministic": ("demo", ("sampler.stochastic=false", *KARRAS)),
+    "labels, shifted": ("demo", SHIFTED),
     "table, one step": ("digits-consistency-vp", ("sampler.steps=[1]", "evaluation.steps=[1]")),
     "table, deterministic": ("digits-consistency-vp", ("sampler.stochastic=false",)),
     "table, re-noised": ("digits-consistency-vp", ("sampler.stochastic=true",)),
@@ -82,7 +87,7 @@ def test_a_mismatch_fails_and_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_something_else_is_not_overwritten(tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not a diffusers pipeline"):
+    with pytest.raises(ValueError, match="not an earlier export"):
         export(session(tmp_path, "demo"), tmp_path / "precious")
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "mine"
 

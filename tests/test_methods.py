@@ -1,7 +1,7 @@
 """What every file of stepdistill/methods/ must do, checked without being told its name."""
 
 from copy import deepcopy
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import MISSING, FrozenInstanceError, fields
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_a_method_is_frozen_hyperparameters(name):
     method = load(name)()
     with pytest.raises(FrozenInstanceError):
         method.anything = 1
-    assert all(field.default is not None for field in fields(method))
+    assert all(field.default is not MISSING for field in fields(method))
     assert "arXiv:" in method.paper and len(method.turns()) >= 1
 
 

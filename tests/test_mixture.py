@@ -29,7 +29,7 @@ def one_step_energy(seed: int, updates: int) -> float:
     training = Training(updates=updates, batch=256, optimiser=rate, average=0.99, target=0.95)
     players = players_of(method, FakeTeacher(mixture), student, training.target)
     data = MixtureData(mixture)
-    trainer = Trainer(method, players, data, training, Accelerator(cpu=True), seed)
+    trainer = Trainer(method, players, data, training, Accelerator(cpu=True), (seed,))
     while not trainer.done:
         trainer.step()
     trainer.average.copy_to(student.net)

@@ -17,7 +17,9 @@ TRAINING = Training(updates=6, batch=4, optimiser=Optimiser(lr=1e-3, schedule="c
 
 def trainer(training: Training = TRAINING, method=None, seed: int = 3) -> Trainer:
     accelerator = Accelerator(cpu=True)
-    return Trainer(method or AdversarialCycle(), cast(), tiny_images(), training, accelerator, seed)
+    return Trainer(
+        method or AdversarialCycle(), cast(), tiny_images(), training, accelerator, (seed,)
+    )
 
 
 def tensors(made: Trainer) -> dict[str, torch.Tensor]:

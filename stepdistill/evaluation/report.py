@@ -128,6 +128,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that have something to say in this table."""
     columns = [
         Column("model", lambda r: r.model, lambda r: _steps(r.steps)),
+        Column("source", lambda r: r.source or "–"),
         Column("NFE", lambda r: str(r.nfe) if r.nfe else "–"),
         Column("frechet", lambda r: _number(r.frechet), lambda r: _range(r.low, r.high)),
         Column(

@@ -53,6 +53,7 @@ class Contender:
     nfe: int
     parameters: int
     sample: Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Row:
     n: images in total. accuracy: share of images the classifier gives their requested label.
     kid: in domain-cnn. diversity: ratio to the teacher at most steps. paired: root mean square
     difference, in pixel values of [−1, 1], from that teacher's image of the same noise.
+    source: the run or folder it comes from, where a table has several.
     """
 
     model: str
@@ -84,6 +86,7 @@ class Row:
     diversity: float | None
     paired: float | None
     parameters: int
+    source: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,6 +278,7 @@ def _row(contender: Contender, scores: list[_Score], n: int, base: float | None)
         diversity=None if base is None else fmean(s.diversity for s in scores) / base,
         paired=fmean(gaps) ** 0.5 if gaps and generated else None,
         parameters=contender.parameters,
+        source=contender.source,
     )
 
 

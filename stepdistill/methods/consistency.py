@@ -66,6 +66,9 @@ class Consistency(Method):
         """The trajectory's times, descending, (N + 1,)."""
         return self.grid.times(process, self.steps)
 
+    def trained_times(self, process: NoiseProcess) -> Tensor:
+        return self.times(process)[:-1]
+
     def teacher_step(self, p: Players, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
         """x̂_s (b, *event): one step of the teacher's ODE."""
         if self.solver == "heun":

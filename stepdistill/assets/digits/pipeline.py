@@ -59,6 +59,8 @@ class FewStepPipeline(DiffusionPipeline):
         latents: standard normal noise (b, c, h, w). output_type: "pil", "np" or "pt" in [0, 1].
         Raises ValueError for a number of steps the student was not trained for.
         """
+        if guidance_scale != 1 and self.unet.config.num_class_embeds is None:
+            raise ValueError("guidance_scale needs a network with class labels: leave it at 1")
         labels = self._labels(class_labels, batch_size, generator)
         count = batch_size if labels is None else len(labels)
         size = self.unet.config.sample_size
@@ -86,10 +88,15 @@ class FewStepPipeline(DiffusionPipeline):
 
     def _labels(self, class_labels, batch_size, generator):
         classes = self.unet.config.num_class_embeds
+        if isinstance(generator, list):
+            raise ValueError("give one generator, not a list: its stream serves the whole batch")
         if classes is None:
             return None
         if class_labels is None:
-            class_labels = torch.randint(classes - 1, (batch_size,), generator=generator)
+            device = "cpu" if generator is None else generator.device
+            class_labels = torch.randint(
+                classes - 1, (batch_size,), generator=generator, device=device
+            )
         labels = torch.as_tensor(class_labels).reshape(-1)
         if labels.numel() == 0 or int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise ValueError(f"class_labels must lie in 0 … {classes - 1}, the last for no class")
@@ -117,7 +124,9 @@ class FewStepPipeline(DiffusionPipeline):
         if self._is_flow():
             return 1 - t, t
         # Between the table's entries the angle atan2(σ, α) is interpolated; −1 is clean data.
-        table = self.scheduler.alphas_cumprod.double()
+        table = self.scheduler.alphas_cumprod.double().clone()
+        if self.scheduler.config.get("rescale_betas_zero_snr", False):
+            table[-1] = 0.0  # some schedulers replace the exact zero by 2⁻²⁴
         angles = torch.cat([table.new_zeros(1), torch.atan2((1 - table).sqrt(), table.sqrt())])
         i = min(int(t + 1), len(angles) - 2)
         angle = angles[i] + (t + 1 - i) * (angles[i + 1] - angles[i])
