@@ -48,10 +48,15 @@ def usage(session: Session, custom: bool) -> str:
         f"images = pipe({call}).images\n```\n"
     )
     if custom:
+        reason = (
+            "no stock scheduler's configuration can hold the trained times, which `pipeline.py` "
+            "reads from `model_index.json`"
+            if steps
+            else "diffusers has no pipeline for such a network; `pipeline.py` is one"
+        )
         text += (
-            "\n`trust_remote_code=True` is needed because no stock scheduler's configuration can "
-            "hold the trained times: `pipeline.py` in this folder reads them from "
-            "`model_index.json`, and is the only code of it that runs.\n"
+            f"\n`trust_remote_code=True` is needed because {reason}. It is the only code of this "
+            "folder that runs.\n"
         )
     offered = ", ".join(map(str, steps)) if steps else "any number"
     return text + f"\nSteps it was trained for: {offered}.\n"

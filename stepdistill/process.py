@@ -93,6 +93,17 @@ class NoiseProcess(ABC):
         alpha, sigma = per_sample(x0, *self.scales(t))
         return alpha * x0 + sigma * eps
 
+    def renoise(self, x_s: Tensor, eps: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """The forward transition from s to a noisier t (b, *event): in distribution, x_t given x_s.
+
+        x_t = a x_s + √(σ_t² − a²σ_s²) ε with a = α_t/α_s, for fresh noise ε and α_s > 0.
+        """
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.scales(s), self.scales(t)
+        keep = alpha_t / alpha_s
+        spread = (sigma_t**2 - (keep * sigma_s) ** 2).clamp(min=0).sqrt()
+        keep, spread = per_sample(x_s, keep, spread)
+        return keep * x_s + spread * eps
+
     def target(self, x0: Tensor, eps: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
         """What a perfect network of this kind outputs: the linear form (2), (b, *event)."""
         a, b = per_sample(x0, *self._form(prediction, t))

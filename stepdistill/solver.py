@@ -97,6 +97,35 @@ def sample(
     With a generator the state is re-noised between steps (stochastic, consistency models'
     algorithm 1, arXiv:2303.01469); without one it follows ε̂ (deterministic, DDIM).
     """
+    x = approach(student, noise, times, cond, generator)
+    return student(x, times[-1].expand(len(x)), cond).x0
+
+
+def rollout(
+    student: AnyDenoiser,
+    noise: Tensor,
+    times: Tensor,
+    cond: Cond = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`sample` with a gradient through its last evaluation only (b, *event).
+
+    Backward simulation (DMD2, arXiv:2405.14867): give the first k of the student's times, with k
+    from the shared stream, and the student is trained on the very states its own steps lead to.
+    """
+    with torch.no_grad():
+        x = approach(student, noise, times, cond, generator)
+    return student(x, times[-1].expand(len(x)), cond).x0
+
+
+def approach(
+    student: AnyDenoiser,
+    noise: Tensor,
+    times: Tensor,
+    cond: Cond,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The state (b, *event) at the last of `times`, before its evaluation."""
     if len(times) == 0:
         raise ValueError("sampling needs at least one time")
     x = start(student.process, noise, times[0])
@@ -107,7 +136,7 @@ def sample(
         else:
             eps = torch.randn(noise.shape, generator=generator).to(noise)
         x = student.process.add_noise(at_t.x0, eps, s.expand(len(x)))
-    return student(x, times[-1].expand(len(x)), cond).x0
+    return x
 
 
 @dataclass(frozen=True)

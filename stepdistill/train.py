@@ -111,10 +111,10 @@ def deferred_interrupt() -> Iterator[Event]:
 
 
 def checkpoint(session: Session, trainer: Trainer) -> None:
-    """Write the session's state; only the main process writes."""
+    """Write the session's state; every process calls this, the main one writes."""
+    state = trainer.state()
     if not session.accelerator.is_main_process:
         return
-    state = trainer.state()
     numbers = {**state.numbers, "stage": session.stage, "update": trainer.update}
     step = sum(s.training.updates for s in session.run.stages[: session.stage]) + trainer.update
     save(session.folder / "checkpoints", step, State(state.tensors, numbers))

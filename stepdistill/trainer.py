@@ -154,8 +154,11 @@ class Trainer:
         )
 
     def state(self) -> State:
-        """Everything a resumed run needs; randomness and data are keyed by `turn` alone."""
-        tensors = {f"carry/{k}": c for k, c in enumerate(self.carries) if c is not None}
+        """Everything a resumed run needs; randomness and data are keyed by `turn` alone.
+
+        Called on every process: carried samples are gathered, in the order of ranks."""
+        gather = self.accelerator.gather
+        tensors = {f"carry/{k}": gather(c) for k, c in enumerate(self.carries) if c is not None}
         for player, net in self.nets.items():
             tensors |= {f"net/{player}/{k}": v for k, v in net.state_dict().items()}
             slots = self.optimisers[player].state_dict()["state"]
@@ -168,7 +171,9 @@ class Trainer:
         return State(tensors, numbers | {"skipped_in_a_row": self.skipped_in_a_row})
 
     def restore(self, state: State) -> None:
-        """Continue from `state`, bit for bit."""
+        """Continue from `state`, bit for bit, on as many processes as it was saved from.
+
+        Raises ValueError if samples are carried for another number of processes."""
         tree = dict(state.tensors)
         for player, net in self.nets.items():
             net.load_state_dict({k: tree.pop(f"net/{player}/{k}") for k in net.state_dict()})
@@ -181,11 +186,26 @@ class Trainer:
             for i, mean in enumerate(average.averaged):
                 mean.data.copy_(tree[f"{name}/{i}"])
             average.updates = state.numbers["averages"][name]
-        device = self.accelerator.device
-        carries = [tree.get(f"carry/{k}") for k in range(self.training.accumulation)]
-        self.carries = [None if c is None else c.to(device) for c in carries]
+        self.carries = [
+            self._own_part(tree.get(f"carry/{k}")) for k in range(self.training.accumulation)
+        ]
         self.turn, self.skipped = state.numbers["turn"], state.numbers["skipped"]
         self.skipped_in_a_row = state.numbers["skipped_in_a_row"]
+
+    def _own_part(self, gathered: Tensor | None) -> Tensor | None:
+        if gathered is None:
+            return None
+        world, rank, size = (
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+            self.training.batch,
+        )
+        if len(gathered) != world * size:
+            raise ValueError(
+                f"the checkpoint lies inside a cycle of {len(gathered) // size} processes: resume "
+                f"on as many, not {world}"
+            )
+        return gathered[rank * size : (rank + 1) * size].to(self.accelerator.device)
 
     def _averages(self) -> dict[str, Average]:
         target = {} if self.target is None else {"target": self.target}

@@ -14,6 +14,7 @@ from toys import AdversarialCycle, cast, tiny_images
 from stepdistill.trainer import Optimiser, Trainer, Training
 
 TURNS = 6
+RESUMED = 4  # after a student's turn: its sample is carried over the interruption
 
 
 def main(out: str, accumulations: list[int]) -> None:
@@ -34,8 +35,14 @@ def trained(accelerator: Accelerator, accumulation: int) -> dict[str, torch.Tens
         optimiser=Optimiser(lr=1e-3, clip=0.5),
         critic_optimiser=Optimiser(lr=1e-3),
     )
-    trainer = Trainer(AdversarialCycle(), cast(), tiny_images(), training, accelerator, seed=(5,))
-    norms = [trainer.step().gradient_norm for _ in range(TURNS)]
+
+    def fresh() -> Trainer:
+        return Trainer(AdversarialCycle(), cast(), tiny_images(), training, accelerator, (5,))
+
+    first, trainer = fresh(), fresh()
+    norms = [first.step().gradient_norm for _ in range(RESUMED)]
+    trainer.restore(first.state())
+    norms += [trainer.step().gradient_norm for _ in range(TURNS - RESUMED)]
     tensors = {k: v for k, v in trainer.state().tensors.items() if not k.startswith("carry")}
     tensors["norms"] = torch.tensor(norms, dtype=torch.float64)
     return {k: v.contiguous().clone() for k, v in tensors.items()}

@@ -69,8 +69,30 @@ def test_sample_export_and_eval_take_a_run_or_a_pipeline(runs, tmp_path):
     )
     assert "teacher" in table and "real" in table
     rows = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
-    scores = [r["frechet"] for r in rows if r["model"] == "student"]
-    assert len(scores) == 2 and scores[0] == pytest.approx(scores[1], rel=1e-6)
+    students = {r["source"]: r["frechet"] for r in rows if r["model"] == "student"}
+    assert students.keys() == {str(run), str(out)}
+    assert students[str(run)] == pytest.approx(students[str(out)], rel=1e-6)
+    assert {r["source"] for r in rows if r["model"] == "teacher"} == {"digits, w = 1"}
+    assert str(out) in (tmp_path / "e" / "report.md").read_text()
+    # The card of an export made later knows what the run scored.
+    assert "| student | 1 | 1 |" in (out / "README.md").read_text()
+
+
+def test_a_student_in_a_stock_pipeline_is_scored_as_a_student(tmp_path):
+    short = ["stages.0.training.updates=2", "stages.0.training.batch=4", "trackers=[]"]
+    quick = ["evaluation={n: 40, blocks: 2, steps: [1], teacher_steps: [1]}"]
+    call("run", "digits-consistency-vp", *short, *quick, "--runs", str(tmp_path))
+    run = tmp_path / "digits-consistency-vp"
+    call("eval", str(run / "student"), "--n", "40", "--blocks", "2", "--out", str(tmp_path / "e"))
+    made = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
+    assert [(r["model"], r["steps"]) for r in made] == [("student", 1)]
+
+
+def test_two_teachers_do_not_share_a_table(runs, tmp_path):
+    folder, _ = runs
+    call("train", "smoke", "guidance=2", "--runs", str(tmp_path))
+    output = call("eval", str(folder / "smoke"), str(tmp_path / "smoke"), expect=2)
+    assert "one teacher a table" in output and "w = 2" in output
 
 
 def test_plan_says_what_a_run_costs(tmp_path, monkeypatch):
@@ -101,6 +123,9 @@ def test_methods_are_listed():
         (["eval", "nowhere", "--suite", "coco"], "coco"),
         (["plan", "smoke", "stages.0.method=nope"], "nope"),
         (["run", "smoke", "name=../up"], "name"),
+        (["run", "smoke", "sampler.steps=[1,3]"], "never trains"),
+        (["run", "smoke", "sampler.grid.name=trailing"], "whole timesteps"),
+        (["run", "smoke", "sampler.grid.rho=0"], "positive"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, named, tmp_path, monkeypatch):

@@ -92,6 +92,13 @@ def test_something_else_is_not_overwritten(tmp_path):
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "mine"
 
 
+def test_a_pipeline_somebody_else_made_is_not_overwritten(tmp_path):
+    load_pipeline("digits-vp").save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="not an earlier export"):
+        export(session(tmp_path, "demo"), tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "unet" / "config.json").is_file()
+
+
 def test_half_of_the_numbers_are_the_averaged_students(tmp_path):
     made = session(tmp_path, "demo")
     export(made, tmp_path / "student")
@@ -162,6 +169,10 @@ def test_guidance_in_the_pipeline_is_guidance_in_the_toolkit():
 
 
 def test_what_a_teacher_cannot_be():
+    unet = dict(load_pipeline("digits-vp").unet.config)
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler"):
+        new_pipeline(unet, "UniPCMultistepScheduler", flow, 0)
     with pytest.raises(ValueError, match="class-conditional"):
         Teacher.from_pipeline(load_pipeline("digits-vp"), w=2.0)
     with pytest.raises(ValueError, match="shipped teacher"):

@@ -4,6 +4,7 @@ References: the conversion tables of the papers, written out in numpy; central d
 round trip target → estimate for whatever formula both directions share.
 """
 
+import itertools
 from math import inf, pi
 
 import numpy as np
@@ -298,3 +299,26 @@ def test_states_are_at_least_float32(dtype):
     assert coefficient.shape == (3, 1, 1, 1)
     estimate = RectifiedFlow().estimate(x, x, at([0.1, 0.5, 0.9]), "flow")
     assert estimate.x0.dtype == estimate.eps.dtype == expected
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_renoising_continues_the_forward_process(name):
+    """Marginals: α and σ of x_t are the same by one jump from x0 and by a stop at s."""
+    process = PROCESSES[name]
+    for s, t in itertools.pairwise(TIMES[name]):
+        (a_s, s_s), (a_t, s_t) = scales(name, s), scales(name, t)
+        x_s = torch.tensor([[float(a_s), float(s_s), 0.0]], dtype=torch.float64)
+        eps = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
+        # Signal, old noise and new noise are kept apart in three components.
+        signal, old, new = process.renoise(x_s, eps, at([s]), at([t]))[0].tolist()
+        assert signal == pytest.approx(float(a_t), rel=1e-9)
+        assert np.hypot(old, new) == pytest.approx(float(s_t), rel=1e-9)
+        assert new > 0
+
+
+def test_renoising_clean_data_is_adding_noise():
+    for process in PROCESSES.values():
+        x0, eps = normal(1, 3, 2), normal(2, 3, 2)
+        t = torch.full((3,), 0.4 * process.t_max, dtype=torch.float64)
+        clean = torch.full_like(t, process.t_clean)
+        close(process.renoise(x0, eps, clean, t), process.add_noise(x0, eps, t), rtol=1e-12)

@@ -1,5 +1,6 @@
 """`make test-all` resumes, forgets nothing and never calls a failure a pass."""
 
+import functools
 import json
 import os
 import shutil
@@ -130,7 +131,11 @@ def test_a_shard_that_runs_too_long_has_failed(project: Path):
 
 def test_an_interrupt_keeps_what_is_finished(project: Path):
     command = [sys.executable, "tests/shards.py", "fast", "toy.slow"]
-    process = subprocess.Popen(command, cwd=project, env=os.environ | {"SLOW": "60"})
+    # A background job starts with SIGINT ignored, and so would its children.
+    heeded = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        command, cwd=project, env=os.environ | {"SLOW": "60"}, preexec_fn=heeded
+    )
     deadline = time.monotonic() + 60
     while "slow" not in (seen := seen_so_far(project)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -17,9 +17,11 @@ from stepdistill.process import Estimate, RectifiedFlow, VarianceExploding
 from stepdistill.solver import (
     EVALUATIONS,
     Sampler,
+    approach,
     ddim_step,
     dpmpp_step,
     heun_step,
+    rollout,
     sample,
     solve_ode,
     start,
@@ -391,3 +393,34 @@ def test_the_table_of_stable_diffusion():
     alpha, sigma = (float(c) for c in PROCESSES["vp"].scales(at([999])))
     assert (alpha, sigma) == (pytest.approx(0.068265, abs=1e-6), pytest.approx(0.997667, abs=1e-6))
     assert sigma / alpha == pytest.approx(14.6, abs=0.02)
+
+
+class Watched:
+    """A denoiser that notes whether each call carries a gradient."""
+
+    def __init__(self, denoiser) -> None:
+        self.denoiser, self.process, self.calls = denoiser, denoiser.process, []
+
+    def __call__(self, x_t, t, cond=None):
+        self.calls.append(torch.is_grad_enabled())
+        return self.denoiser(x_t, t, cond)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_rollout_is_the_sampler_with_a_gradient_through_its_last_call(seed):
+    net, noise, times = student("rf"), normal(1, 4, 2), at([1.0, 0.75, 0.5])
+
+    def stream():
+        return None if seed is None else torch.Generator().manual_seed(seed)
+
+    watched = Watched(net)
+    rolled = rollout(watched, noise, times, generator=stream())
+    assert watched.calls == [False, False, True]
+    sampled = sample(net, noise, times, generator=stream())
+    assert torch.equal(rolled, sampled)
+    parameters = list(net.net.parameters())
+    one, all_calls = (torch.autograd.grad(x.sum(), parameters) for x in (rolled, sampled))
+    assert any(float((a - b).abs().max()) > 1e-6 for a, b in zip(one, all_calls))
+    alone = net(approach(net, noise, times, None, stream()).detach(), times[-1].expand(4)).x0
+    for a, b in zip(one, torch.autograd.grad(alone.sum(), parameters)):
+        assert torch.equal(a, b)

@@ -159,3 +159,9 @@ def test_laws_stay_where_networks_are_asked_and_use_their_stream_alone(name, law
     again = TimeLaw(law, shift=3.0).draw(process, 500, generator(1))
     assert torch.equal(t, again)
     assert not torch.equal(t, TimeLaw(law, shift=3.0).draw(process, 500, generator(2)))
+
+
+def test_a_karras_grid_keeps_a_finite_start_above_eighty():
+    process = VarianceExploding(t_max=700.0)
+    times = Grid("karras").times(process, 5)
+    assert float(times[0]) == 700 and float(times[1]) > 80

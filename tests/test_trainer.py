@@ -185,3 +185,6 @@ def test_only_the_newest_are_kept_and_an_interrupted_write_is_invisible(tmp_path
     (tmp_path / ".000600.partial").mkdir()
     assert sorted(p.name for p in tmp_path.glob("[0-9]*")) == ["000050", "000500"]
     assert latest(tmp_path)[0].numbers == {"turn": 3}
+    for step in (999_500, 1_000_000):  # seven digits come after six
+        save(tmp_path, step, State({}, {"turn": step}), keep=1)
+    assert latest(tmp_path)[0].numbers == {"turn": 1_000_000}

@@ -12,7 +12,7 @@ from stepdistill.data import Images, stream
 from stepdistill.denoiser import Denoiser, GaussianMixture
 from stepdistill.method import Batch, Loss, Method, Passes, Players, Turn
 from stepdistill.process import NoiseProcess, Prediction, RectifiedFlow
-from stepdistill.solver import sample
+from stepdistill.solver import rollout
 from stepdistill.times import TimeLaw
 
 
@@ -88,7 +88,7 @@ class AdversarialCycle(Method):
     def student_loss(self, p: Players, batch: Batch) -> Loss:
         steps = 1 + int(torch.randint(2, (), generator=batch.shared))
         times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
-        x = sample(p.student, batch.noise(), times, batch.cond, batch.local)
+        x = rollout(p.student, batch.noise(), times, batch.cond, batch.local)
         t = self.time.draw(p.student.process, len(x), batch.local)
         x_t = p.student.process.add_noise(x, batch.noise(), t)
         with torch.no_grad():
