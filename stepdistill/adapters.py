@@ -21,6 +21,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
@@ -99,23 +100,10 @@ class AdapterView(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """This role's tensors (not copies), keyed as diffusers' LoRA loaders expect them.
 
-        Rank and alpha are not inside: recreate the role with the same ones before `load`, or hand
-        `net.peft_config[role].to_dict()` to diffusers as the adapter's metadata.
+        Rank and alpha are not inside: recreate the role with the same ones before `load_own`, or
+        hand `net.peft_config[role].to_dict()` to diffusers as the adapter's metadata.
         """
         return {name: parameter.detach() for name, parameter in self._named().items()}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Copy what `state()` gave into this role; ValueError unless names and shapes agree."""
-        own = self._named()
-        wrong = own.keys() ^ state.keys() or {k for k in own if own[k].shape != state[k].shape}
-        if wrong:
-            raise ValueError(
-                f"adapter role {self.role!r}: {len(wrong)} tensors differ in name or shape, first "
-                f"{min(wrong)!r}; add the role with the rank and targets it was saved with"
-            )
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
 
     def _named(self) -> dict[str, nn.Parameter]:
         return {
@@ -124,6 +112,58 @@ class AdapterView(nn.Module):
             for half, matrices in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
             if self.role in matrices
         }
+
+
+def own_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """What a player has for itself, by name: a role's tensors, else all parameters and buffers."""
+    if isinstance(net, AdapterView):
+        return dict(net._named())
+    if isinstance(net, nn.ModuleDict):
+        parts = {name: own_tensors(part) for name, part in net.items()}
+        return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.items()}
+    return net.state_dict(keep_vars=True)
+
+
+def load_own(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy `state` into a player's own tensors; ValueError unless names and shapes agree."""
+    own = own_tensors(net)
+    wrong = own.keys() ^ state.keys() or {k for k in own if own[k].shape != state[k].shape}
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} tensors differ in name or shape, first '{min(wrong)}': they were saved "
+            "from another network, rank or set of targets"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def merged(view: AdapterView) -> nn.Module:
+    """A plain copy of the network with the role's correction added to its weights."""
+    net = deepcopy(view.net)
+    for _, layer in _lora_layers(net):
+        if view.role in layer.lora_A:
+            weight = layer.get_base_layer().weight
+            weight.data += layer.get_delta_weight(view.role).to(weight.dtype)
+    return without_roles(net)
+
+
+def without_roles(net: nn.Module) -> nn.Module:
+    """The network itself, after taking every role out of it."""
+    for name, layer in list(_lora_layers(net)):
+        parent, _, child = name.rpartition(".")
+        setattr(net.get_submodule(parent), child, layer.get_base_layer())
+    if "peft_config" in vars(net):
+        del net.peft_config
+    return net
+
+
+def parameter_count(net: nn.Module) -> int:
+    """Parameters that take part when this network or role is called."""
+    if not isinstance(net, AdapterView):
+        return sum(p.numel() for p in net.parameters())
+    base = sum(p.numel() for n, p in net.net.named_parameters() if ".lora_" not in n)
+    return base + sum(p.numel() for p in net.trainable())
 
 
 def enable_checkpointing(net: nn.Module) -> None:

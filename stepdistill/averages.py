@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from .adapters import own_tensors
+
 
 class Average:
     """Averages into the tensors it is given: clones, or the own tensors of a target network."""
@@ -32,13 +34,8 @@ class Average:
         get_ema_multi_avg_fn(decay)(self.averaged, values, self.updates)
         self.updates += 1
 
-    @torch.no_grad()
-    def copy_to(self, net: nn.Module) -> None:
-        """Write the average into a network's trainable tensors."""
-        for parameter, mean in zip(trainable(net), self.averaged, strict=True):
-            parameter.copy_(mean)
-
 
 def trainable(net: nn.Module) -> list[nn.Parameter]:
     """The tensors a player may move. Floating point ones; the trainer switches requires_grad."""
-    return [p for p in net.parameters() if p.is_floating_point()]
+    own = own_tensors(net).values()
+    return [p for p in own if isinstance(p, nn.Parameter) and p.is_floating_point()]

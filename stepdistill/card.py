@@ -64,7 +64,7 @@ def usage(session: Session, custom: bool) -> str:
 
 def facts(session: Session, licence: str) -> str:
     run, trainer = session.run, session.trainer
-    passes = trainer.method.passes()
+    passes = trainer.method.passes(run.sampler)
     processes = session.accelerator.num_processes
     images = processes * sum(
         s.training.updates * s.training.batch * s.training.accumulation for s in run.stages

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .method import Method, load
+from .roles import Adapters
 from .shipped import shipped, shipped_names
 from .solver import Sampler
 from .trainer import Optimiser, Training
@@ -79,6 +80,8 @@ class Run:
 
     teacher: a shipped teacher or a diffusers pipeline folder; `network` instead makes a new one.
     guidance: w in u + w(c − u), 1 neutral.  save_every: student updates between checkpoints.
+    adapters: student, critic and target as low-rank roles on the teacher's network; null for full
+    copies.  checkpointing: recompute the networks' blocks in the backward, to save memory.
     """
 
     name: str = "run"
@@ -88,6 +91,8 @@ class Run:
     guidance: float = 1.0
     data: DataSettings = DataSettings()
     stages: list[Stage] = field(default_factory=list)
+    adapters: Adapters | None = None
+    checkpointing: bool = False
     sampler: Sampler = Sampler()
     evaluation: Evaluation = Evaluation()
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .adapters import parameter_count
 from .config import ConfigError
 from .denoiser import Cond, Denoiser
 from .evaluation.suite import Contender
@@ -91,7 +92,7 @@ def label(model: str, steps: int) -> str:
 
 def contender(model: str, steps: int, nfe: int, denoiser: Denoiser, draw: Draw) -> Contender:
     """A contender whose images come from `draw`, on the denoiser's device, clamped to [−1, 1]."""
-    parameters = sum(p.numel() for p in denoiser.net.parameters())
+    parameters = parameter_count(denoiser.net)
     device = next(denoiser.net.parameters()).device
 
     @torch.inference_mode()

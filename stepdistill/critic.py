@@ -2,31 +2,41 @@
 
     pull(x, g) = ½ mean‖x − sg(x − g)‖²            gradient exactly g/numel: the surrogate through
                                                     which every score-distillation method acts
-    denoising loss  E‖net(x_t, t) − target‖²        in the network's own prediction space
+    denoising loss  E w ‖net(x_t, t) − target‖²     in the network's own prediction space; w = 1,
+                                                    min(SNR, 5) where that is x₀ (arXiv:2303.09556)
     realness        a head on the critic's features, log p_real/p_fake at its optimum;
                     softplus losses: critic softplus(ℓ_fake) + softplus(−ℓ_real), student
                     softplus(−ℓ_fake)               (DMD2, arXiv:2405.14867)
+                    hinge losses: ½ [relu(1 + ℓ_fake) + relu(1 − ℓ_real)] and −ℓ_fake
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .denoiser import Cond, Denoiser
-from .process import Estimate, NoiseProcess
+from .process import Estimate, NoiseProcess, per_sample
+
+GanLoss = Literal["softplus", "hinge"]
+LEAST_NORMALISER = 1e-5
 
 
 class Critic:
-    """A denoiser with a head that judges x_t from the features of one block of its network.
+    """A denoiser, and if asked a head that judges x_t from the features of one block.
 
-    head: maps the output of `block` (b, …) to logits (b,); `block` is a path into the network.
+    head: maps the output of `block` (b, …), a part of the denoiser's network, to logits.
     """
 
-    def __init__(self, denoiser: Denoiser, head: nn.Module, block: str) -> None:
+    def __init__(
+        self, denoiser: Denoiser, head: nn.Module | None = None, block: nn.Module | None = None
+    ) -> None:
         self.denoiser, self.head, self.block = denoiser, head, block
-        self.net = nn.ModuleDict({"network": denoiser.net, "head": head})
+        parts = {"network": denoiser.net} | ({} if head is None else {"head": head})
+        self.net = nn.ModuleDict(parts)
 
     @property
     def process(self) -> NoiseProcess:
@@ -36,10 +46,11 @@ class Critic:
         return self.denoiser(x_t, t, cond)
 
     def judge(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> tuple[Estimate, Tensor]:
-        """The estimate and the realness logits (b,), from one pass."""
-        with features(self.denoiser.net.get_submodule(self.block)) as seen:
+        """The estimate and the realness logits (b,), from one pass. Needs a head."""
+        with features(self.block) as seen:
             estimate = self.denoiser(x_t, t, cond)
-        return estimate, self.head(seen[0]).flatten()
+        logits = self.head(seen[0]).flatten()
+        return estimate, logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @contextmanager
@@ -59,9 +70,39 @@ def features(block: nn.Module) -> Iterator[list[Tensor]]:
 
 def denoising_loss(denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond) -> Tensor:
     """Mean squared error in the network's own prediction space, a scalar."""
-    process = denoiser.process
-    estimate = denoiser(process.add_noise(x0, eps, t), t, cond)
-    return F.mse_loss(estimate.raw, process.target(x0, eps, t, denoiser.prediction))
+    estimate = denoiser(denoiser.process.add_noise(x0, eps, t), t, cond)
+    return denoising_error(denoiser, estimate, x0, eps, t).square().mean()
+
+
+def denoising_error(
+    denoiser: Denoiser, estimate: Estimate, x0: Tensor, eps: Tensor, t: Tensor
+) -> Tensor:
+    """√w (output − target), (b, *event): its mean square is the denoising loss."""
+    process, kind = denoiser.process, denoiser.prediction
+    (root,) = per_sample(x0, process.loss_weight(kind, t).sqrt())
+    return root * (estimate.raw - process.target(x0, eps, t, kind))
+
+
+def lag(error: Tensor) -> Tensor:
+    """How far the critic is behind: 1 while its errors (b, *event) have no mean, above if it lags.
+
+    The root mean square, over the elements of a sample, of (mean / its standard error)² over the
+    batch. The optimal critic's error has mean zero whatever the noise and the time.
+    """
+    error = error.detach().flatten(1).float()
+    spread = error.var(dim=0) / len(error)
+    return (error.mean(dim=0).square() / spread.clamp(min=1e-20)).mean().sqrt()
+
+
+@torch.no_grad()
+def matching_direction(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """DMD's direction (fake − real)/N, (b, *event), N = mean|x − real| of each sample.
+
+    real, fake: what teacher and critic make of the noised x. The paper's listing, not its formula,
+    which has a factor α more (arXiv:2311.18828).
+    """
+    size = (x - real).abs().flatten(1).mean(dim=1).clamp(min=LEAST_NORMALISER)
+    return (fake - real) / size.view(-1, *[1] * (x.ndim - 1))
 
 
 def pull(x: Tensor, gradient: Tensor) -> Tensor:
@@ -70,11 +111,22 @@ def pull(x: Tensor, gradient: Tensor) -> Tensor:
     return 0.5 * F.mse_loss(x, (x - gradient.to(x)).detach())
 
 
-def realness_loss(fake: Tensor, real: Tensor) -> Tensor:
-    """The critic's softplus loss on logits (b,): 2 ln 2 where it knows nothing."""
+def realness_loss(fake: Tensor, real: Tensor, kind: GanLoss = "softplus") -> Tensor:
+    """The critic's loss on logits (b,). Where it knows nothing: softplus 2 ln 2, hinge 1."""
+    if kind == "hinge":
+        return (F.relu(1 + fake).mean() + F.relu(1 - real).mean()) / 2
     return F.softplus(fake).mean() + F.softplus(-real).mean()
 
 
-def fooling_loss(fake: Tensor) -> Tensor:
-    """The student's non-saturating loss on the logits (b,) of its samples."""
-    return F.softplus(-fake).mean()
+def fooling_loss(fake: Tensor, kind: GanLoss = "softplus") -> Tensor:
+    """The student's loss on the logits (b,) of its samples; softplus: non-saturating."""
+    return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
+
+
+def approximate_r1(here: Tensor, there: Tensor, width: float) -> Tensor:
+    """E ((ℓ(x + w n) − ℓ(x)) / w)², n ~ N(0, I): R1's ‖∇ℓ‖² as w → 0, without its second backward.
+
+    here, there: logits (b,) of the very tensor the head saw, and of that tensor perturbed with
+    std `width` (arXiv:2501.08316).
+    """
+    return ((there - here) / width).square().mean()

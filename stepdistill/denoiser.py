@@ -45,6 +45,7 @@ class Denoiser:
     skip: adds the boundary condition a consistency function needs where the prediction lacks it,
         x̂₀ ← c_skip x_t/α + c_out x̂₀ with s = σ/α, c_skip = σ_d²/(s² + σ_d²),
         c_out = s/√(s² + σ_d²)  (arXiv:2310.04378, in every process).
+    block: path of the part of the network whose output realness heads look at; empty for none.
     """
 
     net: nn.Module
@@ -53,6 +54,7 @@ class Denoiser:
     call: Callable[[nn.Module, Tensor, Tensor, Cond], Tensor] = plain_call
     time_scale: float = 1.0
     skip: bool = False
+    block: str = ""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
         (scale,) = per_sample(x_t, self.process.input_scale(t))

@@ -20,6 +20,7 @@ from torch import Tensor
 from .critic import Critic
 from .denoiser import AnyDenoiser, Cond, Denoiser
 from .process import NoiseProcess
+from .solver import Sampler
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,27 @@ class Batch:
         return torch.randn(self.x0.shape, generator=self.local).to(self.x0)
 
 
-class Loss(NamedTuple):
-    """total: what is minimised. parts: scalars to log. carry: a detached sample for later turns."""
+class Sample(NamedTuple):
+    """What a student made, x (b, *event) without a graph, and from which condition."""
 
-    total: Tensor
-    parts: dict[str, Tensor]
-    carry: Tensor | None = None
+    x: Tensor
+    cond: Cond
+
+
+class Loss(NamedTuple):
+    """terms: weighted scalars, minimised together. shown: what else to log. carry: for later turns.
+
+    Every term keeps its graph, so that their gradients can be compared.
+    """
+
+    terms: dict[str, Tensor]
+    shown: dict[str, Tensor] = {}
+    carry: Sample | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the terms."""
+        return torch.stack(list(self.terms.values())).sum()
 
 
 @dataclass
@@ -52,13 +68,15 @@ class Players:
     """The denoisers of a run; a method names those it needs in `roles`.
 
     teacher is frozen and already guided; target is an average of the student, or the student.
+    sampler: how the student will be sampled, for methods that train on what it makes.
     """
 
     student: Denoiser
     teacher: AnyDenoiser | None = None
     critic: Critic | None = None
     target: Denoiser | None = None
-    carry: Tensor | None = None
+    carry: Sample | None = None
+    sampler: Sampler = Sampler()
 
 
 class Turn(NamedTuple):
@@ -85,25 +103,36 @@ class Method(ABC):
     def turns(self) -> tuple[Turn, ...]:
         """One cycle of training. The trainer repeats it, one optimiser step per turn."""
 
-    def trained_times(self, process: NoiseProcess) -> Tensor | None:
-        """The only times (n,) the student is ever asked at, or None for a continuum."""
+    @property
+    def needs_head(self) -> bool:
+        """Whether the critic must judge realness."""
+        return False
+
+    def trained_times(self, process: NoiseProcess, sampler: Sampler) -> Tensor | None:
+        """The only times (n,) the student is ever asked at, or None for a continuum.
+
+        Raises ValueError for a sampler the method cannot train."""
         return None
 
     @abstractmethod
-    def passes(self) -> "Passes":
+    def passes(self, sampler: Sampler) -> "Passes":
         """The network passes of one student update, counted by formula."""
 
 
 class Passes(NamedTuple):
-    """Network passes of one student update, per batch.
+    """Network passes of one student update, per batch; means where chance decides.
 
-    trained: forward and backward. frozen: forward only, by student-sized networks (target).
+    trained: forward and backward. frozen: forward only, by student-sized networks.
     teacher: calls of the teacher denoiser; guidance doubles each.
     """
 
-    trained: int
-    frozen: int
-    teacher: int
+    trained: float
+    frozen: float
+    teacher: float
+
+    def work(self, nfe: int) -> float:
+        """All passes in units of one forward, a backward as two; nfe: networks a teacher call."""
+        return 3 * self.trained + self.frozen + nfe * self.teacher
 
 
 def load(name: str) -> type[Method]:

@@ -6,15 +6,18 @@ Wall time comes from a few measured updates on this machine.
 """
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import nn
+
+from .adapters import parameter_count
 from .config import Run
 from .session import Session, accelerator_of
 
 MEASURED = 3  # updates, after one to warm up
-FLOAT = 4
-MOMENTS = 2  # of every optimiser offered
+FLOAT = 4  # bytes
+TRAINED = 4  # weight, gradient, and two moments of every optimiser offered
 
 Line = tuple[str, str]
 
@@ -23,10 +26,10 @@ def plan(run: Run) -> list[Line]:
     """(what, how much) lines. Trains a handful of updates in memory and writes nothing."""
     unwritten = Path(".")
     session = Session(run, unwritten, accelerator_of(replace(run, trackers=()), unwritten))
-    lines, seconds = memory(session), 0.0
+    lines, seconds = [], 0.0
     while True:
         stage = session.stage_settings
-        lines += passes(session)
+        lines += memory(session) + passes(session)
         each = update_seconds(session)
         seconds += each * stage.training.updates
         lines.append((f"{stage.method}: seconds per update", f"{each:.3f}"))
@@ -39,32 +42,53 @@ def plan(run: Run) -> list[Line]:
 def memory(session: Session) -> list[Line]:
     """Parameters and persistent bytes by role."""
     lines, total = [], 0
-    for role, count, floats in roles(session):
-        size = count * floats * FLOAT
-        total += size
-        lines.append((role, f"{count:,} parameters, {size / 2**20:.1f} MiB"))
-    return [*lines, ("all roles", f"{total / 2**20:.1f} MiB")]
+    for role in roles(session):
+        total += role.bytes
+        text = f"{role.parameters:,} parameters, {role.bytes / 2**20:.1f} MiB"
+        lines.append((f"{session.stage_settings.method}: {role.name}", text))
+    base = parameter_bytes(session.teacher.denoiser.net)
+    lines.append(("all roles", f"{total / 2**20:.1f} MiB, {total / base:.2f}× the teacher"))
+    return lines
 
 
-def roles(session: Session) -> list[tuple[str, int, int]]:
-    """(role, parameters, persistent floats per parameter) of the present stage."""
-    trainer, players = session.trainer, session.trainer.players
-    size = sum(p.numel() for p in players.student.net.parameters())
-    found = [("student", size, 1 + 1 + MOMENTS + 1)]
+@dataclass(frozen=True)
+class Role:
+    """What a role holds from update to update: its own parameters, `floats` float32 of each."""
+
+    name: str
+    parameters: int
+    bytes: int
+
+
+def roles(session: Session) -> list[Role]:
+    """The roles of the present stage that hold something of their own."""
+    trainer = session.trainer
+    found = []
     if session.run.network is None:
-        found.append(("teacher", size, 1))
+        net = session.teacher.denoiser.net
+        found.append(Role("teacher", parameter_count(net), parameter_bytes(net)))
+    for name, moved in sorted(trainer.moved.items()):
+        count = sum(p.numel() for p in moved)
+        averages = name == "student"
+        found.append(Role(name, count, FLOAT * count * (TRAINED + averages)))
     if trainer.target is not None:
-        found.append(("target", size, 1))
+        count = sum(p.numel() for p in trainer.target.averaged)
+        found.append(Role("target", count, FLOAT * count))
     return found
+
+
+def parameter_bytes(net: nn.Module) -> int:
+    """Bytes of a network's weights, or of the base's alone under a view."""
+    return FLOAT * parameter_count(net)
 
 
 def passes(session: Session) -> list[Line]:
     """Network passes of one student update."""
     stage, trainer = session.stage_settings, session.trainer
-    counted, nfe = trainer.method.passes(), session.teacher.nfe
+    counted, nfe = trainer.method.passes(session.run.sampler), session.teacher.nfe
     text = (
-        f"{counted.trained} forward+backward, {counted.frozen} target forward, "
-        f"{counted.teacher * nfe} teacher forward"
+        f"{counted.trained:g} forward+backward, {counted.frozen:g} forward, "
+        f"{counted.teacher * nfe:g} teacher forward"
     )
     return [(f"{stage.method}: passes per update", text)]
 

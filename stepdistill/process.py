@@ -124,6 +124,15 @@ class NoiseProcess(ABC):
         ones = torch.ones_like(exact(t))
         return self._solve(x_t, a * direction.x0 + b * direction.eps, t, a * ones, b * ones)
 
+    def loss_weight(self, prediction: Prediction, t: Tensor) -> Tensor:
+        """The weight (b,) of a squared error of this prediction: 1, for x0 min(α²/σ², 5).
+
+        Networks that predict x0 must be kept from spending themselves on noise (arXiv:2303.09556).
+        """
+        if prediction != "x0":
+            return torch.ones_like(exact(t))
+        return torch.exp(2 * self.log_snr(t)).clamp(max=5)
+
     def is_well_posed(self, prediction: Prediction, t: float) -> bool:
         """Whether a network's output at time t determines both unknowns there."""
         at = torch.tensor([t], dtype=torch.float64)

@@ -21,11 +21,13 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from . import digits
+from .adapters import AdapterView, load_own, merged
 from .checkpoint import latest
 from .config import ConfigError, Run, Stage, read, text_of
 from .data import Data, Images
 from .denoiser import Denoiser
-from .method import Method, Players
+from .method import Method
+from .roles import Casting, cast
 from .teacher import Teacher, load_pipeline, new_pipeline
 from .trainer import Trainer
 
@@ -41,9 +43,12 @@ def teacher_of(run: Run) -> Teacher:
         else:
             n = run.network
             pipeline = new_pipeline(n.unet, n.scheduler, n.scheduler_config, run.seed)
-        return Teacher.from_pipeline(pipeline, run.guidance)
+        teacher = Teacher.from_pipeline(pipeline, run.guidance)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"teacher: {error}") from error
+    if run.adapters is None:
+        return teacher
+    return teacher.with_net(AdapterView(teacher.denoiser.net, None))
 
 
 def data_of(run: Run, teacher: Teacher) -> Data:
@@ -56,28 +61,11 @@ def data_of(run: Run, teacher: Teacher) -> Data:
     return Images(images, labels, teacher.classes, run.data.dropout, run.seed)
 
 
-def players_of(method: Method, teacher: Teacher, student: Denoiser, target: float) -> Players:
-    """The players `method` asks for; the target is the student itself where its decay is 0.
-
-    Raises ConfigError for a role no run can fill."""
-    unknown = set(method.roles) - {"student", "teacher", "target"}
-    if unknown:
-        raise ConfigError(f"method needs the role {', '.join(sorted(unknown))}, which runs lack")
-    needs_skip = method.identity_at_clean and not student.process.has_identity_at_clean(
-        student.prediction
-    )
-    student = replace(student, skip=needs_skip)
-    goal = None
-    if "target" in method.roles:
-        goal = replace(student, net=deepcopy(student.net)) if target > 0 else student
-    return Players(student, teacher.guided, target=goal)
-
-
-def check_times(run: Run, method: Method, denoiser: Denoiser) -> None:
+def check_times(run: Run, methods: list[Method], denoiser: Denoiser) -> None:
     """Raise ConfigError for sampling times the student never sees, or where x̂₀ is undefined."""
     process, offered = denoiser.process, {*run.sampler.steps, *run.evaluation.steps}
     try:
-        trained = method.trained_times(process)
+        *_, trained = (method.trained_times(process, run.sampler) for method in methods)
         for n in sorted(offered):
             times = run.sampler.times(process, n)
             process.require_well_posed(denoiser.prediction, float(times[0]))
@@ -99,22 +87,18 @@ def check_trained(n: int, times: Tensor, trained: Tensor | None, tolerance: floa
         )
 
 
-def copy_of(denoiser: Denoiser) -> Denoiser:
-    """The same denoiser with weights of its own."""
-    return replace(denoiser, net=deepcopy(denoiser.net))
-
-
 class Session:
     """One run in its folder: its teacher, and the trainer of its present stage."""
 
     def __init__(self, run: Run, folder: Path, accelerator: Accelerator) -> None:
         self.run, self.folder, self.accelerator = run, folder, accelerator
+        self.methods = [stage.build() for stage in run.stages]
         self.teacher = teacher_of(run)
-        check_times(run, run.stages[-1].build(), self.teacher.denoiser)
+        check_times(run, self.methods, self.teacher.denoiser)
         self.teacher.denoiser.net.to(accelerator.device)
         self.data = data_of(run, self.teacher)
         self.stage = 0
-        self.trainer = self._trainer(copy_of(self.teacher.denoiser))
+        self.trainer = self._trainer(None)
 
     @property
     def stage_settings(self) -> Stage:
@@ -126,14 +110,17 @@ class Session:
 
     def next_stage(self) -> None:
         """Start the next stage from the averaged student of this one."""
-        student = self.student()
+        start = self.trainer.averaged()
         self.stage += 1
-        self.trainer = self._trainer(student)
+        self.trainer = self._trainer(start)
 
     def student(self) -> Denoiser:
-        """The averaged student, with weights of its own."""
-        student = copy_of(self.trainer.players.student)
-        self.trainer.average.copy_to(student.net)
+        """The averaged student, a plain network with weights of its own."""
+        student = self.trainer.players.student
+        student = replace(student, net=deepcopy(student.net))
+        load_own(student.net, self.trainer.averaged())
+        if isinstance(student.net, AdapterView):
+            student = replace(student, net=merged(student.net))
         student.net.eval().requires_grad_(False)
         return student
 
@@ -142,16 +129,33 @@ class Session:
         state, warnings = latest(self.folder / "checkpoints")
         if state is not None:
             self.stage = state.numbers["stage"]
-            self.trainer = self._trainer(copy_of(self.teacher.denoiser))
+            self.trainer = self._trainer(None)
             self.trainer.restore(state)
         return warnings
 
-    def _trainer(self, student: Denoiser) -> Trainer:
-        stage = self.stage_settings
-        method = stage.build()
-        players = players_of(method, self.teacher, student, stage.training.target)
-        seeds = (self.run.seed, self.stage)
+    def _trainer(self, start: dict[str, Tensor] | None) -> Trainer:
+        run, stage, method = self.run, self.stage_settings, self.methods[self.stage]
+        casting = Casting(
+            run.sampler,
+            run.adapters,
+            run.checkpointing,
+            stage.training.target,
+            self._needs_skip(),
+            start,
+            (run.seed, self.stage),
+        )
+        try:
+            players = cast(method, self.teacher, casting)
+        except ValueError as error:
+            raise ConfigError(f"stages.{self.stage}: {error}") from error
+        seeds = (run.seed, self.stage)
         return Trainer(method, players, self.data, stage.training, self.accelerator, seeds)
+
+    def _needs_skip(self) -> bool:
+        # A student that has been a consistency function stays one in later stages.
+        teacher = self.teacher.denoiser
+        asked = any(method.identity_at_clean for method in self.methods[: self.stage + 1])
+        return asked and not teacher.process.has_identity_at_clean(teacher.prediction)
 
 
 def open_folder(run: Run, folder: Path) -> None:

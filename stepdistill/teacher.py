@@ -9,7 +9,7 @@ the calling convention from the class of its network.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import diffusers
 import torch
 from diffusers import DDIMPipeline, DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils.logging import disable_progress_bar
-from torch import Tensor
+from torch import Tensor, nn
 
-from .backbones.labelled import call_labelled
+from .backbones.labelled import BLOCK, call_labelled
 from .denoiser import AnyDenoiser, Cond, Denoiser, Guided
 from .process import NoiseProcess, Prediction, RectifiedFlow, VariancePreserving
 from .shipped import PACKAGE, pipeline_module
@@ -57,7 +57,7 @@ class Teacher:
         net.eval().requires_grad_(False)
         process, prediction = process_of(pipeline.scheduler)
         scale = float(pipeline.scheduler.config.num_train_timesteps) if is_flow(pipeline) else 1.0
-        denoiser = Denoiser(net, process, prediction, call_labelled, scale)
+        denoiser = Denoiser(net, process, prediction, call_labelled, scale, block=BLOCK)
         labels = net.config.num_class_embeds
         if labels is None and w != 1:
             raise ValueError(f"guidance {w:g} needs a class-conditional teacher: use guidance 1")
@@ -66,6 +66,13 @@ class Teacher:
         side = (size, size) if isinstance(size, int) else tuple(size)
         classes = None if labels is None else labels - 1
         return cls(denoiser, guided, pipeline, w, (net.config.in_channels, *side), classes)
+
+    def with_net(self, net: nn.Module) -> "Teacher":
+        """The same teacher seen through `net`, a view of its network."""
+        denoiser = replace(self.denoiser, net=net)
+        if isinstance(self.guided, Guided):
+            return replace(self, denoiser=denoiser, guided=replace(self.guided, denoiser=denoiser))
+        return replace(self, denoiser=denoiser, guided=denoiser)
 
     @property
     def nfe(self) -> int:

@@ -20,10 +20,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from .adapters import load_own, own_tensors
 from .averages import Average, trainable
 from .checkpoint import State
 from .data import Data, stream
-from .method import Batch, Method, Players, Turn
+from .method import Batch, Loss, Method, Players, Sample, Turn
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Trainer:
         self.optimisers = {n: self._settings(n).build(net) for n, net in self.nets.items()}
         self.average = Average.of(self.nets["student"], training.average)
         self.target = self._target_average()
-        self.carries: list[Tensor | None] = [None] * training.accumulation
+        self.carries: list[Sample | None] = [None] * training.accumulation
 
     @property
     def update(self) -> int:
@@ -131,13 +132,17 @@ class Trainer:
     def done(self) -> bool:
         return self.update >= self.training.updates
 
-    def step(self) -> StepLog:
-        """One turn: one optimiser step of one player, or a skipped one if it is not finite."""
+    def step(self, compare_terms: bool = False) -> StepLog:
+        """One turn: one optimiser step of one player, or a skipped one if it is not finite.
+
+        With `compare_terms` its log has the gradient norm of every term of the loss, "|∇ name|"
+        (of this process's first micro-batch), at the price of one more backward a term.
+        """
         turn = self.turns[self.turn % len(self.turns)]
         self._only(turn.player)
         optimiser = self.optimisers[turn.player]
         optimiser.zero_grad(set_to_none=True)
-        total, parts = self._accumulate(turn)
+        total, parts = self._accumulate(turn, compare_terms)
         norm = self._reduce_and_clip(turn.player)
         lr = self._set_lr(turn.player, optimiser)
         finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(total))
@@ -153,14 +158,23 @@ class Trainer:
             self.turn, self.update, name, float(total), logged, float(norm), lr, not finite
         )
 
+    def averaged(self) -> dict[str, Tensor]:
+        """The student's own tensors with its average in place of its weights."""
+        own = own_tensors(self.nets["student"])
+        moved = {id(p) for p in self.moved["student"]}
+        names = [name for name, tensor in own.items() if id(tensor) in moved]
+        return own | dict(zip(names, self.average.averaged, strict=True))
+
     def state(self) -> State:
         """Everything a resumed run needs; randomness and data are keyed by `turn` alone.
 
         Called on every process: carried samples are gathered, in the order of ranks."""
         gather = self.accelerator.gather
-        tensors = {f"carry/{k}": gather(c) for k, c in enumerate(self.carries) if c is not None}
+        carried = [(k, c) for k, c in enumerate(self.carries) if c is not None]
+        tensors = {f"carry/{k}/x": gather(c.x) for k, c in carried}
+        tensors |= {f"carry/{k}/cond": gather(c.cond) for k, c in carried if c.cond is not None}
         for player, net in self.nets.items():
-            tensors |= {f"net/{player}/{k}": v for k, v in net.state_dict().items()}
+            tensors |= {f"net/{player}/{k}": v for k, v in own_tensors(net).items()}
             slots = self.optimisers[player].state_dict()["state"]
             for i, slot in slots.items():
                 tensors |= {f"optimiser/{player}/{i}/{k}": v for k, v in slot.items()}
@@ -176,7 +190,7 @@ class Trainer:
         Raises ValueError if samples are carried for another number of processes."""
         tree = dict(state.tensors)
         for player, net in self.nets.items():
-            net.load_state_dict({k: tree.pop(f"net/{player}/{k}") for k in net.state_dict()})
+            load_own(net, {k: tree.pop(f"net/{player}/{k}") for k in own_tensors(net)})
             optimiser = self.optimisers[player]
             saved = optimiser.state_dict()
             prefix = f"optimiser/{player}/"
@@ -186,11 +200,13 @@ class Trainer:
             for i, mean in enumerate(average.averaged):
                 mean.data.copy_(tree[f"{name}/{i}"])
             average.updates = state.numbers["averages"][name]
-        self.carries = [
-            self._own_part(tree.get(f"carry/{k}")) for k in range(self.training.accumulation)
-        ]
+        self.carries = [self._carry(tree, k) for k in range(self.training.accumulation)]
         self.turn, self.skipped = state.numbers["turn"], state.numbers["skipped"]
         self.skipped_in_a_row = state.numbers["skipped_in_a_row"]
+
+    def _carry(self, tensors: dict[str, Tensor], k: int) -> Sample | None:
+        x, cond = (self._own_part(tensors.get(f"carry/{k}/{part}")) for part in ("x", "cond"))
+        return None if x is None else Sample(x, cond)
 
     def _own_part(self, gathered: Tensor | None) -> Tensor | None:
         if gathered is None:
@@ -231,21 +247,29 @@ class Trainer:
             for parameter in parameters:
                 parameter.requires_grad_(name == player)
 
-    def _accumulate(self, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
+    def _accumulate(self, turn: Turn, compare: bool) -> tuple[Tensor, dict[str, Tensor]]:
         n = self.training.accumulation
         total, parts = torch.zeros((), device=self.accelerator.device), {}
         for k in range(n):
             self.players.carry = self.carries[k]
             with self.accelerator.autocast():
                 loss = turn.loss(self.players, self._batch(k))
+            if compare and k == 0:
+                parts |= self._term_norms(turn.player, loss)
             self.accelerator.backward(loss.total / n)
-            if loss.carry is not None:
-                self.carries[k] = loss.carry.detach()
+            self.carries[k] = loss.carry or self.carries[k]
             total = total + loss.total.detach() / n
-            for name, value in loss.parts.items():
+            for name, value in (loss.terms | loss.shown).items():
                 parts[name] = parts.get(name, 0) + value.detach() / n
         reduce = self.accelerator.reduce
         return reduce(total, "mean"), {k: reduce(v, "mean") for k, v in parts.items()}
+
+    def _term_norms(self, player: str, loss: Loss) -> dict[str, Tensor]:
+        moved, found = self.moved[player], {}
+        for name, term in loss.terms.items():
+            slopes = torch.autograd.grad(term, moved, retain_graph=True, allow_unused=True)
+            found[f"|∇ {name}|"] = nn.utils.get_total_norm([s for s in slopes if s is not None])
+        return found
 
     def _batch(self, accumulation_step: int) -> Batch:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index

@@ -68,13 +68,6 @@ def test_a_target_is_averaged_in_place():
     assert target.first.requires_grad and target.first.grad_fn is None
 
 
-def test_an_average_is_written_into_a_network():
-    source, net = MLP(2, seed=0), MLP(2, seed=5)
-    Average.of(source, 0.9).copy_to(net)
-    close(net.first, source.first, atol=1e-6)
-    close(net.last, source.last, atol=1e-6)
-
-
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan")])
 def test_impossible_decays_are_refused(decay):
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):

@@ -61,7 +61,7 @@ def test_an_update_costs_its_passes(case, figure):
     run = read("demo", CASES[case])
     session = Session(run, Path("."), Accelerator(cpu=True))
     trained, frozen = formula(session)
-    passes = session.trainer.method.passes()
+    passes = session.trainer.method.passes(run.sampler)
     forwards = passes.frozen + passes.teacher * session.teacher.nfe
     for p in trainable(session.trainer.players.student.net):
         p.requires_grad_(True)

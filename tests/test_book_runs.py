@@ -134,9 +134,9 @@ class Toy(Method):
         with torch.no_grad():
             goal = p.teacher(x_t, t, batch.cond).x0
         loss = (p.student(x_t, t, batch.cond).x0 - goal).square().mean()
-        return Loss(loss, {"toy": loss})
+        return Loss({"toy": loss})
 
-    def passes(self):
+    def passes(self, sampler):
         return Passes(trained=1, frozen=0, teacher=1)
 '''
 TOY_RUN = """

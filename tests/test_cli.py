@@ -100,7 +100,7 @@ def test_plan_says_what_a_run_costs(tmp_path, monkeypatch):
     output = call("plan", "demo")
     assert "268,769 parameters" in output and "min" in output
     words = " ".join(output.replace("│", " ").split())
-    assert "1 forward+backward, 1 target forward," in words and "2 teacher forward" in words
+    assert "1 forward+backward, 1 forward," in words and "2 teacher forward" in words
     assert list(tmp_path.iterdir()) == []
 
 

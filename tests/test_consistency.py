@@ -18,7 +18,7 @@ from stepdistill.denoiser import Denoiser, Gaussian, GaussianMixture, Guided
 from stepdistill.method import Batch, Players
 from stepdistill.methods.consistency import Consistency
 from stepdistill.process import VarianceExploding
-from stepdistill.solver import EVALUATIONS
+from stepdistill.solver import EVALUATIONS, Sampler
 from stepdistill.times import Grid
 
 names = pytest.mark.parametrize("name", PROCESSES)
@@ -329,7 +329,7 @@ def test_passes_are_as_counted_by_formula(solver):
     student, target, teacher = (Counted(network("rf", "flow", seed)) for seed in (0, 2, 4))
     cond = torch.arange(8)
     method.loss(Players(student, teacher, target=target), batch(8, d=2, cond=cond))
-    passes = method.passes()
+    passes = method.passes(Sampler())
     assert (len(student.seen), len(target.seen)) == (passes.trained, passes.frozen) == (1, 1)
     assert len(teacher.seen) == passes.teacher == EVALUATIONS[solver]
     for player in (student, target, teacher):

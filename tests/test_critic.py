@@ -149,7 +149,7 @@ def test_realness_is_the_log_ratio_at_its_optimum():
 @names
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_denoising_happens_in_the_networks_own_space(name, prediction):
-    """In units of x̂₀ the weight is 1, α²/σ² (eps), (α²+σ²)²/σ² (v), α²/σ² + 1/σ_d² (EDM)."""
+    """In units of x̂₀: min(SNR, 5), α²/σ² (eps), (α²+σ²)²/σ² (v), α²/σ² + 1/σ_d² (EDM)."""
     process, t = PROCESSES[name], at(TIMES[name])
     x0, eps = normal(1, len(t), 2), normal(2, len(t), 2)
     denoiser = Denoiser(MLP(2, slow=process.t_max), process, prediction)
@@ -157,7 +157,7 @@ def test_denoising_happens_in_the_networks_own_space(name, prediction):
     alpha, sigma = (torch.tensor(c)[:, None] for c in scales(name, TIMES[name]))
     rates = [c[:, None] for c in process.rates(t)]
     weight = {
-        "x0": 1.0,
+        "x0": torch.clamp((alpha / sigma) ** 2, max=5),
         "eps": (alpha / sigma) ** 2,
         "v": ((alpha**2 + sigma**2) / sigma) ** 2,
         "edm": (alpha / sigma) ** 2 + 1 / process.sigma_data**2,
@@ -220,7 +220,7 @@ def judged():
     torch.manual_seed(0)
     trunk, head = Trunk(), nn.Linear(6, 1).double()
     denoiser = Denoiser(trunk, PROCESSES["rf"], "flow")
-    return Judged(trunk, head, Critic(denoiser, head, "block"))
+    return Judged(trunk, head, Critic(denoiser, head, trunk.block))
 
 
 def test_a_critic_answers_and_judges_in_one_pass(judged):

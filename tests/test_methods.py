@@ -6,15 +6,22 @@ from dataclasses import MISSING, FrozenInstanceError, fields
 import pytest
 import torch
 from accelerate import Accelerator
-from toys import MixtureData, energy_distance, five_modes, mlp_denoiser
+from toys import (
+    MixtureData,
+    MixtureTeacher,
+    energy_distance,
+    five_modes,
+    mlp_denoiser,
+    pretrained,
+)
 
+from stepdistill.adapters import load_own
 from stepdistill.averages import trainable
 from stepdistill.catalogue import catalogue, markdown
-from stepdistill.critic import denoising_loss
 from stepdistill.data import stream
 from stepdistill.method import Batch, Players, load
 from stepdistill.process import RectifiedFlow, TrigFlow, VarianceExploding, VariancePreserving
-from stepdistill.session import players_of
+from stepdistill.roles import Casting, cast
 from stepdistill.shipped import PACKAGE
 from stepdistill.solver import Sampler
 from stepdistill.trainer import Optimiser, Trainer, Training
@@ -36,19 +43,16 @@ WELL_POSED = [
 ]
 
 
-class FakeTeacher:
-    """What `players_of` reads of a teacher: the guided denoiser."""
-
-    def __init__(self, guided) -> None:
-        self.guided = guided
-
-
 def players(name: str, process, kind: str = "flow", seed: int = 0) -> Players:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = mlp_denoiser(process, kind)
-    made = players_of(load(name)(), FakeTeacher(five_modes(process)), student, target=0.9)
-    return made
+        base = mlp_denoiser(process, kind)
+    casting = Casting(Sampler((1, 2)), target=0.9, seed=(seed,))
+    return cast(load(name)(), MixtureTeacher(five_modes(process), base), casting)
+
+
+def net_of(p: Players, player: str) -> torch.nn.Module:
+    return p.critic.net if player == "critic" else getattr(p, player).net
 
 
 def batch(process, turn: int = 0, n: int = 32) -> Batch:
@@ -57,7 +61,7 @@ def batch(process, turn: int = 0, n: int = 32) -> Batch:
 
 
 def test_there_are_methods_and_each_is_listed():
-    assert {"consistency", "diffusion"} <= set(NAMES)
+    assert {"consistency", "diffusion", "dmd2"} <= set(NAMES)
     assert [entry.name for entry in catalogue()] == NAMES
     assert all(f"`{name}`" in markdown() for name in NAMES)
 
@@ -77,13 +81,14 @@ def test_a_loss_is_a_pure_function(name):
     p = players(name, process)
     before = deepcopy(p)
     for turn in method.turns():
-        values = [turn.loss(p, batch(process)).total for _ in range(2)]
-        assert torch.equal(*values)
+        losses = [turn.loss(p, batch(process)) for _ in range(2)]
+        assert torch.equal(losses[0].total, losses[1].total)
         other = turn.loss(p, batch(process, turn=1)).total
-        assert not torch.equal(values[0], other)
-    for role in ("student", "target"):
-        if (player := getattr(p, role)) is not None:
-            for a, b in zip(trainable(player.net), trainable(getattr(before, role).net)):
+        assert not torch.equal(losses[0].total, other)
+        p.carry = losses[0].carry or p.carry
+    for role in ("student", "critic", "target"):
+        if getattr(p, role) is not None:
+            for a, b in zip(trainable(net_of(p, role)), trainable(net_of(before, role))):
                 assert torch.equal(a, b)
 
 
@@ -114,34 +119,19 @@ def test_gradients_are_finite_for_every_well_posed_prediction(name, process, kin
     p = players(name, PROCESSES[process], kind)
     for turn in load(name)().turns():
         loss = turn.loss(p, batch(PROCESSES[process]))
-        gradients = torch.autograd.grad(loss.total, trainable(p.student.net))
+        p.carry = loss.carry or p.carry
+        moved = trainable(net_of(p, turn.player))
+        gradients = torch.autograd.grad(loss.total, moved, allow_unused=True)
+        gradients = [g for g in gradients if g is not None]
         assert all(bool(g.isfinite().all()) for g in gradients)
         assert sum(float(g.abs().sum()) for g in gradients) > 0
 
 
-def pretrained(process, updates: int = 400) -> torch.nn.Module:
-    """An MLP that has seen the data: where distillation starts."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        student = mlp_denoiser(process)
-    optimiser, mixture = torch.optim.Adam(student.net.parameters(), 3e-3), five_modes(process)
-    for k in range(updates):
-        g = stream(3, k)
-        x0, _ = mixture.sample(128, g)
-        t = process.t_min + torch.rand(128, generator=g).double() * (process.t_max - process.t_min)
-        loss = denoising_loss(student, x0, torch.randn(128, 2, generator=g), t, None)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return student
-
-
 @pytest.mark.parametrize("name", [n for n in NAMES if "teacher" in load(n).roles])
 def test_the_student_improves_in_one_step(name):
-    process = RectifiedFlow()
-    student = pretrained(process)
-    mixture, method = five_modes(process), load(name)()
-    p = players_of(method, FakeTeacher(mixture), student, target=0.9)
+    base, mixture, method = pretrained(), five_modes(), load(name)()
+    casting = Casting(Sampler((1,)), target=0.9)
+    p = cast(method, MixtureTeacher(mixture, base), casting)
     training = Training(updates=250, batch=128, optimiser=Optimiser(lr=2e-3), average=0.9)
     real, _ = mixture.sample(1000, stream(11))
     noise = torch.randn(1000, 2, generator=stream(12))
@@ -150,12 +140,12 @@ def test_the_student_improves_in_one_step(name):
         with torch.no_grad():
             return energy_distance(Sampler().draw(denoiser, noise, 1, None, stream(13)), real)
 
-    before = score(student)
+    before = score(base)
     trainer = Trainer(method, p, MixtureData(mixture), training, Accelerator(cpu=True))
     while not trainer.done:
         trainer.step()
-    trainer.average.copy_to(student.net)
-    assert score(student) < 0.5 * before
+    load_own(p.student.net, trainer.averaged())
+    assert score(p.student) < 0.5 * before
 
 
 def test_the_readme_shows_the_table_of_methods():

@@ -6,12 +6,12 @@ from statistics import fmean
 import pytest
 import torch
 from accelerate import Accelerator
-from test_methods import FakeTeacher
-from toys import MixtureData, energy_distance, five_modes, mlp_denoiser
+from toys import MixtureData, MixtureTeacher, energy_distance, five_modes, mlp_denoiser
 
+from stepdistill.adapters import load_own
 from stepdistill.data import stream
 from stepdistill.methods.consistency import Consistency
-from stepdistill.session import players_of
+from stepdistill.roles import Casting, cast
 from stepdistill.solver import Sampler
 from stepdistill.trainer import Optimiser, Trainer, Training
 
@@ -27,15 +27,16 @@ def one_step_energy(seed: int, updates: int) -> float:
     mixture, method = five_modes(), Consistency()
     rate = Optimiser(lr=1e-3, warmup=50, schedule="cosine")
     training = Training(updates=updates, batch=256, optimiser=rate, average=0.99, target=0.95)
-    players = players_of(method, FakeTeacher(mixture), student, training.target)
+    teacher = MixtureTeacher(mixture, student)
+    players = cast(method, teacher, Casting(target=training.target))
     data = MixtureData(mixture)
     trainer = Trainer(method, players, data, training, Accelerator(cpu=True), (seed,))
     while not trainer.done:
         trainer.step()
-    trainer.average.copy_to(student.net)
+    load_own(players.student.net, trainer.averaged())
     noise = torch.randn(SAMPLES, 2, generator=stream(seed, 5))
     with torch.no_grad():
-        made = Sampler().draw(student, noise, 1, None, stream(seed, 6))
+        made = Sampler().draw(players.student, noise, 1, None, stream(seed, 6))
     return energy_distance(made, mixture.sample(SAMPLES, stream(seed, 7))[0])
 
 

@@ -10,9 +10,9 @@ from stepdistill.backbones.labelled import call_labelled
 from stepdistill.critic import Critic, denoising_loss, fooling_loss, pull, realness_loss
 from stepdistill.data import Images, stream
 from stepdistill.denoiser import Denoiser, GaussianMixture
-from stepdistill.method import Batch, Loss, Method, Passes, Players, Turn
+from stepdistill.method import Batch, Loss, Method, Passes, Players, Sample, Turn
 from stepdistill.process import NoiseProcess, Prediction, RectifiedFlow
-from stepdistill.solver import rollout
+from stepdistill.solver import Sampler, rollout
 from stepdistill.times import TimeLaw
 
 
@@ -64,7 +64,8 @@ def cast(seed: int = 0) -> Players:
     """Student, teacher and critic with a realness head, all different tiny UNets."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        critic = Critic(tiny_denoiser(seed + 1), Head(8), "mid_block")
+        judge = tiny_denoiser(seed + 1)
+        critic = Critic(judge, Head(8), judge.net.mid_block)
     return Players(tiny_denoiser(seed + 2), tiny_denoiser(seed + 3), critic)
 
 
@@ -82,7 +83,7 @@ class AdversarialCycle(Method):
         critic = Turn("critic", self.critic_loss)
         return (Turn("student", self.student_loss), critic, critic)
 
-    def passes(self) -> Passes:
+    def passes(self, sampler: Sampler) -> Passes:
         return Passes(trained=1, frozen=0, teacher=1)
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
@@ -95,16 +96,17 @@ class AdversarialCycle(Method):
             real, fake = p.teacher(x_t, t, batch.cond).x0, p.critic(x_t, t, batch.cond).x0
         _, logits = p.critic.judge(x_t, t, batch.cond)
         dmd, gan = pull(x, fake - real), fooling_loss(logits)
-        return Loss(dmd + self.gan * gan, {"dmd": dmd, "gan": gan}, carry=x)
+        carry = Sample(x.detach(), batch.cond)
+        return Loss({"dmd": dmd, "gan": self.gan * gan}, carry=carry)
 
     def critic_loss(self, p: Players, batch: Batch) -> Loss:
-        process, x = p.critic.process, p.carry
+        process, (x, cond) = p.critic.process, p.carry
         t = self.time.draw(process, len(x), batch.local)
-        score = denoising_loss(p.critic.denoiser, x, batch.noise(), t, batch.cond)
-        _, fake = p.critic.judge(process.add_noise(x, batch.noise(), t), t, batch.cond)
+        score = denoising_loss(p.critic.denoiser, x, batch.noise(), t, cond)
+        _, fake = p.critic.judge(process.add_noise(x, batch.noise(), t), t, cond)
         _, real = p.critic.judge(process.add_noise(batch.x0, batch.noise(), t), t, batch.cond)
         gan = realness_loss(fake, real)
-        return Loss(score + self.gan * gan, {"score": score, "realness": gan})
+        return Loss({"score": score, "realness": self.gan * gan})
 
 
 class MLP(nn.Module):
@@ -149,4 +151,34 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 def mlp_denoiser(process: NoiseProcess | None = None, prediction: Prediction = "flow") -> Denoiser:
     """An untrained MLP on two numbers."""
-    return Denoiser(MLP(), process or RectifiedFlow(), prediction)
+    return Denoiser(MLP(), process or RectifiedFlow(), prediction, block="body.3")
+
+
+class MixtureTeacher:
+    """What `cast` reads of a teacher: an exact one, and the network that players start from."""
+
+    event = (2,)
+
+    def __init__(self, mixture: GaussianMixture, base: Denoiser) -> None:
+        self.guided, self.denoiser = mixture, base
+
+    def labels(self, n: int) -> None:
+        return None
+
+
+def pretrained(process: NoiseProcess | None = None, updates: int = 400, seed: int = 0) -> Denoiser:
+    """An MLP that has seen the data: where distillation starts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = mlp_denoiser(process)
+    process, mixture = student.process, five_modes(student.process)
+    optimiser = torch.optim.Adam(student.net.parameters(), 3e-3)
+    for k in range(updates):
+        g = stream(3, seed, k)
+        x0, _ = mixture.sample(128, g)
+        t = process.t_min + torch.rand(128, generator=g).double() * (process.t_max - process.t_min)
+        loss = denoising_loss(student, x0, torch.randn(128, 2, generator=g), t, None)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return student

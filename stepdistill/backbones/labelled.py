@@ -4,6 +4,8 @@ from torch import Tensor, nn
 
 from ..denoiser import Cond
 
+BLOCK = "mid_block"  # where realness heads look: the bottleneck
+
 
 def call_labelled(net: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     """The network's output, without a learned variance."""

@@ -21,7 +21,7 @@ from ..denoiser import Cond
 from ..distances import Distance, distance
 from ..method import Batch, Loss, Method, Passes, Players, Turn
 from ..process import NoiseProcess, per_sample
-from ..solver import EVALUATIONS, Solver, ddim_step, heun_step
+from ..solver import EVALUATIONS, Sampler, Solver, ddim_step, heun_step
 from ..times import Grid
 
 
@@ -60,13 +60,13 @@ class Consistency(Method):
         guess = p.student(x_t, t, batch.cond).x0
 
         loss = distance(self.distance, guess, goal, self.huber).mean()
-        return Loss(loss, {"consistency": loss})
+        return Loss({"consistency": loss})
 
     def times(self, process: NoiseProcess) -> Tensor:
         """The trajectory's times, descending, (N + 1,)."""
         return self.grid.times(process, self.steps)
 
-    def trained_times(self, process: NoiseProcess) -> Tensor:
+    def trained_times(self, process: NoiseProcess, sampler: Sampler) -> Tensor:
         return self.times(process)[:-1]
 
     def teacher_step(self, p: Players, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
@@ -82,5 +82,5 @@ class Consistency(Method):
         (end,) = per_sample(x_s, s <= self.times(process)[-1])
         return torch.where(end.bool(), x_s, p.target(x_s, inside, cond).x0)
 
-    def passes(self) -> Passes:
+    def passes(self, sampler: Sampler) -> Passes:
         return Passes(trained=1, frozen=1, teacher=EVALUATIONS[self.solver])

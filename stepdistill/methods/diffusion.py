@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..critic import denoising_loss
 from ..method import Batch, Loss, Method, Passes, Players, Turn
+from ..solver import Sampler
 from ..times import TimeLaw
 
 
@@ -28,7 +29,7 @@ class Diffusion(Method):
     def loss(self, p: Players, batch: Batch) -> Loss:
         t = self.time.draw(p.student.process, len(batch.x0), batch.local)
         loss = denoising_loss(p.student, batch.x0, batch.noise(), t, batch.cond)
-        return Loss(loss, {"denoising": loss})
+        return Loss({"denoising": loss})
 
-    def passes(self) -> Passes:
+    def passes(self, sampler: Sampler) -> Passes:
         return Passes(trained=1, frozen=0, teacher=0)
