@@ -108,9 +108,9 @@ class Session:
     def finished(self) -> bool:
         return self.stage + 1 == len(self.run.stages) and self.trainer.done
 
-    def next_stage(self) -> None:
-        """Start the next stage from the averaged student of this one."""
-        start = self.trainer.averaged()
+    def next_stage(self, start: dict[str, Tensor] | None = None) -> None:
+        """Start the next stage from the averaged student of this one, or from these tensors."""
+        start = start or self.trainer.averaged()
         self.stage += 1
         self.trainer = self._trainer(start)
 
