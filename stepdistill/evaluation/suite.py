@@ -186,6 +186,15 @@ def evaluate(
     return [_row(c, s, n * blocks, base) for c, s in zip(field, scores, strict=True)]
 
 
+def scored_images(
+    contender: Contender, suite: Suite, n: int, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """The images (n, c, h, w) that `evaluate` scores in its first block, and their labels."""
+    batches = list(_batches(suite, n, seed, 0))
+    images = torch.cat([_generate(contender, batch)[0] for batch in batches])
+    return images, None if suite.classes is None else torch.cat([b.labels for b in batches])
+
+
 @dataclass(frozen=True)
 class _Batch:
     noise: Tensor
