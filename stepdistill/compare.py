@@ -3,19 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from rich.console import Console
 
 from .config import ConfigError
-from .contenders import label, of_folder, of_run
-from .evaluation.report import Grid, write_report
+from .contenders import of_folder, of_run
+from .evaluation.report import Report, write_report
 from .evaluation.suite import Contender, Row, digits_suite, evaluate
+from .gallery import same_noise, worst
 from .progress import progress
 from .session import reopen, versions
 
 SEED = 2000
-PICTURES = 10
 
 
 def compare(
@@ -38,11 +37,18 @@ def compare(
     measured = digits_suite(conditional=conditional)
     with progress(console, "evaluating") as observe:
         rows = evaluate(contenders, measured, n, blocks, SEED, on_progress=observe)
-    provenance = {"sources": ", ".join(map(str, sources))} | measured.provenance | versions()
-    out.mkdir(parents=True, exist_ok=True)
-    title = "Comparison: " + ", ".join(source.name for source in sources)
-    grids = [pictures(contenders, conditional)]
-    write_report(out, rows, title=title, provenance=provenance, curves={}, grids=grids)
+    provenance = {
+        "sources": ", ".join(map(str, sources)),
+        "versions": ", ".join(map(" ".join, versions().items())),
+    }
+    report = Report(
+        title="Comparison: " + ", ".join(source.name for source in sources),
+        rows=rows,
+        provenance=provenance | measured.provenance,
+        grids=[same_noise(contenders, measured, SEED)],
+        worst=worst(contenders, measured, n, SEED),
+    )
+    write_report(out, report)
     return rows
 
 
@@ -69,14 +75,3 @@ def gather(sources: list[Path], steps: int | None) -> tuple[list[Contender], boo
     if len(teachers) > 1:
         raise ConfigError(f"eval: one teacher a table, got {'; '.join(sorted(teachers))}")
     return list(found.values()), kinds.pop() is not None
-
-
-@torch.no_grad()
-def pictures(contenders: list[Contender], conditional: bool) -> Grid:
-    """The same noise and labels through every contender."""
-    source = torch.Generator().manual_seed(SEED)
-    noise = torch.randn(PICTURES, 1, 8, 8, generator=source)
-    labels = torch.arange(PICTURES) if conditional else None
-    made = [c.sample(noise, labels, source.clone_state()) for c in contenders]
-    names = [f"{c.source} {label(c.model, c.steps)}".strip() for c in contenders]
-    return Grid("Same noise, same label", torch.stack(made), names)

@@ -11,22 +11,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from .config import Run
-from .contenders import Draw, label, of_run, teacher_sampler
-from .evaluation.report import Grid, read_results, write_report
+from .config import Run, text_of
+from .contenders import of_run
+from .evaluation.report import Report, read_results, write_report
 from .evaluation.suite import Row, Suite, digits_suite, evaluate
 from .export import describe, export
+from .gallery import films, same_noise, worst
 from .progress import progress
 from .session import Session, accelerator_of, open_folder, versions
 from .train import curves, train
 
 COSTS = "costs.json"  # written last: a folder that has it is finished
-GRID = 10  # pictures in a row of the report
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def complete(session: Session, clock: "Clock", console: Console) -> None:
     with clock.part("evaluation"):
         rows, suite = score(session, console)
     with clock.part("report"):
-        report(session, rows, suite, str(clock), difference)
+        report(session, rows, suite, clock, difference)
         describe(session, folder / "student")
     costs = {"difference": difference, "seconds": clock.seconds}
     (folder / COSTS).write_text(json.dumps(costs, indent=1))
@@ -129,55 +129,57 @@ def score(session: Session, console: Console) -> tuple[list[Row], Suite]:
 
 
 def report(
-    session: Session, rows: list[Row], suite: Suite, spent: str, difference: float
+    session: Session, rows: list[Row], suite: Suite, clock: "Clock", difference: float
 ) -> None:
     """results.json, report.md and report.html in the run's folder."""
-    run = session.run
-    trainer = session.trainer
-    provenance = {
-        "teacher": run.teacher or "none: this run trains one from data",
-        "guidance": f"{run.guidance:g}  (u + w(c − u), 1 neutral)",
-        "stages": ", ".join(f"{s.method} × {s.training.updates}" for s in run.stages),
-        "steps skipped as not finite": str(trainer.skipped),
-        "time": spent,
-        "export": f"plain call equals the trainer's sampler to {difference:.1e}",
-    }
-    provenance |= suite.provenance | versions()
+    run, contenders = session.run, of_run(session)
     write_report(
         session.folder,
-        rows,
-        title=run.name,
-        provenance=provenance,
-        curves=curves(session.folder / "log.jsonl"),
-        grids=[grid(session)],
+        Report(
+            title=run.name,
+            rows=rows,
+            provenance=provenance(session, difference) | suite.provenance,
+            costs=costs(session, clock),
+            curves=curves(session.folder / "log.jsonl"),
+            stages=stage_ends(run),
+            grids=[same_noise(contenders, suite, run.seed)],
+            films=films(session),
+            worst=worst(contenders, suite, run.evaluation.n, run.evaluation.seed),
+            config=text_of(run),
+        ),
     )
 
 
-@torch.no_grad()
-def grid(session: Session) -> Grid:
-    """Pictures of the same noise and labels, a row for each sampler."""
-    run, teacher = session.run, session.teacher
-    device = session.accelerator.device
-    # Re-noising continues the stream the noise came from; the same seed again would repeat it.
-    source = torch.Generator().manual_seed(run.seed)
-    noise = torch.randn(GRID, *teacher.event, generator=source)
-    labels = teacher.labels(GRID)
-    labels = None if labels is None else labels.to(device)
+def provenance(session: Session, difference: float) -> dict[str, str]:
+    """What was trained, from what, and how far the export can be trusted."""
+    run = session.run
+    methods = {f"stage {i}": str(s.build()) for i, s in enumerate(run.stages, 1)}
+    return {
+        "teacher": run.teacher or "none: this run trains one from data",
+        "guidance": f"{run.guidance:g}  (u + w(c − u), 1 neutral)",
+        **methods,
+        "steps skipped as not finite": str(session.trainer.skipped),
+        "export": f"plain call equals the trainer's sampler to {difference:.1e}",
+        "versions": ", ".join(map(" ".join, versions().items())),
+    }
 
-    def row(draw: Draw) -> torch.Tensor:
-        return draw(noise.to(device), labels, source.clone_state()).clamp(-1, 1).cpu()
 
-    rows, names = [], []
-    if run.network is None:
-        euler = teacher_sampler(teacher)
-        for n in run.evaluation.teacher_steps:
-            rows.append(row(lambda z, c, g, n=n: euler.draw(teacher.guided, z, n, c, g)))
-            names.append(label("teacher", n))
-    student = session.student()
-    for n in run.evaluation.steps:
-        rows.append(row(lambda z, c, g, n=n: run.sampler.draw(student, z, n, c, g)))
-        names.append(label("student", n))
-    return Grid("Same noise, same label", torch.stack(rows), names)
+def costs(session: Session, clock: "Clock") -> dict[str, str]:
+    """Seconds of each part, and what each stage's updates are made of."""
+    spent = {part: f"{seconds:.1f} s" for part, seconds in clock.seconds.items()}
+    for i, stage in enumerate(session.run.stages, 1):
+        passes = stage.build().passes()._asdict().items()
+        spent[f"stage {i}, {stage.method}"] = (
+            f"{stage.training.updates:,} updates of {stage.training.batch} samples; "
+            f"network passes an update: {', '.join(f'{n} {kind}' for kind, n in passes)}"
+        )
+    return spent
+
+
+def stage_ends(run: Run) -> list[tuple[int, str]]:
+    """The last update of each stage, counted from the start of the run, and its method."""
+    ends = accumulate(stage.training.updates for stage in run.stages)
+    return [(end, stage.method) for end, stage in zip(ends, run.stages, strict=True)]
 
 
 def finished(run: Run, folder: Path) -> Result | None:

@@ -1,17 +1,23 @@
 """The page a reader sees: self-contained, escaped, honest about n; the JSON a program reads.
 
 Mutations that must each fail a test here: autoescape off; `allow_nan=False` dropped; a headline
-that compares in one space only or takes the student at most steps; strips without rounding or
-alpha.
+that compares in one space only or takes the student at most steps; mosaics without rounding or
+alpha, or filled column by column; a policy that admits any style; stages of a run without their
+boundaries; all students of a comparison in one series; a dollar sign that starts a formula.
+
+What a browser makes of the page is in test_browser.py.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
+import math
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,17 +28,30 @@ from PIL import Image
 
 from stepdistill.evaluation.figures import (
     LIGHT,
+    Curve,
     Series,
     _draw_quality,
-    quality_pictures,
-    strip,
-    training_pictures,
+    _draw_training,
+    _series,
+    mosaic,
+    quality_panels,
+    training_panels,
 )
-from stepdistill.evaluation.report import Grid, headline, read_results, write_report
+from stepdistill.evaluation.outliers import Outlier, Outliers
+from stepdistill.evaluation.report import (
+    Film,
+    Grid,
+    Health,
+    Report,
+    Sign,
+    read_results,
+    write_report,
+)
 from stepdistill.evaluation.suite import Row
+from stepdistill.evaluation.table import headline
 
-EVIL = "<script>alert('1 & 2')</script>"
-VOID = {"meta", "img", "source", "br"}
+EVIL = """"'></style></select></script><script>alert('1 & 2')</script><img src=x onerror='a'>"""
+VOID = {"meta", "img", "source", "br", "input"}
 
 
 def row(model: str, steps: int, frechet: float, frechet_random: float) -> Row:
@@ -68,30 +87,67 @@ ROWS = [
     row("student", 1, 0.42, 0.2),
     replace(row("real", 0, 0.17, 0.06), seconds_per_image=None, paired=None, parameters=0),
 ]
-GRIDS = [Grid(EVIL, torch.rand(2, 5, 1, 8, 8) * 2 - 1, ["teacher", EVIL])]
-CURVES = {EVIL: [(1.0, 3.0), (2.0, float("nan")), (3.0, 0.1)], "loss": [(0.0, 1.0), (1.0, 0.5)]}
+
+
+def images(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(*shape, 1, 8, 8, generator=generator) * 2 - 1
+
+
+def report_of(name: str) -> Report:
+    """A report with everything a report may have, and `name` wherever it takes a user's text."""
+    picture = images()
+    asked = Outlier(picture, picture, 4.2, read=7, label=3, confidence=0.08)
+    return Report(
+        title=name,
+        rows=[*ROWS[:-1], replace(ROWS[5], source=name), ROWS[-1]],
+        provenance={f"a | b {name}": name},
+        costs={f"training {name}": name},
+        curves={
+            f"student: {name}": [(1.0, 3.0), (2.0, float("nan")), (3.0, 0.1)],
+            f"{name}: score": [(2.0, 1.0), (3.0, 0.5)],
+        },
+        stages=[(2, name), (3, name)],
+        grids=[Grid(name, images(2, 12), ["teacher", name])],
+        films=[Film(name, images(2, 3), ["1", "2", name])],
+        worst=[Outliers(name, 300, 3.5, [asked, replace(asked, label=None)])],
+        health=Health(
+            [name],
+            [
+                Sign(f"lag {name}", 0.03, 0.0, 0.1, "healthy"),
+                Sign("drift", math.nan, -math.inf, 2.0, "alarm"),
+                Sign("diversity", 0.6, 0.7, math.inf, "watch"),
+            ],
+        ),
+        config=f"name: {name}\nseed: 0\n",
+    )
+
+
+BARE = Report("t", ROWS, {})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("report") / "new" / "folder"
-    write_report(made, ROWS, title=EVIL, provenance={"a | b": EVIL}, curves=CURVES, grids=GRIDS)
+    write_report(made, report_of(EVIL))
     return made
 
 
 class Page(HTMLParser):
-    """Checks nesting while it collects tags, attributes and visible text."""
+    """Checks nesting while it collects tags, attributes and the text that is shown."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.links, self.text = [], [], [], ""
+        self.open, self.tags, self.links, self.values, self.headings = [], [], [], [], []
+        self.text = ""
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
+        self.tags.append((tag, *(name for name, _ in attrs)))
         self.links += [v for k, v in attrs if k in ("src", "srcset", "href", "action", "data")]
+        self.values += [v or "" for _, v in attrs]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -99,8 +155,18 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, *_ in self.tags)
+
+
+def page_of(report: Report, folder: Path) -> Page:
+    write_report(folder, report)
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -108,30 +174,46 @@ def page(folder: Path) -> Page:
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
-def test_page_parses_and_escapes_what_it_is_given(page: Page):
-    assert "script" not in page.tags
-    # Title twice, one curve, one grid title, one row label, one provenance value.
-    assert page.text.count(EVIL) == 6
-    assert page.tags.count("h1") == 1
+def test_no_text_changes_the_page_and_all_of_it_is_shown(page: Page, tmp_path: Path):
+    plain = page_of(report_of("harmless"), tmp_path)
+    assert page.tags == plain.tags
+    # Title and headings 4, slider and strips 3, frame, worst, curves 2, table, health 2, costs and
+    # provenance 4, configuration.
+    assert page.text.count(EVIL) == plain.text.count("harmless") == 19
+    evil, harmless = ("".join(values) for values in (page.values, plain.values))
+    assert evil.count(EVIL) == harmless.count("harmless") > 5
 
 
 def test_page_asks_no_server_for_anything(folder: Path, page: Page):
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert not re.search(r"https?://|@import|url\(|<link|<iframe", html)
-    assert "default-src 'none'" in html
+    assert not re.search(r"https?://|@import|url\(|<link|<iframe|<base", html)
 
 
-def test_page_shows_two_spaces_every_curve_and_every_strip(page: Page):
-    pictures = 2 + len(CURVES)
-    assert page.tags.count("picture") == pictures
-    assert page.tags.count("img") == pictures + 2
+def test_the_policy_admits_only_the_style_and_the_script_of_the_page(folder: Path):
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    policy = unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1])
+    allowed = {name: values for name, *values in map(str.split, policy.split("; "))}
+    assert allowed.pop("default-src") == ["'none'"] and allowed.pop("img-src") == ["data:"]
+    for tag in ("style", "script"):
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.S)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert allowed.pop(f"{tag}-src") == [f"'sha256-{digest}'"]
+    assert set(map(tuple, allowed.values())) == {("'none'",)}
+
+
+def test_page_shows_every_picture(page: Page):
+    drawn = 4 + 2  # two spaces against two costs, two curves
+    assert page.count("picture") == drawn
+    # Two rows under the slider and two static, three frames, two worst samples.
+    assert page.count("img") == drawn + 2 + 2 + 3 + 2
     for link in page.links:
         Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))).verify()
 
 
-def test_page_and_markdown_show_every_row_and_mark_missing_values(folder: Path, page: Page):
-    markdown = (folder / "report.md").read_text(encoding="utf-8")
+def test_page_and_markdown_show_every_row_and_mark_missing_values(tmp_path: Path):
+    page = page_of(replace(BARE, provenance={"a | b": "c"}), tmp_path)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     table = [line for line in markdown.splitlines() if line.startswith("|")][: 2 + len(ROWS)]
     assert len({line.count("|") for line in table}) == 1
     assert table[-1].startswith(
@@ -139,48 +221,72 @@ def test_page_and_markdown_show_every_row_and_mark_missing_values(folder: Path, 
     )
     assert table[-1].endswith("| – | – | – |")
     assert table[4].startswith("| teacher 32 steps | 64 | 0.260 0.234–0.286 |")
-    assert page.tags.count("tr") == 1 + len(ROWS) + 2
+    assert page.count("tr") == 1 + len(ROWS) + 2
     assert "a \\| b" in markdown and "| images a row | 3,000 |" in markdown
 
 
-def test_columns_without_values_are_left_out(tmp_path: Path):
+def test_health_and_costs_are_told_in_both_forms(tmp_path: Path):
+    page = page_of(report_of("x"), tmp_path)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "* **alarm**: x\n" in markdown and "| training x | x |" in markdown
+    signs = [
+        ("lag x", "0.03", "0 – 0.1", "healthy"),
+        ("drift", "not finite", "≤ 2", "alarm"),
+        ("diversity", "0.6", "≥ 0.7", "watch"),
+    ]
+    for sign in signs:
+        assert f"| {' | '.join(sign)} |" in markdown
+        assert "".join(sign) in page.text.replace("\n", "")
+    assert page.text.index("Training raised an alarm") < page.text.index("Results")
+
+
+def test_what_is_empty_is_left_out(tmp_path: Path):
     rows = [replace(r, accuracy=None, paired=None) for r in ROWS]
-    write_report(tmp_path, rows, title="t", provenance={}, curves={}, grids=[])
-    header = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()[4]
+    page = page_of(replace(BARE, rows=rows), tmp_path)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    header = markdown.splitlines()[4]
     assert "recall" in header and "accuracy" not in header and "paired" not in header
-    bare = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "Training" not in bare.text and "Same noise" not in bare.text
+    assert page.headings == ["Results", "Quality against cost", "How to read this", "Provenance"]
+    assert "Configuration" not in page.text and "| cost |" not in markdown
+    assert "alarm" not in markdown and "health" not in markdown
 
 
-def test_results_are_strict_json_and_read_back(folder: Path):
+def test_a_grid_of_one_sampler_has_no_slider(tmp_path: Path):
+    for rows, sliders in ((1, 0), (2, 1), (3, 1)):
+        grid = Grid("g", images(rows, 3), [f"row {i}" for i in range(rows)])
+        page = page_of(replace(BARE, grids=[grid]), tmp_path / str(rows))
+        assert page.count("input") == sliders and page.count("select") == 2 * sliders
+
+
+def test_results_are_strict_json_and_read_back(tmp_path: Path):
     def refuse(name: str):
         raise AssertionError(f"{name} is not JSON")
 
-    text = (folder / "results.json").read_text(encoding="utf-8")
+    write_report(tmp_path, BARE)
+    text = (tmp_path / "results.json").read_text(encoding="utf-8")
     raw = json.loads(text, parse_constant=refuse)
     assert {row["model"] for row in raw["rows"]} == {"teacher", "student", "untrained-student"}
     assert raw["floor"][0]["seconds_per_image"] is None
-    assert read_results(folder / "results.json") == ROWS
+    assert read_results(tmp_path / "results.json") == ROWS
 
 
 def test_numbers_that_are_not_finite_are_refused_and_nothing_is_written(tmp_path: Path):
     for bad in (float("nan"), float("inf")):
-        rows = [replace(ROWS[0], frechet=bad)]
         with pytest.raises(ValueError):
-            write_report(tmp_path, rows, title="t", provenance={}, curves={}, grids=[])
+            write_report(tmp_path, replace(BARE, rows=[replace(ROWS[0], frechet=bad)]))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_of_unequal_n_and_mislabelled_grids_are_refused(tmp_path: Path):
-    def write(rows, grids):
-        write_report(tmp_path, rows, title="t", provenance={}, curves={}, grids=grids)
-
+def test_rows_of_unequal_n_and_mislabelled_pictures_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="different n do not compare"):
-        write([ROWS[0], replace(ROWS[1], n=2000)], [])
-    with pytest.raises(ValueError, match="one label a row"):
-        write(ROWS, [Grid("g", torch.zeros(2, 3, 1, 8, 8), ["only one"])])
+        write_report(tmp_path, replace(BARE, rows=[ROWS[0], replace(ROWS[1], n=2000)]))
+    with pytest.raises(ValueError, match="grid 'g'.*one label"):
+        write_report(tmp_path, replace(BARE, grids=[Grid("g", images(2, 3), ["only one"])]))
+    with pytest.raises(ValueError, match="film 'f'.*one label"):
+        write_report(tmp_path, replace(BARE, films=[Film("f", images(2, 3), ["1", "2"])]))
     with pytest.raises(ValueError, match="at least one row"):
-        write([], [])
+        write_report(tmp_path, replace(BARE, rows=[]))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_headline_compares_in_both_spaces_and_in_time():
@@ -201,39 +307,107 @@ def test_headline_without_student_or_teacher():
     )
 
 
-def test_strip_holds_the_pixels_of_every_image():
-    images = torch.linspace(-1, 1, 3 * 2 * 4 * 4).reshape(3, 2, 4, 4)[:, :1]
-    picture = Image.open(io.BytesIO(base64.b64decode(strip(images).split(",")[1])))
+def opened(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+
+
+def test_mosaic_holds_the_pixels_of_every_image():
+    made = torch.linspace(-1, 1, 5 * 2 * 4 * 4).reshape(5, 2, 4, 4)[:, :1]
+    picture = opened(mosaic(made, columns=3))
     zoom, gap = 12, 6  # 4 pixels drawn 48 high
-    assert picture.mode == "RGBA" and picture.size == (3 * 4 * zoom + 2 * gap, 4 * zoom)
-    for column in range(3):
-        left = column * (4 * zoom + gap)
+    pitch = 4 * zoom + gap
+    assert picture.mode == "RGBA" and picture.size == (3 * pitch - gap, 2 * pitch - gap)
+    for index in range(5):
+        left, top = index % 3 * pitch, index // 3 * pitch
         for y, x in ((0, 0), (3, 1), (2, 3)):
-            grey = round((images[column, 0, y, x].item() + 1) * 127.5)
-            found = picture.getpixel((left + x * zoom + 5, y * zoom + 5))
+            grey = round((made[index, 0, y, x].item() + 1) * 127.5)
+            found = picture.getpixel((left + x * zoom + 5, top + y * zoom + 5))
             assert found == (grey, grey, grey, 255)
-        if column < 2:
-            assert picture.getpixel((left + 4 * zoom + 1, 0))[3] == 0
+    assert picture.getpixel((pitch - 1, 0))[3] == 0 and picture.getpixel((0, pitch - 1))[3] == 0
+    assert picture.getpixel((2 * pitch + 5, pitch + 5))[3] == 0  # no sixth image
     colour = torch.tensor([1.0, -1.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    picture = Image.open(io.BytesIO(base64.b64decode(strip(colour).split(",")[1])))
-    assert picture.getpixel((3, 3)) == (255, 0, 128, 255)
+    assert opened(mosaic(colour, 1)).getpixel((3, 3)) == (255, 0, 128, 255)
     with pytest.raises(ValueError, match="1 or 3"):
-        strip(torch.zeros(1, 2, 4, 4))
+        mosaic(torch.zeros(1, 2, 4, 4), 1)
 
 
-def test_pictures_differ_by_theme_space_and_content():
-    first, second = quality_pictures(ROWS)
-    assert len({first.light, first.dark, second.light, second.dark}) == 4
-    moved = quality_pictures([*ROWS[:5], replace(ROWS[5], frechet=5.0), ROWS[6]])
-    assert moved[0].light != first.light and moved[1].light == second.light
-    assert quality_pictures([ROWS[-1]]) == []
-    assert [p.title for p in training_pictures(CURVES)] == list(CURVES)
-    assert training_pictures({"empty": [], "all nan": [(0.0, float("nan"))]}) == []
+def test_pictures_differ_by_theme_space_cost_and_content():
+    panels = quality_panels(ROWS)
+    drawn = [p for panel in panels for p in panel.pictures]
+    assert len({uri for p in drawn for uri in (p.light, p.dark)}) == 8
+    moved = quality_panels([*ROWS[:5], replace(ROWS[5], frechet=5.0), ROWS[6]])
+    same = [
+        [old.light == new.light for old, new in zip(a.pictures, b.pictures)]
+        for a, b in zip(panels, moved)
+    ]
+    assert same == [[False, True], [False, True]]
+    assert quality_panels([ROWS[-1]]) == []
+    untimed = quality_panels([replace(r, seconds_per_image=None) for r in ROWS])
+    assert [panel.title for panel in untimed] == [panels[0].title]
+
+
+def test_students_of_several_sources_are_separate_series_of_separate_colours():
+    rows = [*ROWS, *(replace(r, source=r"runs/$\frac{b") for r in ROWS[4:6])]
+    series = _series(rows, lambda r: r.nfe, lambda r: (r.frechet, r.low, r.high))
+    assert [(s.model, s.cost) for s in series] == [
+        ("teacher", [2, 8, 64]),
+        ("untrained-student", [1]),
+        ("student", [1, 2]),
+        ("real", [0]),
+        ("student", [1, 2]),
+    ]
+    axes = Figure().add_subplot()
+    _draw_quality("cost")(axes, series, LIGHT)
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert r"student runs/$\frac{b" in names and len(set(names)) == len(names) == 5
+    colours = [c.lines[0].get_color() for c in axes.containers]
+    assert len(set(colours)) == len(colours) == 3
+    assert len(quality_panels(rows)) == 2  # such a name is no formula
+
+
+def test_the_end_of_a_long_source_is_kept():
+    rows = [replace(ROWS[4], source=f"{'x' * 50}/run-{i}") for i in (1, 2)]
+    first, second = _series(rows, lambda r: r.nfe, lambda r: (1, 1, 1))
+    assert first.name != second.name and len(first.name) <= 30
+    assert first.name.startswith("student …") and first.name.endswith("/run-1")
 
 
 def test_a_distance_of_zero_stays_on_the_axis():
     values = {"linear": [0.0, 2.0], "log": [0.01, 2.0]}
     for scale, value in values.items():
         axes = Figure().add_subplot()
-        _draw_quality(axes, [Series("teacher", [1, 2], value, value, value)], LIGHT)
+        _draw_quality("cost")(axes, [Series("teacher", "t", [1, 2], value, value, value)], LIGHT)
         assert axes.get_yscale() == scale and axes.get_xscale() == "log"
+
+
+def test_curves_are_grouped_by_player_losses_first():
+    line = [(0.0, 1.0), (10.0, 2.0)]
+    names = ["critic: gradient_norm", "critic: score", "student: lr", "student: gan", "other"]
+    names += ["student: dmd", "critic: realness", "student: gradient_norm"]
+    panels = training_panels(dict.fromkeys(names, line))
+    assert [(panel.title, [p.title for p in panel.pictures]) for panel in panels] == [
+        ("student", ["dmd", "gan", "gradient norm", "learning rate"]),
+        ("critic", ["realness", "score", "gradient norm"]),
+        ("other", ["other"]),
+    ]
+    assert training_panels({"student: a": [], "student: b": [(0.0, float("nan"))]}) == []
+
+
+def test_stages_are_marked_on_every_curve_of_a_run():
+    stages = [(2500, "consistency"), (4000, "$dmd2$"), (4200, "x" * 40)]
+    curve = Curve([(2600.0, 1.0), (3900.0, 30.0)], stages, player=1)
+    axes = Figure().add_subplot()
+    _draw_training(axes, [curve], LIGHT)
+    (line, *marks) = axes.lines
+    assert list(line.get_xdata()) == [2600.0, 3900.0] and line.get_color() == LIGHT.students[1]
+    assert [mark.get_xdata()[0] for mark in marks] == [2500, 4000]
+    assert [(t.xy[0], t.get_text()) for t in axes.texts] == [
+        (0, "consistency"),
+        (2500, "$dmd2$"),
+        (4000, "x" * 14 + "…"),
+    ]
+    assert not any(text.get_parse_math() for text in axes.texts)
+    assert axes.get_xlim() == (0, 4200) and axes.get_yscale() == "log"
+    alone = Figure().add_subplot()
+    _draw_training(alone, [replace(curve, stages=stages[:1])], LIGHT)
+    assert len(alone.lines) == 1 and not alone.texts and alone.get_xlim() == (0, 3900)

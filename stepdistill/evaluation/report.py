@@ -1,81 +1,115 @@
 """The result of an evaluation as results.json, report.md and one self-contained report.html.
 
-The page carries its styles and pictures inside and asks no server for anything.
+The page carries its styles, its one script and its pictures inside and asks no server for anything;
+its content security policy admits exactly that style and that script, by their hashes. Everything
+that is put into the page is escaped.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
+import torch
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
-from stepdistill.evaluation.figures import Point, quality_pictures, strip, training_pictures
-from stepdistill.evaluation.suite import REAL, TEACHER, Row
+from stepdistill.evaluation.figures import Point, Stage, mosaic, quality_panels, training_panels
+from stepdistill.evaluation.outliers import Outlier, Outliers
+from stepdistill.evaluation.suite import REAL, Row
+from stepdistill.evaluation.table import NOTES, columns_of, headline
 
-STUDENT = "student"
-SPACES = "(domain-cnn, random-conv)"
-NOTES = (
-    "`frechet` is the Fréchet distance to the reference images in the features of a small "
-    "classifier (domain-cnn), `frechet_random` the same in seeded random convolutions "
-    "(random-conv). Neither is FID. Smaller is better; the range is the 95 % interval over fresh "
-    "seed blocks.",
-    "Distances shrink as the number of images grows: compare them only within this table, where "
-    "every row has the same n. The row `real` resamples the reference itself and marks the floor.",
-    "`KID` is the unbiased kernel distance in domain-cnn, × 1000, ± its standard error; it may be "
-    "negative, and is for `real`, which repeats reference images.",
-    "`precision` and `recall` (k = 3), and `diversity` within a class as a ratio to the teacher at "
-    "most steps, are measured in random-conv. `paired` is the root mean square difference, in "
-    "pixel values of [−1, 1], from that teacher's image of the same noise.",
-    "`NFE` counts network evaluations an image; guidance counts twice.",
-)
+HERE = files("stepdistill.evaluation")
+ACROSS, STRIP = 5, 10  # images in a row under the slider, and in a row of the static grid
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Images (rows, cols, c, h, w) in [−1, 1]; a column shares its noise, a row its label."""
+    """Images (rows, cols, c, h, w) in [−1, 1]; a column shares its noise, a row its sampler.
+
+    pair: the rows between which the slider starts, left and right.
+    """
 
     title: str
     images: Tensor
     row_labels: list[str]
+    pair: tuple[int, int] = (0, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """x̂₀ (takes, frames, c, h, w) in [−1, 1] along one sampler's way; a label for each frame."""
+
+    title: str
+    images: Tensor
+    frame_labels: list[str]
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column: heading, main text of a cell and the smaller text after it."""
+class Sign:
+    """One sign of health: its last value, and the range [low, high] that is allowed."""
 
     name: str
-    text: Callable[[Row], str]
-    small: Callable[[Row], str] = lambda row: ""
+    value: float
+    low: float
+    high: float
+    verdict: Literal["healthy", "watch", "alarm"]
 
 
-def write_report(
-    folder: Path,
-    rows: Sequence[Row],
-    *,
-    title: str,
-    provenance: dict[str, str],
-    curves: dict[str, list[Point]],
-    grids: Sequence[Grid],
-) -> None:
+@dataclass(frozen=True)
+class Health:
+    """How training fared. alarms: one sentence each, for what went wrong at any time."""
+
+    alarms: Sequence[str] = ()
+    signs: Sequence[Sign] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """All that a report shows; what is empty is left out.
+
+    curves: "player: quantity" → [(update, value), …]. stages: (last update, method) of each, in
+    order, updates counted from the start of the run. costs, provenance: name → text.
+    config: the resolved configuration.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    provenance: dict[str, str]
+    costs: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, list[Point]] = field(default_factory=dict)
+    stages: Sequence[Stage] = ()
+    grids: Sequence[Grid] = ()
+    films: Sequence[Film] = ()
+    worst: Sequence[Outliers] = ()
+    health: Health = Health()
+    config: str = ""
+
+
+def write_report(folder: Path, report: Report) -> None:
     """Write results.json, report.md and report.html into `folder`, which is made if missing.
 
-    curves: name → [(update, value), …]. Raises ValueError for no rows, rows of unequal n, numbers
-    that are not finite, or a grid whose labels do not match its rows.
+    Raises ValueError for no rows, rows of unequal n, scores that are not finite, or pictures whose
+    labels do not match; then nothing is written.
     """
-    _check(rows, grids)
-    results = json.dumps(_results(rows), indent=1, allow_nan=False)
-    page = _page(rows, title, provenance, curves, grids)
+    _check(report)
+    results = json.dumps(_results(report.rows), indent=1, allow_nan=False)
+    made = {
+        "results.json": results + "\n",
+        "report.md": markdown(report),
+        "report.html": page(report),
+    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(results + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(_markdown(rows, title, provenance), encoding="utf-8")
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    for name, text in made.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def read_results(path: Path) -> list[Row]:
@@ -90,117 +124,138 @@ def _results(rows: Sequence[Row]) -> dict[str, list[dict]]:
     return {"rows": models, "floor": [asdict(row) for row in rows if row.model == REAL]}
 
 
-def headline(rows: Sequence[Row]) -> str:
-    """One sentence: the student at fewest steps against the teacher, in both spaces and in time."""
-    students = [row for row in rows if row.model == STUDENT]
-    teachers = sorted((row for row in rows if row.model == TEACHER), key=lambda row: row.steps)
-    if not students:
-        return "; ".join(f"{_who(row)} {_both(row)}" for row in rows) + f" {SPACES}."
-    student = min(students, key=lambda row: row.steps)
-    text = f"In {_steps(student.steps)} the student scores {_both(student)} {SPACES}"
-    matched = [row for row in teachers if _no_worse(student, row)]
-    if matched:
-        text += f": in both spaces no worse than {_who(matched[-1])} ({_both(matched[-1])})"
-    elif teachers:
-        text += f": not in both spaces as good as {_who(teachers[0])} ({_both(teachers[0])})"
-    if teachers and student.seconds_per_image and teachers[-1].seconds_per_image:
-        speed = teachers[-1].seconds_per_image / student.seconds_per_image
-        best = teachers[-1]
-        text += f", and {speed:.3g}× as fast per image as {_who(best)} ({_both(best)})"
-    return text + "."
-
-
-def _check(rows: Sequence[Row], grids: Sequence[Grid]) -> None:
-    if not rows:
+def _check(report: Report) -> None:
+    if not report.rows:
         raise ValueError("a report needs at least one row")
-    sizes = sorted({row.n for row in rows})
+    sizes = sorted({row.n for row in report.rows})
     if len(sizes) > 1:
         raise ValueError(f"rows of n = {sizes}: distances at different n do not compare, use one n")
-    for grid in grids:
-        if grid.images.ndim != 5 or len(grid.images) != len(grid.row_labels):
-            raise ValueError(
-                f"grid '{grid.title}' has images {tuple(grid.images.shape)} and "
-                f"{len(grid.row_labels)} labels: expected (rows, cols, c, h, w), one label a row"
-            )
+    for grid in report.grids:
+        _check_labels("grid", grid.title, grid.images, grid.row_labels, axis=0)
+    for film in report.films:
+        _check_labels("film", film.title, film.images, film.frame_labels, axis=1)
 
 
-def _columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that have something to say in this table."""
-    columns = [
-        Column("model", lambda r: r.model, lambda r: _steps(r.steps)),
-        Column("source", lambda r: r.source or "–"),
-        Column("NFE", lambda r: str(r.nfe) if r.nfe else "–"),
-        Column("frechet", lambda r: _number(r.frechet), lambda r: _range(r.low, r.high)),
-        Column(
-            "frechet_random",
-            lambda r: _number(r.frechet_random),
-            lambda r: _range(r.low_random, r.high_random),
-        ),
-        Column("KID", lambda r: _signed(1e3 * r.kid), lambda r: f"± {1e3 * r.kid_error:.1f}"),
-        Column("precision", lambda r: f"{r.precision:.3f}"),
-        Column("recall", lambda r: f"{r.recall:.3f}"),
-        Column("accuracy", lambda r: _optional(r.accuracy, "{:.3f}")),
-        Column("diversity", lambda r: _optional(r.diversity, "{:.3f}")),
-        Column("paired", lambda r: _optional(r.paired, "{:.3f}")),
-        Column("ms / image", lambda r: _optional(r.seconds_per_image, "{:.3g}", 1e3)),
-        Column("parameters", lambda r: f"{r.parameters:,}" if r.parameters else "–"),
-    ]
-    return [column for column in columns if any(column.text(row) != "–" for row in rows)]
+def _check_labels(kind: str, title: str, images: Tensor, labels: list[str], axis: int) -> None:
+    if images.ndim != 5 or images.shape[axis] != len(labels):
+        raise ValueError(
+            f"{kind} '{title}' has images {tuple(images.shape)} and {len(labels)} labels: "
+            f"expected 5 dimensions and one label for each entry of dimension {axis}"
+        )
 
 
-def _page(
-    rows: Sequence[Row],
-    title: str,
-    provenance: dict[str, str],
-    curves: dict[str, list[Point]],
-    grids: Sequence[Grid],
-) -> str:
-    template = (files("stepdistill.evaluation") / "report.html.j2").read_text(encoding="utf-8")
+# The page
+
+
+def page(report: Report) -> str:
+    """The HTML page."""
+    style, script = _asset("report.css"), _asset("report.js")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(template).render(
-        title=title,
-        headline=headline(rows),
-        columns=_columns(rows),
-        rows=rows,
+    return environment.from_string(_asset("report.html.j2")).render(
+        report=report,
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+        headline=headline(report.rows),
+        columns=columns_of(report.rows),
         notes=[_code_parts(note) for note in NOTES],
-        quality=quality_pictures(rows),
-        training=training_pictures(curves),
-        grids=[(grid.title, _strips(grid)) for grid in grids],
-        provenance=_with_n(rows, provenance),
+        quality=quality_panels(report.rows),
+        training=training_panels(report.curves, report.stages),
+        grids=[_Pictures.of(grid) for grid in report.grids],
+        films=[(film, _frames(film)) for film in report.films],
+        worst=[(one, [_card(outlier) for outlier in one.found]) for one in report.worst],
+        signs=[(sign, *_sign(sign)) for sign in report.health.signs],
+        provenance=_provenance(report),
     )
 
 
-def _strips(grid: Grid) -> list[tuple[str, str]]:
-    return [
-        (label, strip(images)) for label, images in zip(grid.row_labels, grid.images, strict=True)
-    ]
+@dataclass(frozen=True)
+class _Pictures:
+    """A grid as pictures: one per row for the slider and one per row for the static grid."""
+
+    title: str
+    labels: list[str]
+    wipes: list[str]
+    strips: list[str]
+    left: int
+    right: int
+
+    @classmethod
+    def of(cls, grid: Grid) -> _Pictures:
+        rows = len(grid.images)
+        left, right = (i % rows for i in grid.pair)
+        wipes = [mosaic(row, min(ACROSS, len(row))) for row in grid.images] if left != right else []
+        strips = [mosaic(row[:STRIP], min(STRIP, len(row))) for row in grid.images]
+        return cls(grid.title, grid.row_labels, wipes, strips, left, right)
 
 
-def _markdown(rows: Sequence[Row], title: str, provenance: dict[str, str]) -> str:
-    columns = _columns(rows)
-    table = [[f"{c.text(row)} {c.small(row)}".strip() for c in columns] for row in rows]
+def _frames(film: Film) -> list[tuple[str, str]]:
+    """(label, picture) of each frame, all its takes below one another."""
+    pictures = [mosaic(frame, columns=1) for frame in film.images.transpose(0, 1)]
+    return list(zip(film.frame_labels, pictures, strict=True))
+
+
+def _card(outlier: Outlier) -> tuple[str, str, list[str]]:
+    """Picture, heading and small print of one outlier."""
+    picture = mosaic(torch.stack([outlier.image, outlier.nearest]), columns=2)
+    share = f"{100 * outlier.confidence:.0f} %"
+    distance = f"distance {outlier.distance:.1f}"
+    if outlier.label is None:
+        return picture, distance, [f"read as {outlier.read}: {share}"]
+    heading = f"asked {outlier.label}, read as {outlier.read}"
+    return picture, heading, [f"confidence in {outlier.label}: {share}", distance]
+
+
+def _code_parts(note: str) -> list[tuple[str, bool]]:
+    """A note cut at its backticks: (text, is code)."""
+    return [(part, index % 2 == 1) for index, part in enumerate(note.split("`"))]
+
+
+def _asset(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """A content security policy: this style, this script, pictures inside the page, no more."""
+    only = [base64.b64encode(sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+        f"style-src 'sha256-{only[0]}'; script-src 'sha256-{only[1]}'"
+    )
+
+
+# The same in Markdown
+
+
+def markdown(report: Report) -> str:
+    """The tables as Markdown."""
+    columns = columns_of(report.rows)
+    cells = [[f"{c.text(row)} {c.small(row)}".strip() for c in columns] for row in report.rows]
     lines = [
-        f"# {_plain(title)}",
+        f"# {_plain(report.title)}",
         "",
-        headline(rows),
+        headline(report.rows),
         "",
-        _line([c.name for c in columns]),
-        _line(["---"] + ["---:"] * (len(columns) - 1)),
-        *(_line(cells) for cells in table),
-        "",
+        *(f"* **alarm**: {_plain(alarm)}" for alarm in report.health.alarms),
+        *[""][: len(report.health.alarms)],
+        *_table([c.name for c in columns], cells),
         *(f"* {note}" for note in NOTES),
         "",
-        _line(["provenance", ""]),
-        _line(["---", "---"]),
-        *(_line(list(item)) for item in _with_n(rows, provenance).items()),
     ]
-    return "\n".join(lines) + "\n"
+    if report.health.signs:
+        signs = [[s.name, *_sign(s), s.verdict] for s in report.health.signs]
+        lines += _table(["training health", "last value", "allowed", "verdict"], signs)
+    if report.costs:
+        lines += _table(["cost", ""], [list(item) for item in report.costs.items()])
+    lines += _table(["provenance", ""], [list(item) for item in _provenance(report).items()])
+    return "\n".join(lines)
 
 
-def _with_n(rows: Sequence[Row], provenance: dict[str, str]) -> dict[str, str]:
-    return {**provenance, "images a row": f"{rows[0].n:,}"}
+def _table(header: list[str], body: list[list[str]]) -> list[str]:
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return [_line(header), _line(rule), *map(_line, body), ""]
 
 
 def _line(cells: list[str]) -> str:
@@ -211,42 +266,19 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def _code_parts(note: str) -> list[tuple[str, bool]]:
-    """A note cut at its backticks: (text, is code)."""
-    return [(part, index % 2 == 1) for index, part in enumerate(note.split("`"))]
+# Texts of both
 
 
-def _no_worse(a: Row, b: Row) -> bool:
-    return a.frechet <= b.frechet and a.frechet_random <= b.frechet_random
+def _provenance(report: Report) -> dict[str, str]:
+    return {**report.provenance, "images a row": f"{report.rows[0].n:,}"}
 
 
-def _who(row: Row) -> str:
-    return "real images" if row.model == REAL else f"the {row.model} at {_steps(row.steps)}"
-
-
-def _both(row: Row) -> str:
-    return f"{_number(row.frechet)}, {_number(row.frechet_random)}"
-
-
-def _steps(steps: int) -> str:
-    if steps == 0:
-        return ""
-    return "1 step" if steps == 1 else f"{steps} steps"
-
-
-def _number(value: float) -> str:
-    """Three significant digits from 0.1 on, four decimals below; never an exponent."""
-    decimals = 4 if value < 0.1 else max(0, 2 - math.floor(math.log10(value)))
-    return f"{value:.{decimals}f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:.1f}".replace("-", "−")
-
-
-def _range(low: float, high: float) -> str:
-    return f"{_number(low)}–{_number(high)}"
-
-
-def _optional(value: float | None, pattern: str, scale: float = 1.0) -> str:
-    return "–" if value is None else pattern.format(scale * value)
+def _sign(sign: Sign) -> tuple[str, str]:
+    """Last value and allowed range of a sign as text."""
+    value = f"{sign.value:.3g}" if math.isfinite(sign.value) else "not finite"
+    low, high = math.isfinite(sign.low), math.isfinite(sign.high)
+    if low and high:
+        return value, f"{sign.low:.3g} – {sign.high:.3g}"
+    if low:
+        return value, f"≥ {sign.low:.3g}"
+    return value, f"≤ {sign.high:.3g}" if high else "any"
