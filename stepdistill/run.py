@@ -153,7 +153,7 @@ def report(
 def provenance(session: Session, difference: float) -> dict[str, str]:
     """What was trained, from what, and how far the export can be trusted."""
     run = session.run
-    methods = {f"stage {i}": str(s.build()) for i, s in enumerate(run.stages, 1)}
+    methods = {f"stage {i}": str(method) for i, method in enumerate(session.methods, 1)}
     return {
         "teacher": run.teacher or "none: this run trains one from data",
         "guidance": f"{run.guidance:g}  (u + w(c − u), 1 neutral)",
@@ -167,11 +167,12 @@ def provenance(session: Session, difference: float) -> dict[str, str]:
 def costs(session: Session, clock: "Clock") -> dict[str, str]:
     """Seconds of each part, and what each stage's updates are made of."""
     spent = {part: f"{seconds:.1f} s" for part, seconds in clock.seconds.items()}
-    for i, stage in enumerate(session.run.stages, 1):
-        passes = stage.build().passes()._asdict().items()
+    run = session.run
+    for i, (stage, method) in enumerate(zip(run.stages, session.methods, strict=True), 1):
+        passes = method.passes(run.sampler)._asdict().items()
         spent[f"stage {i}, {stage.method}"] = (
             f"{stage.training.updates:,} updates of {stage.training.batch} samples; "
-            f"network passes an update: {', '.join(f'{n} {kind}' for kind, n in passes)}"
+            f"network passes an update: {', '.join(f'{n:g} {kind}' for kind, n in passes)}"
         )
     return spent
 
