@@ -18,9 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from stepdistill.critic import (
     Critic,
+    approximate_r1,
+    denoising_error,
     denoising_loss,
     features,
     fooling_loss,
+    lag,
     pull,
     realness_loss,
 )
@@ -129,6 +132,44 @@ def test_softplus_losses_at_their_ends():
     assert float(fooling_loss(-sure)) == pytest.approx(50, abs=1e-5)
 
 
+def test_hinge_losses_at_their_ends():
+    """Nothing known: 1, with the half. Beyond the margins the critic has no slope."""
+    nothing = torch.zeros(5)
+    assert float(realness_loss(nothing, nothing, "hinge")) == 1
+    close(fooling_loss(torch.tensor([1.0, -4.0]), "hinge"), 1.5)
+    assert float(realness_loss(torch.tensor([2.0]), torch.tensor([-4.0]), "hinge")) == 4
+    fake, real = (torch.tensor([0.3, 1.4]) * sign for sign in (-1, 1))
+    fake.requires_grad_(), real.requires_grad_()
+    realness_loss(fake, real, "hinge").backward()
+    assert fake.grad.tolist() == [0.25, 0] and real.grad.tolist() == [-0.25, 0]
+
+
+def six_nodes(d):
+    """Nodes of equal weight (6^d, d) whose mean of any polynomial of degree 5 is a normal's."""
+    one = torch.tensor([-(3**0.5), 0, 0, 0, 0, 3**0.5], dtype=torch.float64)
+    return torch.cartesian_prod(*[one] * d)
+
+
+@pytest.mark.parametrize("width, measured", [(0.1, 2.1704), (0.5, 2.2256)])
+def test_approximate_r1_of_a_quadratic_logit(width, measured):
+    """E‖w + H x‖² + (width²/4) ((tr H)² + 2 tr H²), exactly, by quadrature over x and the noise.
+
+    `measured` is the same from 2·10⁵ random x, whose E‖w + H x‖² came out as 2.1681.
+    """
+    w, h = at([0.3, -0.7, 1.1]), at([0.2, 0.5, -0.3])
+    x, noise = six_nodes(6).split(3, dim=1)
+
+    def logit(x):
+        return x @ w + (h * x.square()).sum(1) / 2
+
+    squared = float(w.square().sum() + h.square().sum())
+    bias = width**2 / 4 * float(h.sum() ** 2 + 2 * h.square().sum())
+    ours = float(approximate_r1(logit(x), logit(x + width * noise), width))
+    assert ours == pytest.approx(squared + bias, rel=1e-12)
+    assert squared == pytest.approx(2.1681, abs=2.5e-3)
+    assert ours == pytest.approx(measured, abs=2.5e-3)
+
+
 def test_realness_is_the_log_ratio_at_its_optimum():
     """p = N(1, 1), q = N(−0.5, 1), noised with α = 0.6, σ = 0.8: ℓ(x) = 0.9 x − 0.135."""
     levels = (np.arange(2000) + 0.5) / 2000
@@ -194,6 +235,36 @@ def test_the_posterior_mean_minimises_the_denoising_loss():
         assert float(estimate.x0[0]) == pytest.approx(0.6923, abs=3e-3)
 
 
+@pytest.mark.parametrize("bias", [0.0, 0.2, 1.0])
+def test_lag_compares_the_errors_mean_with_its_standard_error(bias):
+    """Of n errors with mean b and variance s², Σ (mean / standard error)² ≈ 1 + n b²/s²."""
+    n, d = 64, 3000
+    error = 0.7 * normal(1, n, 3, d // 3) + 0.7 * bias
+    assert float(lag(error)) == pytest.approx((1 + n * bias**2) ** 0.5, rel=0.05)
+    assert not lag(error.requires_grad_()).requires_grad
+    assert float(lag(torch.zeros(4, 3))) == 0
+
+
+def test_a_critic_that_keeps_up_does_not_lag():
+    """Denoising errors of the exact posterior mean, at all times at once; a shifted one lags."""
+    process, n = PROCESSES["rf"], 256
+    x0, eps, t = 1 + 0.5 * normal(1, n, 400), normal(2, n, 400), torch.linspace(0.02, 0.98, n)
+
+    def lag_of(mean):
+        exact = Gaussian(torch.full((400,), mean).double(), 0.5, process)
+
+        def net(x, t, cond):
+            estimate = exact(x, t)
+            return estimate.eps - estimate.x0
+
+        denoiser = Denoiser(net, process, "flow")
+        estimate = denoiser(process.add_noise(x0, eps, t.double()), t.double())
+        return float(lag(denoising_error(denoiser, estimate, x0, eps, t.double())))
+
+    assert lag_of(1.0) == pytest.approx(1, abs=0.1)
+    assert lag_of(1.5) > 3
+
+
 class Trunk(nn.Module):
     """A block whose output is looked at, then a second layer."""
 
@@ -231,6 +302,24 @@ def test_a_critic_answers_and_judges_in_one_pass(judged):
     owned = {id(p) for p in judged.critic.net.parameters()}
     assert owned == {id(p) for m in (judged.trunk, judged.head) for p in m.parameters()}
     assert not judged.trunk.block._forward_hooks
+
+
+def test_logits_are_at_least_float32(judged):
+    judged.critic.net.bfloat16()
+    x, t = normal(1, 4, 2, dtype=torch.bfloat16), at([0.1, 0.3, 0.6, 0.9])
+    judged.critic.denoiser = Denoiser(Halved(judged.trunk), PROCESSES["rf"], "flow")
+    assert judged.critic.judge(x, t)[1].dtype == torch.float32
+
+
+class Halved(nn.Module):
+    """A network called in bfloat16, whatever it is given."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, t, cond):
+        return self.net(x.bfloat16(), t.bfloat16(), cond)
 
 
 def test_realness_reaches_the_sample_and_the_features_of_a_frozen_critic(judged):

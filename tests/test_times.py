@@ -134,6 +134,12 @@ def test_edm_index_values():
     close(levels, [0.00323, 2.53, 72.05], rtol=2e-3)
 
 
+def test_a_fifth_of_the_way_down_edms_levels():
+    """(σ_min^⅐ (1 − u) + σ_max^⅐ u)⁷ at u = 0, 0.4, 0.8: SiD's largest level is the last."""
+    levels = Grid("karras").times(VarianceExploding(), 6)
+    close(levels[[5, 3, 1]], [0.002, 0.965, 24.408], rtol=5e-4)
+
+
 @pytest.mark.parametrize("low, high, first, last", [(0.02, 0.98, 20, 980), (0.0, 1.0, 0, 999)])
 def test_karras_index_law_is_uniform_over_its_entries(low, high, first, last):
     levels = Grid("karras").times(VarianceExploding(), 1000)[:-1].flip(0)
