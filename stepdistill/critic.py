@@ -86,12 +86,15 @@ def denoising_error(
 def lag(error: Tensor) -> Tensor:
     """How far the critic is behind: 1 while its errors (b, *event) have no mean, above if it lags.
 
-    The root mean square, over the elements of a sample, of (mean / its standard error)² over the
-    batch. The optimal critic's error has mean zero whatever the noise and the time.
+    √(Σ mean² / Σ its standard error²) over the batch, summed over the elements of a sample: with
+    few samples the ratio of a single element is wild. The optimal critic's error has mean zero
+    whatever the noise and the time. A batch of one shows no spread, and gives 1.
     """
     error = error.detach().flatten(1).float()
+    if len(error) == 1:
+        return error.new_ones(())
     spread = error.var(dim=0) / len(error)
-    return (error.mean(dim=0).square() / spread.clamp(min=1e-20)).mean().sqrt()
+    return (error.mean(dim=0).square().sum() / spread.sum().clamp(min=1e-20)).sqrt()
 
 
 @torch.no_grad()

@@ -236,13 +236,15 @@ def test_the_posterior_mean_minimises_the_denoising_loss():
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.2, 1.0])
-def test_lag_compares_the_errors_mean_with_its_standard_error(bias):
-    """Of n errors with mean b and variance s², Σ (mean / standard error)² ≈ 1 + n b²/s²."""
-    n, d = 64, 3000
+@pytest.mark.parametrize("n", [2, 4, 64])
+def test_lag_compares_the_errors_mean_with_its_standard_error(n, bias):
+    """Of n errors with mean b and variance s², E mean² = (1 + n b²/s²) s²/n, for few n too."""
+    d = 3000
     error = 0.7 * normal(1, n, 3, d // 3) + 0.7 * bias
     assert float(lag(error)) == pytest.approx((1 + n * bias**2) ** 0.5, rel=0.05)
     assert not lag(error.requires_grad_()).requires_grad
     assert float(lag(torch.zeros(4, 3))) == 0
+    assert float(lag(error[:1])) == 1
 
 
 def test_a_critic_that_keeps_up_does_not_lag():
