@@ -173,6 +173,7 @@ def test_a_run_tells_everything_about_itself(session: Session):
     (stage,) = session.run.stages
     longer = replace(stage, training=replace(stage.training, updates=7))
     session.run = replace(session.run, stages=[stage, longer])
+    session.methods = [s.build() for s in session.run.stages]
     assert stage_ends(session.run) == [(5, "consistency"), (12, "consistency")]
     logged = [{"stage": i, "turn": 5, "update": 5, "player": "student", "l": 1.0} for i in (0, 1)]
     (session.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
