@@ -101,6 +101,10 @@ class TimeLaw:
     std: float = 1.0
     shift: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"low must not lie above high, got {self.low} and {self.high}")
+
     def draw(self, process: NoiseProcess, n: int, generator: torch.Generator) -> Tensor:
         """(n,) float64 times on the CPU."""
         if self.name in ("logit_normal", "log_normal"):
