@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stepdistill.evaluation.figures import Point, quality_pictures, strip, training_pictures
 from stepdistill.evaluation.suite import REAL, TEACHER, Row
+from stepdistill.schema import ConfigError
 
 STUDENT = "student"
 SPACES = "(domain-cnn, random-conv)"
@@ -79,9 +80,12 @@ def write_report(
 
 
 def read_results(path: Path) -> list[Row]:
-    """The rows of a results.json, the floor last."""
-    results = json.loads(Path(path).read_text(encoding="utf-8"))
-    return [Row(**row) for row in (*results["rows"], *results["floor"])]
+    """The rows of a results.json, the floor last. Raises ConfigError if it holds none."""
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        return [Row(**row) for row in (*results["rows"], *results["floor"])]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: damaged ({error}): delete it, and run again") from error
 
 
 def _results(rows: Sequence[Row]) -> dict[str, list[dict]]:
