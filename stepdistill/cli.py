@@ -1,48 +1,107 @@
-"""The command line. Exit codes: 0 done, 1 failed while running, 2 bad input."""
+"""The command line. Exit codes: 0 done, 1 failed while running, 2 bad input.
 
+Every error is one line on stderr; `--debug` shows its traceback too.
+"""
+
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import format_exc
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+UsageError = typer.BadParameter.__base__
+
+
+class OneLineGroup(TyperGroup):
+    """Commands whose misuse, too, is one line."""
+
+    def invoke(self, ctx: typer.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            fail(f"{error.format_message()} (see {(error.ctx or ctx).command_path} --help)", 2)
+
 
 app = typer.Typer(
+    cls=OneLineGroup,
     help="Distil many-step diffusion models into one- and few-step students.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(width=None if sys.stdout.isatty() else 120)
+LONGEST = 290  # characters of an error
+# What is printed holds users' own names: nothing in them is markup.
+console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 errors = Console(stderr=True, soft_wrap=True)
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys.")]
 Runs = Annotated[Path, typer.Option(help="The folder that holds run folders.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
 
 
 @contextmanager
 def guarded(debug: bool) -> Iterator[None]:
-    """Turn errors into one line and an exit code: ValueError is bad input, the rest failed."""
+    """Turn whatever is raised into one line and an exit code."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError) as error:
-        if debug:
-            raise
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        fail(line, 2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt:
         fail("stopped; the same command goes on from the last checkpoint", 1)
+    except Exception as error:
+        if debug:
+            errors.print(Text(format_exc().rstrip()))
+        fail(*verdict(error))
+
+
+def verdict(error: Exception) -> tuple[str, int]:
+    """The line for the user, and the exit code: 2 for bad input, 1 for all that fails later."""
+    from .checkpoint import CheckpointError
+    from .schema import ConfigError
+
+    kind = type(error)
+    line = (str(error).strip() or kind.__name__).splitlines()[0]
+    if isinstance(error, ConfigError | CheckpointError):
+        return line, 2
+    if kind.__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in line:
+        return f"out of memory: take a smaller batch and more accumulation ({line})", 1
+    # Our own exceptions tell users what to do, and the machine's failures are no bug.
+    if kind.__module__.startswith("stepdistill.") or isinstance(error, OSError):
+        return line, 1
+    bug = "unexpected, a bug of stepdistill or of a method of yours: --debug shows where"
+    return f"{kind.__name__}: {line} ({bug})", 1
 
 
 def fail(message: str, code: int) -> None:
-    errors.print(f"[bold red]error:[/] {message}", highlight=False)
+    """Print one printable line of at most LONGEST characters, and exit."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    errors.print(Text.assemble(("error:", "bold red"), f" {line}"))
     raise typer.Exit(code)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise ConfigError, before any work, unless files can be made in `folder`."""
+    from .schema import ConfigError, shown
+
+    try:
+        existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    except OSError as error:  # a name longer than any file's
+        raise ConfigError(f"{shown(str(folder))}: {error.strerror}: write elsewhere") from error
+    if not existing.is_dir():
+        raise ConfigError(f"{folder}: {existing.name} is a file, not a folder: write elsewhere")
+    if not os.access(existing, os.W_OK):
+        raise ConfigError(f"{folder}: no permission to write there: write elsewhere")
 
 
 @app.command()
@@ -54,6 +113,7 @@ def run(
 ) -> None:
     """Train, export, evaluate and report: the whole job, resumable."""
     with guarded(debug):
+        require_writable(runs)
         from .config import read
         from .run import distill
 
@@ -71,6 +131,7 @@ def train(
 ) -> None:
     """Train only; `export` and `eval` take the run's folder."""
     with guarded(debug):
+        require_writable(runs)
         from .config import read
         from .run import trained
 
@@ -84,13 +145,14 @@ def train(
 def sample(
     source: Annotated[Path, typer.Argument(help="A run's folder or an exported pipeline.")],
     out: Annotated[Path, typer.Argument(help="A PNG file.")],
-    steps: Annotated[int | None, typer.Option(help="Steps; the fewest by default.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Write a grid of samples as one PNG."""
     with guarded(debug):
+        require_writable(out.parent)
         from .pictures import draw_grid
 
         draw_grid(source, out, steps, count, seed)
@@ -105,6 +167,7 @@ def export(
 ) -> None:
     """Write a finished run's student as a diffusers pipeline, and check the plain call."""
     with guarded(debug):
+        require_writable(out.parent)
         from accelerate import Accelerator
 
         from .export import export as write
@@ -119,13 +182,14 @@ def evaluate(
     sources: Annotated[list[Path], typer.Argument(help="Run folders or exported pipelines.")],
     suite: Annotated[str, typer.Option(help="The protocol; `digits` is the only one.")] = "digits",
     out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("evaluation"),
-    n: Annotated[int, typer.Option(min=20, help="Images in a seed block.")] = 1000,
-    blocks: Annotated[int, typer.Option(min=2, help="Fresh seed blocks.")] = 3,
-    steps: Annotated[int | None, typer.Option(help="Steps of exported pipelines.")] = None,
+    n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 1000,
+    blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
     debug: Debug = False,
 ) -> None:
     """Score students side by side and write one report."""
     with guarded(debug):
+        require_writable(out)
         from .compare import compare
 
         rows = compare(sources, suite, out, (n, blocks), steps, console)

@@ -1,26 +1,52 @@
 """A run as nested dataclasses, read from one complete YAML file and dotted overrides.
 
-The dataclasses are the schema: unknown keys, wrong types and values out of range are refused with
-one line that names the key and what to write instead.
+The dataclasses are the schema: unknown keys, wrong types, values out of range and settings that
+contradict each other are refused with one line that names the key and what to write instead.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, is_dataclass
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from diffusers import UNet2DModel
 
 from .method import Method, load
 from .roles import Adapters
-from .shipped import shipped, shipped_names
+from .schema import (
+    ConfigError,
+    Count,
+    Decay,
+    Range,
+    Seed,
+    Steps,
+    did_you_mean,
+    fit,
+    require_known,
+    shown,
+)
+from .shipped import PACKAGE, shipped, shipped_names
 from .solver import Sampler
-from .trainer import Optimiser, Training
+from .teacher import scheduler_class
+from .trainer import Training
+from .values import load as load_values
+from .values import override, written
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message is one line for the user."""
+Guidance = Annotated[float, Range(0, 1000)]
+# Settings of diffusers' classes, which check little and take memory and time before they fail.
+UNET = {
+    "in_channels": Annotated[int, Range(1, 1024)],
+    "out_channels": Annotated[int, Range(1, 1024)],
+    "down_block_types": list[str],
+    "up_block_types": list[str],
+    "layers_per_block": Annotated[int, Range(1, 64)],
+    "block_out_channels": list[Annotated[int, Range(1, 2**14)]],
+    "norm_num_groups": Count,
+    "add_attention": bool,
+    "num_class_embeds": Annotated[int, Range(2, 10**6)] | None,
+}
+SCHEDULER = {"num_train_timesteps": Annotated[int, Range(2, 10**5)]}
 
 
 @dataclass(frozen=True)
@@ -39,10 +65,14 @@ class Network:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """dropout: the share of labels replaced by the empty one."""
+    """name: the embedded digits, or the images below the folder `path` (see images.py).
 
-    name: Literal["digits"] = "digits"
-    dropout: float = 0.0
+    dropout: the share of labels replaced by the empty one.
+    """
+
+    name: Literal["digits", "folder"] = "digits"
+    path: str | None = None
+    dropout: Decay = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,13 +83,10 @@ class Stage:
     settings: dict[str, Any] = field(default_factory=dict)
     training: Training = Training()
 
-    def build(self) -> Method:
-        """The method. Raises ConfigError for settings it does not have or refuses."""
-        try:
-            kind = load(self.method)
-            return structured(kind, self.settings)
-        except ValueError as error:
-            raise ConfigError(f"stage '{self.method}': {error}") from error
+    def build(self, key: str = "stage") -> Method:
+        """The method. Raises ConfigError, with `key`, for settings it lacks or refuses."""
+        kind = method_class(self.method, f"{key}.method")
+        return fit(kind, self.settings, f"{key}.settings")
 
 
 @dataclass(frozen=True)
@@ -67,11 +94,11 @@ class Evaluation:
     """n fresh images in each of `blocks` seed blocks, for every number of steps listed."""
 
     suite: Literal["digits"] = "digits"
-    n: int = 1000
-    blocks: int = 3
-    steps: tuple[int, ...] = (1,)
-    teacher_steps: tuple[int, ...] = (1, 4, 32)
-    seed: int = 1000
+    n: Annotated[int, Range(20, 10**6)] = 1000
+    blocks: Annotated[int, Range(2, 1000)] = 3
+    steps: tuple[Steps, ...] = (1,)
+    teacher_steps: tuple[Steps, ...] = (1, 4, 32)
+    seed: Seed = 1000
 
 
 @dataclass(frozen=True)
@@ -85,10 +112,10 @@ class Run:
     """
 
     name: str = "run"
-    seed: int = 0
+    seed: Seed = 0
     teacher: str | None = None
     network: Network | None = None
-    guidance: float = 1.0
+    guidance: Guidance = 1.0
     data: DataSettings = DataSettings()
     stages: list[Stage] = field(default_factory=list)
     adapters: Adapters | None = None
@@ -97,24 +124,29 @@ class Run:
     evaluation: Evaluation = Evaluation()
     precision: Literal["fp32", "bf16"] = "fp32"
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
-    save_every: int = 500
-    log_every: int = 20
+    save_every: Count = 500
+    log_every: Count = 20
 
 
 def structured(kind: type, values: dict[str, Any]) -> Any:
     """A dataclass from plain values. Raises ConfigError naming the key that does not fit."""
-    schema = OmegaConf.structured(kind)
-    OmegaConf.set_readonly(schema, False)
+    return fit(kind, values)
+
+
+def method_class(name: str, key: str) -> type[Method]:
+    """A shipped method, or the one in an importable module. Raises ConfigError naming `key`."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{key}: {shown(name)} is not the name of a module")
     try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.create(values)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(first_line(error)) from error
-
-
-def first_line(error: OmegaConfBaseException) -> str:
-    """What is wrong, and at which key."""
-    text = str(error).splitlines()[0]
-    return f"{error.full_key}: {text}" if error.full_key and error.full_key not in text else text
+        kind = load(name)
+    except Exception as error:  # importing runs whatever stands in the user's module
+        shipped_methods = [p.stem for p in (PACKAGE / "methods").glob("[!_]*.py")]
+        advice = did_you_mean(name, shipped_methods)
+        reason = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{key}: {reason}{advice}") from error
+    if not is_dataclass(kind):
+        raise ConfigError(f"{key}: '{name}' needs @dataclass(frozen=True) before its class")
+    return kind
 
 
 def read(source: str, overrides: tuple[str, ...] = ()) -> Run:
@@ -122,100 +154,90 @@ def read(source: str, overrides: tuple[str, ...] = ()) -> Run:
 
     Raises ConfigError for anything that cannot be run."""
     path = find(source)
+    label = source if path == Path(source) else path.name
     try:
-        values = OmegaConf.load(path)
-        if not OmegaConf.is_dict(values):
-            raise ConfigError(f"{path}: not a mapping of keys to values")
-        for override in overrides:
-            key, equals, value = override.partition("=")
-            if not equals or not key:
-                raise ConfigError(f"override '{override}': write key=value")
-            OmegaConf.update(values, key, yaml.safe_load(value))
-        run = structured(Run, OmegaConf.to_container(values, resolve=True))
+        values = load_values(path)
+        for assignment in overrides:
+            override(values, assignment)
+        run = structured(Run, values)
         check(run)
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path.name}: {str(error).splitlines()[0]}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{label}: {error}") from error
     return run
 
 
 def find(source: str) -> Path:
     """The file of a path or of a shipped name. Raises ConfigError if there is none."""
-    path = Path(source)
-    if path.is_file():
-        return path
     named = shipped("configs") / f"{source}.yaml"
-    if named.is_file():
-        return named
-    known = ", ".join(shipped_names("configs", ".yaml"))
-    raise ConfigError(f"config '{source}': no such file, and not a shipped name ({known})")
+    try:
+        for path in (Path(source), named):
+            if path.is_file():
+                return path
+    except (OSError, ValueError):  # no file can have such a name
+        pass
+    known = shipped_names("configs", ".yaml")
+    advice = did_you_mean(source, known) or f" ({', '.join(known)})"
+    raise ConfigError(f"config {shown(source)}: no such file, and not a shipped name{advice}")
 
 
 def text_of(run: Run) -> str:
     """The resolved run as YAML, every key written out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(run))
+    return written(asdict(run))
 
 
 def check(run: Run) -> None:
-    """Raise ConfigError for settings that contradict each other or are out of range."""
-    for bad, message in _problems(run):
-        if bad:
-            raise ConfigError(message)
-    for stage in run.stages:
-        stage.build()
+    """Raise ConfigError for settings that contradict each other."""
+    for problem in _contradictions(run):
+        raise ConfigError(problem)
 
 
-def _problems(run: Run) -> list[tuple[bool, str]]:
-    evaluation, sampler = run.evaluation, run.sampler
-    problems = [
-        (
-            not run.name.strip(".") or "/" in run.name,
-            f"name: '{run.name}' must be a plain folder name",
-        ),
-        (run.seed < 0, f"seed: must not be negative, got {run.seed}"),
-        (not run.stages, "stages: a run needs at least one"),
-        (
-            (run.teacher is None) == (run.network is None),
-            "teacher, network: set exactly one of them",
-        ),
-        (not 0 <= run.data.dropout < 1, f"data.dropout: {run.data.dropout} is not in [0, 1)"),
-        (evaluation.n < 20, f"evaluation.n: at least 20, got {evaluation.n}"),
-        (evaluation.seed < 0, f"evaluation.seed: must not be negative, got {evaluation.seed}"),
-        (not evaluation.steps, "evaluation.steps: at least one number of steps"),
-        (evaluation.blocks < 2, "evaluation.blocks: at least 2, for an interval"),
-        (min((*sampler.steps, 1)) < 1, "sampler.steps: numbers of steps are positive"),
-        (min((*evaluation.steps, *evaluation.teacher_steps, 1)) < 1, "evaluation: steps < 1"),
-        (
-            bool(sampler.steps) and not set(evaluation.steps) <= set(sampler.steps),
-            f"evaluation.steps: the student is offered with {list(sampler.steps)} steps only",
-        ),
-        (run.save_every < 1 or run.log_every < 1, "save_every, log_every: at least 1"),
-    ]
-    return problems + [p for i, stage in enumerate(run.stages) for p in _stage_problems(i, stage)]
+def _contradictions(run: Run) -> Iterator[str]:
+    if run.name[0] in ".-" or {"/", "\\"} & set(run.name) or len(run.name.encode()) > 100:
+        yield f"name: {shown(run.name)} is no plain folder name: no '/', no '.' or '-' in front"
+    if (run.teacher is None) == (run.network is None):
+        yield "teacher, network: set exactly one of them"
+    if (run.data.path is None) == (run.data.name == "folder"):
+        yield "data.path: the images' folder with `data.name: folder`, else nothing"
+    yield from _repetitions(run)
+    offered = set(run.sampler.steps)
+    if offered and not set(run.evaluation.steps) <= offered:
+        yield f"evaluation.steps: the student is offered with {sorted(offered)} steps only"
+    if not run.evaluation.steps:
+        yield "evaluation.steps: at least one number of steps"
+    if not run.stages:
+        yield "stages: a run needs at least one"
+    methods = [stage.build(f"stages.{i}") for i, stage in enumerate(run.stages)]
+    if run.network is not None:
+        yield from _network_problems(run, run.network, methods)
 
 
-def _stage_problems(i: int, stage: Stage) -> list[tuple[bool, str]]:
-    t, key = stage.training, f"stages.{i}.training"
-    problems = [
-        (t.updates < 1, f"{key}.updates: at least 1, got {t.updates}"),
-        (t.batch < 1, f"{key}.batch: at least 1, got {t.batch}"),
-        (t.accumulation < 1, f"{key}.accumulation: at least 1, got {t.accumulation}"),
-        (not 0 <= t.average < 1, f"{key}.average: {t.average} is not in [0, 1)"),
-        (not 0 <= t.target < 1, f"{key}.target: {t.target} is not in [0, 1)"),
-        (t.skips < 1, f"{key}.skips: at least 1, got {t.skips}"),
-    ]
-    for name, optimiser in (("optimiser", t.optimiser), ("critic_optimiser", t.critic_optimiser)):
-        problems += [(bad, f"{key}.{name}.{text}") for bad, text in _optimiser_problems(optimiser)]
-    return problems
+def _repetitions(run: Run) -> Iterator[str]:
+    lists = {
+        "sampler.steps": run.sampler.steps,
+        "evaluation.steps": run.evaluation.steps,
+        "evaluation.teacher_steps": run.evaluation.teacher_steps,
+        "trackers": run.trackers,
+    }
+    for key, listed in lists.items():
+        if len(set(listed)) < len(listed):
+            yield f"{key}: {list(listed)} says one thing twice"
 
 
-def _optimiser_problems(o: Optimiser) -> list[tuple[bool, str]]:
-    return [
-        (not o.lr > 0, f"lr: must be positive, got {o.lr}"),
-        (
-            len(o.betas) != 2 or not all(0 <= b < 1 for b in o.betas),
-            f"betas: two numbers in [0, 1), got {list(o.betas)}",
-        ),
-        (o.weight_decay < 0, f"weight_decay: must not be negative, got {o.weight_decay}"),
-        (o.clip < 0, f"clip: must not be negative (0 for none), got {o.clip}"),
-        (o.warmup < 0, f"warmup: must not be negative, got {o.warmup}"),
-    ]
+def _network_problems(run: Run, network: Network, methods: list[Method]) -> Iterator[str]:
+    """What a new network is refused for, before it is made."""
+    try:
+        scheduler = scheduler_class(network.scheduler)
+    except ValueError as error:
+        raise ConfigError(f"network.scheduler: {error}") from error
+    for kind, values, bounds, key in (
+        (UNet2DModel, network.unet, UNET, "network.unet"),
+        (scheduler, network.scheduler_config, SCHEDULER, "network.scheduler_config"),
+    ):
+        require_known(values, [*signature(kind.__init__).parameters][1:], key)
+        for name in [n for n in bounds if n in values]:
+            fit(bounds[name], values[name], f"{key}.{name}")
+    if run.guidance != 1:
+        yield f"guidance: {run.guidance:g} guides a teacher, which `network` is not yet: use 1"
+    for i, method in enumerate(methods):
+        if "teacher" in method.roles:
+            yield f"stages.{i}.method: needs a teacher, which `network` is not yet: set teacher"

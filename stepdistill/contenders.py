@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import digits
 from .adapters import parameter_count
 from .config import ConfigError
 from .denoiser import Cond, Denoiser
@@ -14,7 +15,7 @@ from .evaluation.suite import Contender
 from .process import VariancePreserving
 from .session import Session
 from .solver import Sampler, sample
-from .teacher import Teacher, load_pipeline
+from .teacher import Teacher, load_pipeline, pipeline_folder
 from .times import Grid
 
 Draw = Callable[[Tensor, Cond, torch.Generator], Tensor]
@@ -60,12 +61,19 @@ def of_student(model: str, student: Denoiser, sampler: Sampler, steps: int) -> C
 def of_folder(folder: Path, steps: int | None) -> tuple[Contender, int | None]:
     """An exported pipeline as a student, at `steps` or at its fewest, and its classes.
 
-    Raises ConfigError if it was not trained for them."""
+    Raises ConfigError if it is none, makes no digits, or was not trained for these steps."""
+    try:
+        pipeline_folder(str(folder))
+    except ValueError as error:
+        kinds = "neither a run's folder (config.yaml) nor a pipeline's (model_index.json)"
+        raise ConfigError(f"{folder}: {kinds}") from error
     try:
         pipeline = load_pipeline(str(folder))
         teacher = Teacher.from_pipeline(pipeline)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
+        raise ConfigError(f"{folder}: makes {teacher.event}, not the digits' {digits.EVENT}")
     skip = pipeline.config.get("skip_sigma_data") is not None
     student = replace(teacher.denoiser, skip=skip)
     table = pipeline.config.get("times")

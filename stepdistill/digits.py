@@ -13,6 +13,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+EVENT = (1, 8, 8)
+CLASSES = 10
+
 
 @lru_cache(maxsize=1)
 def load() -> tuple[Tensor, Tensor]:

@@ -38,6 +38,13 @@ def distance(name: Distance, guess: Tensor, goal: Tensor, c: float = 0.0) -> Ten
     return (d.square().sum(1) + c * c).sqrt() - c
 
 
+def require_weights() -> None:
+    """Raise ValueError unless the weights that "lpips" needs lie where torchvision keeps them."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / VGG
+    if not file.is_file():
+        raise ValueError(f"distance 'lpips' needs torchvision's VGG-16 weights at {file}")
+
+
 def _lpips(guess: Tensor, goal: Tensor) -> Tensor:
     if guess.ndim != 4 or guess.shape[1] not in (1, 3):
         raise ValueError(f"lpips compares images (b, 1|3, h, w), got {tuple(guess.shape)}")
@@ -54,9 +61,7 @@ def _lpips(guess: Tensor, goal: Tensor) -> Tensor:
 def _lpips_network() -> nn.Module:
     from lpips import LPIPS  # 1 s to import, and only this distance needs it
 
-    file = Path(torch.hub.get_dir()) / "checkpoints" / VGG
-    if not file.is_file():
-        raise ValueError(f"distance 'lpips' needs torchvision's VGG-16 weights at {file}")
+    require_weights()
     before = os.environ.get(TENSORS_ONLY)
     os.environ[TENSORS_ONLY] = "1"  # torchvision would unpickle whatever the file holds
     try:

@@ -26,6 +26,7 @@ from .card import card
 from .denoiser import Denoiser
 from .evaluation.report import read_results
 from .process import VariancePreserving
+from .schema import ConfigError
 from .session import Session
 from .shipped import PACKAGE, shipped
 from .solver import Sampler
@@ -44,11 +45,11 @@ class ExportError(RuntimeError):
 def export(session: Session, out: Path) -> float:
     """Write the student of a finished run to `out`; the largest pixel difference it was seen with.
 
-    Raises ExportError if the plain call disagrees with the trainer's sampler, ValueError if `out`
+    Raises ExportError if the plain call disagrees with the trainer's sampler, ConfigError if `out`
     is something else than an earlier export.
     """
     if out.exists() and not is_export(out):
-        raise ValueError(f"{out} exists and is not an earlier export: choose another folder")
+        raise ConfigError(f"{out} exists and is not an earlier export: choose another folder")
     student, sampler = session.student(), session.run.sampler
     pipeline = pipeline_for(session.teacher, student, sampler)
     custom = type(pipeline).__name__ == FEW_STEP

@@ -20,7 +20,7 @@ def draw_grid(source: Path, out: Path, steps: int | None, count: int, seed: int)
     """Write `count` samples of a run or an exported pipeline to a PNG.
 
     Raises ConfigError for a source that is neither, or steps it was not trained for."""
-    if out.suffix.lower() != ".png":
+    if out.suffix.lower() != ".png" or out.is_dir():
         raise ConfigError(f"{out}: write a .png file")
     contender, classes = student_of(source, steps)
     generator = torch.Generator().manual_seed(seed)

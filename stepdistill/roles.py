@@ -23,6 +23,7 @@ from .data import stream
 from .denoiser import Denoiser
 from .heads import head_for
 from .method import Method, Players
+from .schema import Count, NotNegative
 from .solver import Sampler
 from .teacher import Teacher
 
@@ -34,8 +35,8 @@ class Adapters:
     """Low-rank roles: W + (alpha / rank)·B A on the layers `targets` names; by default on all
     attention projections, or on every layer of a network without attention. alpha: 0 for rank."""
 
-    rank: int = 16
-    alpha: float = 0.0
+    rank: Count = 16
+    alpha: NotNegative = 0.0
     targets: tuple[str, ...] = ()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .config import Run, text_of
+from .config import ConfigError, Run, text_of
 from .contenders import of_run
 from .evaluation.report import Report, read_results, write_report
 from .evaluation.suite import Row, Suite, digits_suite, evaluate
@@ -110,7 +110,7 @@ def trained(run: Run, folder: Path, console: Console) -> Session:
     accelerator.wait_for_everyone()
     accelerator.init_trackers("stepdistill", init_kwargs={"wandb": {"dir": str(folder)}})
     for warning in session.restore():
-        console.print(f"[yellow]{warning}; going on from the one before[/]")
+        console.print(f"{warning}; going on from the one before", style="yellow")
     title = "training " + " → ".join(stage.method for stage in run.stages)
     with progress(console, title) as observe:
         train(session, observe)
@@ -189,4 +189,8 @@ def finished(run: Run, folder: Path) -> Result | None:
         return None
     open_folder(run, folder)
     rows = read_results(folder / "results.json")
-    return Result(folder, folder / "student", rows, **json.loads((folder / COSTS).read_text()))
+    try:
+        costs = json.loads((folder / COSTS).read_text())
+        return Result(folder, folder / "student", rows, costs["difference"], costs["seconds"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{folder / COSTS}: damaged ({error}): delete it, run again") from error

@@ -9,7 +9,9 @@ A run lives in one folder:
 """
 
 import json
+import os
 import platform
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 from importlib.metadata import version
@@ -22,10 +24,11 @@ from torch import Tensor
 
 from . import digits
 from .adapters import AdapterView, load_own, merged
-from .checkpoint import latest
+from .checkpoint import CheckpointError, latest
 from .config import ConfigError, Run, Stage, read, text_of
 from .data import Data, Images
 from .denoiser import Denoiser
+from .images import load as load_images
 from .method import Method
 from .roles import Casting, cast
 from .teacher import Teacher, load_pipeline, new_pipeline
@@ -52,10 +55,22 @@ def teacher_of(run: Run) -> Teacher:
 
 
 def data_of(run: Run, teacher: Teacher) -> Data:
-    """The run's training data. Raises ConfigError if it does not fit the network."""
-    images, labels = digits.load()
-    if tuple(images.shape[1:]) != teacher.event:
-        raise ConfigError(f"data.name: digits are {tuple(images.shape[1:])}, not {teacher.event}")
+    """The run's training data. Raises ConfigError if the data, or the suite that will score the
+    student, do not fit the network."""
+    if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
+        raise ConfigError(
+            f"evaluation.suite: 'digits' scores images {digits.EVENT} of {digits.CLASSES} classes "
+            f"or none; the teacher makes {teacher.event} of {teacher.classes or 'no'} classes"
+        )
+    if teacher.classes is None and run.data.dropout > 0:
+        raise ConfigError("data.dropout: the network takes no labels (num_class_embeds): use 0")
+    if run.data.name == "digits":
+        images, labels = digits.load()
+    else:
+        try:
+            images, labels = load_images(run.data.path, teacher.event, teacher.classes)
+        except ConfigError as error:
+            raise ConfigError(f"data.path: {error}") from error
     if teacher.classes is None:
         return Images(images, None, seed=run.seed)
     return Images(images, labels, teacher.classes, run.data.dropout, run.seed)
@@ -159,28 +174,55 @@ class Session:
 
 
 def open_folder(run: Run, folder: Path) -> None:
-    """Create the run's folder, or reopen it. Raises ConfigError if it holds another run."""
+    """Create the run's folder, or reopen it. Raises ConfigError if it holds something else."""
     file = folder / "config.yaml"
     if file.is_file():
-        if file.read_text() != text_of(run):
+        if text_of(read(str(file))) != text_of(run):
             raise ConfigError(
                 f"{folder} holds a run with another configuration: choose another name, "
                 "or remove the folder"
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not a run: choose another name")
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text_of(run))
-    (folder / "versions.json").write_text(json.dumps(versions(), indent=1))
+    create(run, folder)
+
+
+def create(run: Run, folder: Path) -> None:
+    """Make the folder of a new run, whole or not at all. Raises ConfigError if it cannot be."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    missing = [path for path in folder.parents if not path.exists()]
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / "config.yaml").write_text(text_of(run), encoding="utf-8")
+        (partial / "versions.json").write_text(json.dumps(versions(), indent=1))
+        os.replace(partial, folder)
+    except OSError as error:
+        shutil.rmtree(missing[-1] if missing else partial, ignore_errors=True)
+        reason = f"cannot be created ({error.strerror}): choose another folder for runs"
+        raise ConfigError(f"{folder} {reason}") from error
 
 
 def reopen(folder: Path, accelerator: Accelerator) -> Session:
-    """The session of a trained run. Raises ConfigError if it is not one, or not finished."""
+    """The session of a trained run.
+
+    Raises ConfigError if it is not one, or not finished, CheckpointError if it is damaged."""
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: not a run (it has no config.yaml)")
-    session = Session(read(str(folder / "config.yaml")), folder, accelerator)
-    session.restore()
+    run = read(str(folder / "config.yaml"))
+    try:
+        session = Session(run, folder, accelerator)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error
+    try:
+        session.restore()
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        # Whatever torch makes of numbers and tensors that are not this run's.
+        reason = f"its checkpoints do not fit its config.yaml ({type(error).__name__})"
+        raise ConfigError(f"{folder}: {reason}: train it again") from error
     if not session.finished:
         raise ConfigError(f"{folder}: its training is not finished; `stepdistill run` goes on")
     return session

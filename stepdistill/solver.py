@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .denoiser import AnyDenoiser, Cond
 from .process import Estimate, NoiseProcess, per_sample
+from .schema import Steps
 from .times import Grid
 
 Solver = Literal["ddim", "heun", "dpmpp"]
@@ -147,7 +148,7 @@ class Sampler:
     stochastic: re-noise between steps. grid: where the times of n steps lie.
     """
 
-    steps: tuple[int, ...] = (1, 2, 4)
+    steps: tuple[Steps, ...] = (1, 2, 4)
     grid: Grid = Grid()
     stochastic: bool = True
 

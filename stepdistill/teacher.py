@@ -8,24 +8,33 @@ the calling convention from the class of its network.
 """
 
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import DDIMPipeline, DiffusionPipeline, SchedulerMixin, UNet2DModel
-from diffusers.utils.logging import disable_progress_bar
+from diffusers.utils import logging
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .backbones.labelled import BLOCK, call_labelled
 from .denoiser import AnyDenoiser, Cond, Denoiser, Guided
 from .process import NoiseProcess, Prediction, RectifiedFlow, VariancePreserving
+from .schema import did_you_mean, shown
 from .shipped import PACKAGE, pipeline_module
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 FEW_STEP = "FewStepPipeline"
+INDEX = "model_index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+LONGEST = 100_000  # timesteps of a scheduler
+LARGEST = 1024  # height or width of a network's samples
 
 
 @dataclass(frozen=True)
@@ -59,13 +68,15 @@ class Teacher:
         scale = float(pipeline.scheduler.config.num_train_timesteps) if is_flow(pipeline) else 1.0
         denoiser = Denoiser(net, process, prediction, call_labelled, scale, block=BLOCK)
         labels = net.config.num_class_embeds
+        if labels is not None and labels < 2:
+            raise ValueError(f"num_class_embeds {labels}: needs a class and the empty label")
         if labels is None and w != 1:
             raise ValueError(f"guidance {w:g} needs a class-conditional teacher: use guidance 1")
         guided = Guided(denoiser, w, null_of(labels)) if labels else denoiser
-        size = net.config.sample_size
-        side = (size, size) if isinstance(size, int) else tuple(size)
         classes = None if labels is None else labels - 1
-        return cls(denoiser, guided, pipeline, w, (net.config.in_channels, *side), classes)
+        event = (net.config.in_channels, *sides(net.config.sample_size))
+        require_answer(denoiser, event, classes)
+        return cls(denoiser, guided, pipeline, w, event, classes)
 
     def with_net(self, net: nn.Module) -> "Teacher":
         """The same teacher seen through `net`, a view of its network."""
@@ -82,6 +93,27 @@ class Teacher:
     def labels(self, n: int) -> Tensor | None:
         """n labels, each class equally often, or None if unconditional."""
         return None if self.classes is None else torch.arange(n) % self.classes
+
+
+def sides(size: object) -> tuple[int, int]:
+    """Height and width of a network's samples. Raises ValueError if its config does not say."""
+    pair = (size, size) if isinstance(size, int) else size
+    numbers = isinstance(pair, list | tuple) and [type(n) for n in pair] == [int, int]
+    if not numbers or not all(1 <= n <= LARGEST for n in pair):
+        raise ValueError(f"the network's sample_size is {shown(size)}: needs 1 to {LARGEST} pixels")
+    return tuple(pair)
+
+
+def require_answer(denoiser: Denoiser, event: tuple[int, ...], classes: int | None) -> None:
+    """Raise ValueError unless the network maps a sample (1, *event) to finite numbers like it."""
+    parameter = next(denoiser.net.parameters())
+    x = torch.zeros(1, *event, dtype=parameter.dtype, device=parameter.device)
+    label = None if classes is None else torch.zeros(1, dtype=torch.long, device=x.device)
+    middle = torch.tensor([denoiser.process.t_max / 2], dtype=torch.float64)
+    with foreign("the network"), torch.no_grad():
+        answer = denoiser(x, middle, label)
+    if answer.raw.shape != x.shape or not answer.raw.isfinite().all():
+        raise ValueError(f"the network maps {event} to another shape, or to nothing finite")
 
 
 def null_of(labels: int | None) -> Callable[[Cond], Cond]:
@@ -119,30 +151,140 @@ def process_of(scheduler: SchedulerMixin) -> tuple[NoiseProcess, Prediction]:
 def load_pipeline(source: str) -> DiffusionPipeline:
     """A shipped teacher by name, or a diffusers pipeline folder, in float32 on the CPU.
 
-    Loads safetensors only. Raises ValueError if there is no such pipeline."""
-    disable_progress_bar()  # the command line shows one bar of its own
-    folder = PACKAGE / "assets" / source
-    folder = folder if (folder / "model_index.json").is_file() else Path(source)
-    index = folder / "model_index.json"
-    if not index.is_file():
-        known = sorted(p.parent.name for p in (PACKAGE / "assets").glob("*/model_index.json"))
-        raise ValueError(
-            f"teacher '{source}': neither a shipped teacher ({', '.join(known)}) nor a folder "
-            "with model_index.json"
+    Loads safetensors only, and never unpickles. Raises ValueError naming the file that is missing,
+    damaged, or not of a known kind."""
+    folder = pipeline_folder(source)
+    index = read_json(folder / INDEX)
+    declared, name = index.get("unet"), index.get("_class_name")
+    if declared != ["diffusers", "UNet2DModel"]:
+        raise ValueError(f"{folder / INDEX}: its network is not of a known class (UNet2DModel)")
+    few_step = name == FEW_STEP or (isinstance(name, list) and name[-1:] == [FEW_STEP])
+    parts = {"unet": load_network(folder / "unet"), "scheduler": load_scheduler(folder, index)}
+    if few_step:
+        return few_step_class()(**parts, **few_step_settings(index, folder))
+    with foreign(folder):
+        return DiffusionPipeline.from_pretrained(
+            folder, **parts, use_safetensors=True, local_files_only=True
         )
-    name = json.loads(index.read_text())["_class_name"]
-    if name == FEW_STEP or (isinstance(name, list) and name[-1] == FEW_STEP):
-        return load_few_step(folder)
-    return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
 
 
-def load_few_step(folder: Path) -> DiffusionPipeline:
-    """A FewStepPipeline folder, through our own copy of the class: the folder's is not executed."""
-    index = json.loads((folder / "model_index.json").read_text())
+def pipeline_folder(source: str) -> Path:
+    """Where a shipped teacher or a pipeline lies. Raises ValueError if `source` is neither."""
+    teachers = PACKAGE / "assets"
+    for folder in (teachers / source, Path(source)):
+        if (folder / INDEX).is_file():
+            return folder
+    known = sorted(p.parent.name for p in teachers.glob(f"*/{INDEX}"))
+    advice = did_you_mean(source, known)
+    raise ValueError(
+        f"{shown(source)}: neither a shipped teacher ({', '.join(known)}) nor a folder "
+        f"with {INDEX}{advice}"
+    )
+
+
+def load_network(folder: Path) -> UNet2DModel:
+    """The network of a pipeline folder, every parameter from its safetensors.
+
+    Raises ValueError for weights that are missing, damaged, pickled only or not finite."""
+    read_json(folder / "config.json")
+    require_weights(folder)
+    with foreign(folder):
+        net, loaded = UNet2DModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    # diffusers warns, and fills what is missing with random numbers.
+    for fault in ("missing_keys", "unexpected_keys"):
+        if loaded[fault]:
+            kind, first = fault.partition("_")[0], sorted(loaded[fault])[0]
+            raise ValueError(f"{folder}: {kind} weights, like {first}: does config.json fit them?")
+    for name, value in net.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{folder}: the weights {name} are not finite")
+    return net
+
+
+def require_weights(folder: Path) -> None:
+    """Raise ValueError unless the folder holds whole safetensors files."""
+    files = sorted(folder.glob("*.safetensors"))
+    pickled = [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLED]
+    if not files and pickled:
+        raise ValueError(
+            f"{folder / pickled[0]}: pickled weights are never loaded; convert to safetensors"
+        )
+    if not files:
+        raise ValueError(f"{folder}: no weights (*.safetensors)")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file}: damaged or incomplete ({error}); copy it again") from error
+
+
+def load_scheduler(folder: Path, index: dict[str, Any]) -> SchedulerMixin:
+    """The scheduler of a pipeline folder. Raises ValueError if it is none of diffusers'."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    declared, config = index.get("scheduler"), read_json(file)
+    if not isinstance(declared, list) or len(declared) != 2:
+        raise ValueError(f"{folder / INDEX}: names no scheduler")
+    if "_class_name" not in config:
+        raise ValueError(f"{file}: not the configuration of a scheduler")
+    try:
+        kind = scheduler_class(declared[1])
+    except ValueError as error:
+        raise ValueError(f"{folder / INDEX}: {error}") from error
+    steps = config.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or not 2 <= steps <= LONGEST:
+        raise ValueError(f"{file}: num_train_timesteps is {shown(steps)}, not 2 to {LONGEST}")
+    with foreign(file):
+        return kind.from_config(config)
+
+
+def few_step_settings(index: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a FewStepPipeline's index adds. Raises ValueError for times no student can have."""
     settings = {k: v for k, v in index.items() if k in ("times", "stochastic", "skip_sigma_data")}
-    unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
-    scheduler = scheduler_class(index["scheduler"][1]).from_pretrained(folder / "scheduler")
-    return few_step_class()(unet, scheduler, **settings)
+    times = settings.get("times")
+    rows = times.items() if isinstance(times, dict) else []
+    fit = all(n.isdecimal() and is_falling(row) and len(row) == int(n) for n, row in rows)
+    if times is not None and not (rows and fit):
+        raise ValueError(f"{folder / INDEX}: times must map each N to N falling numbers")
+    return settings
+
+
+def is_falling(row: object) -> bool:
+    """Whether `row` is a list of falling numbers."""
+    numbers = isinstance(row, list) and all(type(t) in (int, float) for t in row)
+    return numbers and all(t > s for t, s in pairwise(row))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises ValueError naming the file if there is none."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: must hold a mapping, not {shown(values)}")
+    return values
+
+
+@contextmanager
+def foreign(where: Path | str) -> Iterator[None]:
+    """diffusers at work: quiet, and whatever it raises is a ValueError that says where."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # its log says less than our errors do, on more lines
+    logging.disable_progress_bar()  # the command line shows one bar of its own
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # its constructors check little: anything can come out of them
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise ValueError(f"{where}: {reason} ({type(error).__name__})") from error
+    finally:
+        logging.set_verbosity(level)
 
 
 def few_step_class() -> type[DiffusionPipeline]:
@@ -152,9 +294,10 @@ def few_step_class() -> type[DiffusionPipeline]:
 
 def scheduler_class(name: str) -> type[SchedulerMixin]:
     """A scheduler class of diffusers. Raises ValueError for any other name."""
-    kind = getattr(diffusers, name, None)
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise ValueError(f"'{name}' is not a scheduler of diffusers")
+        advice = did_you_mean(name, [n for n in dir(diffusers) if n.endswith("Scheduler")])
+        raise ValueError(f"{shown(name)} is not a scheduler of diffusers{advice}")
     return kind
 
 
@@ -164,8 +307,9 @@ def new_pipeline(
     """An untrained pipeline, from the settings of a UNet2DModel and of a scheduler class.
 
     Unconditional networks under a table of ᾱ make a stock DDIMPipeline."""
-    kind = scheduler_class(scheduler)(**config)
-    with torch.random.fork_rng(devices=[]):
+    with foreign("network.scheduler_config"):
+        kind = scheduler_class(scheduler)(**config)
+    with foreign("network.unet"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = UNet2DModel(**unet)
     if net.config.num_class_embeds is None and isinstance(process_of(kind)[0], VariancePreserving):

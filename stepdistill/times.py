@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .process import NoiseProcess
+from .schema import Bend, NotNegative, Share
 
 KARRAS_SIGMA_MAX = 80.0  # where a Karras grid begins under a process that starts at pure noise
 PURE_NOISE = 1e6  # σ/α above which nothing of the signal is left
@@ -35,8 +36,8 @@ class Grid:
     """
 
     name: Literal["uniform", "trailing", "karras", "shifted"] = "uniform"
-    shift: float = 1.0
-    rho: float = 7.0
+    shift: Bend = 1.0
+    rho: Bend = 7.0
 
     def __post_init__(self) -> None:
         if not (self.shift > 0 and self.rho > 0):
@@ -95,11 +96,15 @@ class TimeLaw:
     """
 
     name: Literal["uniform", "shifted", "logit_normal", "log_normal", "karras_index"] = "uniform"
-    low: float = 0.0
-    high: float = 1.0
+    low: Share = 0.0
+    high: Share = 1.0
     mean: float = 0.0
-    std: float = 1.0
-    shift: float = 1.0
+    std: NotNegative = 1.0
+    shift: Bend = 1.0
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"low must not lie above high, got {self.low} and {self.high}")
 
     def draw(self, process: NoiseProcess, n: int, generator: torch.Generator) -> Tensor:
         """(n,) float64 times on the CPU."""

@@ -124,17 +124,26 @@ def truncate(log: Path, stage: int, turn: int) -> None:
     """Drop rows logged after the checkpoint that training goes on from."""
     if not log.is_file():
         return
-    rows = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = [r for r in rows if (json.loads(r)["stage"], json.loads(r)["turn"]) <= (stage, turn)]
-    log.write_text("".join(kept))
+    kept = [row for row in rows(log) if (row["stage"], row["turn"]) <= (stage, turn)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def rows(log: Path) -> Iterator[dict]:
+    """The rows of a log, without what a crash or an accident left unreadable."""
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and {"stage", "turn", "update", "player"} <= row.keys():
+            yield row
 
 
 def curves(log: Path) -> dict[str, list[tuple[float, float]]]:
     """Every logged number of a run as (student update, value), updates counted over stages."""
     found: dict[str, list[tuple[float, float]]] = {}
     offset, last_stage, last_update = 0, 0, 0
-    for line in log.read_text().splitlines():
-        row = json.loads(line)
+    for row in rows(log):
         if row["stage"] != last_stage:
             offset, last_stage = offset + last_update, row["stage"]
         last_update = row["update"]

@@ -25,6 +25,7 @@ from .averages import Average, trainable
 from .checkpoint import State
 from .data import Data, stream
 from .method import Batch, Loss, Method, Players, Sample, Turn
+from .schema import ConfigError, Count, Decay, NotNegative, Positive, Whole
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Optimiser:
     """
 
     name: Literal["adamw", "adam", "radam"] = "adamw"
-    lr: float = 1e-3
-    betas: tuple[float, ...] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    warmup: int = 0
+    lr: Positive = 1e-3
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: NotNegative = 0.0
+    clip: NotNegative = 1.0
+    warmup: Whole = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
     def build(self, net: nn.Module) -> torch.optim.Optimizer:
@@ -72,14 +73,14 @@ class Training:
     skips: consecutive non-finite steps after which training stops.
     """
 
-    updates: int = 1000
-    batch: int = 128
-    accumulation: int = 1
+    updates: Count = 1000
+    batch: Count = 128
+    accumulation: Count = 1
     optimiser: Optimiser = Optimiser()
     critic_optimiser: Optimiser = Optimiser()
-    average: float = 0.999
-    target: float = 0.95
-    skips: int = 20
+    average: Decay = 0.999
+    target: Decay = 0.95
+    skips: Count = 20
 
 
 class StepLog(NamedTuple):
@@ -187,7 +188,7 @@ class Trainer:
     def restore(self, state: State) -> None:
         """Continue from `state`, bit for bit, on as many processes as it was saved from.
 
-        Raises ValueError if samples are carried for another number of processes."""
+        Raises ConfigError if samples are carried for another number of processes."""
         tree = dict(state.tensors)
         for player, net in self.nets.items():
             load_own(net, {k: tree.pop(f"net/{player}/{k}") for k in own_tensors(net)})
@@ -217,7 +218,7 @@ class Trainer:
             self.training.batch,
         )
         if len(gathered) != world * size:
-            raise ValueError(
+            raise ConfigError(
                 f"the checkpoint lies inside a cycle of {len(gathered) // size} processes: resume "
                 f"on as many, not {world}"
             )

@@ -113,7 +113,7 @@ def test_methods_are_listed():
     "arguments, named",
     [
         (["run", "no-such-config"], "no-such-config"),
-        (["run", "smoke", "guidanse=2"], "guidance"),
+        (["run", "smoke", "guidanse=2"], "did you mean 'guidance'?"),
         (["run", "smoke", "teacher=no-such-teacher"], "no-such-teacher"),
         (["run", "digits-consistency-vp", "guidance=2"], "class-conditional"),
         (["eval", "nowhere"], "nowhere"),
@@ -125,7 +125,7 @@ def test_methods_are_listed():
         (["run", "smoke", "name=../up"], "name"),
         (["run", "smoke", "sampler.steps=[1,3]"], "never trains"),
         (["run", "smoke", "sampler.grid.name=trailing"], "whole timesteps"),
-        (["run", "smoke", "sampler.grid.rho=0"], "positive"),
+        (["run", "smoke", "sampler.grid.rho=0"], "sampler.grid.rho: must be"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, named, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from stepdistill.evaluation.figures import Point, Stage, mosaic, quality_panels,
 from stepdistill.evaluation.outliers import Outlier, Outliers
 from stepdistill.evaluation.suite import REAL, Row
 from stepdistill.evaluation.table import NOTES, columns_of, headline
+from stepdistill.schema import ConfigError
 
 HERE = files("stepdistill.evaluation")
 ACROSS, STRIP = 5, 10  # images in a row under the slider, and in a row of the static grid
@@ -113,9 +114,12 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def read_results(path: Path) -> list[Row]:
-    """The rows of a results.json, the floor last."""
-    results = json.loads(Path(path).read_text(encoding="utf-8"))
-    return [Row(**row) for row in (*results["rows"], *results["floor"])]
+    """The rows of a results.json, the floor last. Raises ConfigError if it holds none."""
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        return [Row(**row) for row in (*results["rows"], *results["floor"])]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: damaged ({error}): delete it, and run again") from error
 
 
 def _results(rows: Sequence[Row]) -> dict[str, list[dict]]:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Cond
-from ..distances import Distance, distance
+from ..distances import Distance, distance, require_weights
 from ..method import Batch, Loss, Method, Passes, Players, Turn
 from ..process import NoiseProcess, per_sample
+from ..schema import NotNegative, Steps
 from ..solver import EVALUATIONS, Sampler, Solver, ddim_step, heun_step
 from ..times import Grid
 
@@ -29,11 +30,11 @@ from ..times import Grid
 class Consistency(Method):
     """steps: N, the length of the teacher's trajectory.  huber: c of the pseudo-Huber distance."""
 
-    steps: int = 18
+    steps: Steps = 18
     grid: Grid = Grid()
     solver: Solver = "heun"
     distance: Distance = "pseudo_huber"
-    huber: float = 0.03
+    huber: NotNegative = 0.03
 
     roles = ("student", "teacher", "target")
     identity_at_clean = True
@@ -44,6 +45,8 @@ class Consistency(Method):
             raise ValueError(f"consistency: steps must be at least 1, got {self.steps}")
         if self.solver == "dpmpp":
             raise ValueError("consistency: solver 'dpmpp' needs a history; use 'ddim' or 'heun'")
+        if self.distance == "lpips":
+            require_weights()
 
     def turns(self) -> tuple[Turn, ...]:
         return (Turn("student", self.loss),)

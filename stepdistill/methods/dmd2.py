@@ -34,6 +34,7 @@ from ..critic import (
 )
 from ..method import Batch, Loss, Method, Passes, Players, Sample, Turn
 from ..process import NoiseProcess
+from ..schema import Count, NotNegative, Positive
 from ..solver import Sampler, rollout
 from ..times import TimeLaw
 
@@ -47,13 +48,13 @@ class Dmd2(Method):
     time, critic_time: laws of t in the two turns.
     """
 
-    ratio: int = 5
+    ratio: Count = 5
     rollout: Literal["backward", "noised_data"] = "backward"
-    gan: float = 3e-3
-    gan_critic: float = 1e-2
+    gan: NotNegative = 3e-3
+    gan_critic: NotNegative = 1e-2
     gan_loss: GanLoss = "softplus"
-    r1: float = 0.0
-    r1_width: float = 0.1
+    r1: NotNegative = 0.0
+    r1_width: Positive = 0.1
     time: TimeLaw = TimeLaw(low=0.02, high=0.98)
     critic_time: TimeLaw = TimeLaw()
 
