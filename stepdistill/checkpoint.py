@@ -1,14 +1,23 @@
 """Checkpoints: safetensors and JSON, written atomically, checksummed, never unpickled.
 
-A checkpoint is a folder `NNNNNN/` with `state.safetensors` (every tensor) and `state.json` (every
-number, and the hash of the tensors). It is written beside its final place, synced, and renamed, so
-a crash leaves the previous one intact.
+A checkpoint is a folder `NNNNNN/`:
+
+    state.safetensors   every tensor
+    state.json          every number, and the score if it has one
+    SHA256SUMS          of both, as `sha256sum -c` reads it
+
+It is written under a hidden name, flushed to the disk and renamed; only then do older ones go, each
+under a hidden name first. So wherever a process or the machine stops, whatever is called NNNNNN is
+whole, and a file that was damaged later is noticed.
 """
 
+import errno
 import hashlib
 import json
+import math
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-TENSORS, NUMBERS = "state.safetensors", "state.json"
+TENSORS, NUMBERS, SUMS = "state.safetensors", "state.json", "SHA256SUMS"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class State(NamedTuple):
@@ -27,27 +37,81 @@ class State(NamedTuple):
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint can be read; the message names it."""
+    """A checkpoint cannot be read; the message names it."""
 
 
-def save(folder: Path, step: int, state: State, keep: int = 2) -> Path:
-    """Write checkpoint `step` into `folder` and drop all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
+class DiskError(RuntimeError):
+    """Something cannot be written; the message says what, where, how much and what to do."""
+
+
+def save(
+    folder: Path, step: int, state: State, keep: int = 2, score: float | None = None
+) -> Path:
+    """Write checkpoint `step` (≥ 0) into `folder`; keep the newest `keep` (≥ 1) and the best.
+
+    score: lower is better; one that is not finite is none. One process at a time writes a folder.
+    A checkpoint of the same step is replaced, later ones go: a run that went back to an earlier
+    checkpoint could not read them. Raises DiskError if the disk is full or fails; the checkpoints
+    before it are then as they were.
+    """
+    if keep < 1:
+        raise ValueError(f"keep: at least 1 checkpoint, got {keep}")
     final, partial = folder / f"{step:06d}", folder / f".{step:06d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.tensors.items()}
-    save_file(tensors, partial / TENSORS)
-    numbers = {**state.numbers, "sha256": sha256(partial / TENSORS)}
-    (partial / NUMBERS).write_text(json.dumps(numbers, indent=1))
-    for name in (TENSORS, NUMBERS, ""):
-        sync(partial / name)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    sync(folder)
-    for old in finished(folder)[:-keep]:
-        shutil.rmtree(old)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        clear(folder)
+        write(partial, state, score)
+        if final.exists():
+            drop(final)
+        os.replace(partial, final)
+        sync(folder)
+        sync(folder.parent)  # the first checkpoint made `folder` itself
+    except (OSError, SafetensorError) as error:
+        clear(folder)
+        size = sum(v.numel() * v.element_size() for v in state.tensors.values())
+        raise DiskError(unwritten(final, error, size)) from error
+    rotate(folder, step, keep)
     return final
+
+
+def write(folder: Path, state: State, score: float | None) -> None:
+    """Make a checkpoint's folder, everything in it flushed to the disk."""
+    folder.mkdir()
+    tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors.items()}
+    score = score if score is not None and math.isfinite(score) else None
+    text = json.dumps({"score": score, "numbers": state.numbers}, indent=1)
+    (folder / NUMBERS).write_text(text, encoding="utf-8")
+    save_file(tensors, folder / TENSORS)
+    shutil.copymode(folder / NUMBERS, folder / TENSORS)  # safetensors' own is for the owner alone
+    sums = [f"{sha256(folder / name)}  {name}\n" for name in (TENSORS, NUMBERS)]
+    (folder / SUMS).write_text("".join(sums), encoding="utf-8")
+    for name in (TENSORS, NUMBERS, SUMS, ""):
+        sync(folder / name)
+
+
+def rotate(folder: Path, step: int, keep: int) -> None:
+    """Drop all but `step`, the `keep` − 1 before it, and the best of these and older ones."""
+    for path in finished(folder):
+        if int(path.name) > step:
+            drop(path)
+    kept = {*finished(folder)[-keep:], best(folder)}
+    for path in finished(folder):
+        if path not in kept:
+            drop(path)
+
+
+def drop(path: Path) -> None:
+    """Delete a checkpoint; what is called NNNNNN stays whole until it is gone."""
+    hidden = path.with_name(f".{path.name}.dropped")
+    with suppress(OSError):  # one that cannot be deleted does no harm
+        os.replace(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def clear(folder: Path) -> None:
+    """Delete what a process that was killed left half-written or half-deleted."""
+    for leftover in folder.glob(".[0-9]*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def latest(folder: Path) -> tuple[State | None, list[str]]:
@@ -62,24 +126,59 @@ def latest(folder: Path) -> tuple[State | None, list[str]]:
         except CheckpointError as error:
             warnings.append(str(error))
     if found:
-        raise CheckpointError("; ".join(warnings) + "; delete the folder to start again")
+        raise CheckpointError(
+            f"{'; '.join(warnings)}: put back a copy of one, or delete {folder} to start again"
+        )
     return None, warnings
 
 
-def read(path: Path) -> State:
-    """One checkpoint. Raises CheckpointError if it is truncated or altered."""
+def best(folder: Path) -> Path | None:
+    """The checkpoint with the lowest score, or None if none has one."""
+    scores = {path: score_of(path) for path in finished(folder)}
+    scored = [path for path, score in scores.items() if score is not None]
+    return min(scored, key=scores.get, default=None)
+
+
+def score_of(path: Path) -> float | None:
+    """The score a checkpoint was saved with; None if it has none, or was damaged."""
     try:
-        numbers = json.loads((path / NUMBERS).read_text())
-        if sha256(path / TENSORS) != numbers.pop("sha256"):
-            raise CheckpointError(f"checkpoint {path}: {TENSORS} was altered or truncated")
-        return State(load_file(path / TENSORS), numbers)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path}: unreadable ({error})") from error
+        return numbers_of(path)["score"]
+    except CheckpointError:
+        return None
+
+
+def read(path: Path) -> State:
+    """One checkpoint. Raises CheckpointError if it is incomplete, truncated or altered."""
+    numbers = numbers_of(path)["numbers"]
+    tensors = load_file(checked(path, TENSORS))
+    # Copies: the file itself would stay mapped, and not every file system deletes a mapped file.
+    return State({k: v.clone() for k, v in tensors.items()}, numbers)
+
+
+def numbers_of(path: Path) -> dict[str, Any]:
+    return json.loads(checked(path, NUMBERS).read_text(encoding="utf-8"))
+
+
+def checked(path: Path, name: str) -> Path:
+    """A checkpoint's file. Raises CheckpointError unless it is there and as it was written."""
+    try:
+        sums = (path / SUMS).read_text(encoding="utf-8").split("\n")
+        if f"{sha256(path / name)}  {name}" not in sums:
+            raise CheckpointError(f"checkpoint {path}: {name} was altered or truncated")
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise CheckpointError(f"checkpoint {path}: {missing} is missing") from error
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: {reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"checkpoint {path}: {SUMS} was altered") from error
+    return path / name
 
 
 def finished(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted((p for p in folder.glob("[0-9]*") if p.is_dir()), key=lambda p: int(p.name))
+    found = (p for p in folder.glob("[0-9]*") if p.name.isdecimal() and p.is_dir())
+    return sorted(found, key=lambda p: int(p.name))
 
 
 def sha256(path: Path) -> str:
@@ -97,3 +196,37 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    os.replace(partial, path)
+
+
+def unwritten(path: Path, error: OSError | SafetensorError, size: int | None = None) -> str:
+    """What to tell the user when `path` could not be written, which needs `size` bytes."""
+    place = next(p for p in path.parents if p.is_dir())
+    free = f"{shutil.disk_usage(place).free / 1e6:.1f} MB are free"
+    needed = "" if size is None else f"it needs {size / 1e6:.1f} MB, "
+    cure = "make room" if is_full(error) else "put that right"
+    return (
+        f"{path} could not be written: {reason(error)} ({needed}{free}). What was saved before is "
+        f"intact: {cure}, and the same command goes on from there"
+    )
+
+
+def is_full(error: OSError | SafetensorError) -> bool:
+    """Whether writing failed because there is no room; safetensors has the number in its text."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(f"(os error {number})" in str(error) for number in FULL)
+
+
+def reason(error: OSError | SafetensorError) -> str:
+    """The system's words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).rpartition("I/O error: ")[2]

@@ -11,11 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
 
+from accelerate import Accelerator
 from rich.console import Console
+from safetensors import SafetensorError
+from torch import distributed
 
+from .checkpoint import DiskError, is_full, unwritten, write_whole
 from .config import ConfigError, Run, text_of
 from .contenders import of_run
 from .evaluation.report import Report, read_results, write_report
@@ -60,15 +65,38 @@ def distill(run: Run, runs: Path = Path("runs"), console: Console | None = None)
     clock = Clock()
     with clock.part("training"):
         session = trained(run, folder, console)
-    if session.accelerator.is_main_process:
-        complete(session, clock, console)
-    session.accelerator.wait_for_everyone()
+    with waited_for(session.accelerator):
+        if session.accelerator.is_main_process:
+            complete(session, clock, console)
     session.accelerator.end_training()
     return finished(run, folder)
 
 
+@contextmanager
+def waited_for(accelerator: Accelerator) -> Iterator[None]:
+    """At its end all processes wait for the last, however long it takes."""
+    # The training's own barrier gives up after minutes, and under NCCL keeps the waiting GPUs busy.
+    # Waiting in a group of its own needs no longer limit for training, where it finds deadlocks;
+    # gloo waits in sockets and fails at once when the process that is waited for dies.
+    alone = accelerator.num_processes == 1
+    group = None if alone else distributed.new_group(backend="gloo", timeout=timedelta(days=30))
+    yield
+    if group is not None:
+        distributed.barrier(group)
+
+
 def complete(session: Session, clock: "Clock", console: Console) -> None:
-    """Everything after training, in the run's folder."""
+    """Everything after training, in the run's folder. Raises DiskError where that is full."""
+    try:
+        finish(session, clock, console)
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        raise DiskError(unwritten(session.folder / "student", error)) from error
+
+
+def finish(session: Session, clock: "Clock", console: Console) -> None:
+    """Export, evaluate, report; the file that says so comes last."""
     folder = session.folder
     with clock.part("export"):
         difference = export(session, folder / "student")
@@ -79,7 +107,7 @@ def complete(session: Session, clock: "Clock", console: Console) -> None:
         report(session, rows, suite, clock, difference)
         describe(session, folder / "student")
     costs = {"difference": difference, "seconds": clock.seconds}
-    (folder / COSTS).write_text(json.dumps(costs, indent=1))
+    write_whole(folder / COSTS, json.dumps(costs, indent=1))
     console.print(f"time: {clock}")
 
 
@@ -110,10 +138,17 @@ def trained(run: Run, folder: Path, console: Console) -> Session:
     accelerator.wait_for_everyone()
     accelerator.init_trackers("stepdistill", init_kwargs={"wandb": {"dir": str(folder)}})
     for warning in session.restore():
-        console.print(f"{warning}; going on from the one before", style="yellow")
+        text = f"{warning}; going on from the one before"
+        console.print(text, style="yellow", markup=False, soft_wrap=True)
     title = "training " + " → ".join(stage.method for stage in run.stages)
-    with progress(console, title) as observe:
-        train(session, observe)
+    try:
+        with progress(console, title) as show:
+            train(session, lambda moment: show(moment.done, moment.total, str(moment)))
+    except KeyboardInterrupt:
+        where = f"update {session.trainer.update} of {session.stage_settings.method}"
+        text = f"stopped at {where}: the same command goes on from {folder / 'checkpoints'}"
+        console.print(text, markup=False, soft_wrap=True)
+        raise
     return session
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -112,6 +113,7 @@ class Session:
         check_times(run, self.methods, self.teacher.denoiser)
         self.teacher.denoiser.net.to(accelerator.device)
         self.data = data_of(run, self.teacher)
+        self.pending: dict[str, dict[str, Any]] = {}  # a checkpoint's means that are not yet logged
         self.stage = 0
         self.trainer = self._trainer(None)
 
@@ -140,12 +142,22 @@ class Session:
         return student
 
     def restore(self) -> list[str]:
-        """Continue from the newest readable checkpoint, if any; warnings about damaged ones."""
-        state, warnings = latest(self.folder / "checkpoints")
-        if state is not None:
-            self.stage = state.numbers["stage"]
+        """Continue from the newest readable checkpoint, if any; warnings about damaged ones.
+
+        Raises CheckpointError if none of them can be read, or if it is no state of this run."""
+        folder = self.folder / "checkpoints"
+        state, warnings = latest(folder)
+        if state is None:
+            return warnings
+        try:
+            self.stage, self.pending = state.numbers["stage"], state.numbers["pending"]
             self.trainer = self._trainer(None)
             self.trainer.restore(state)
+        except (KeyError, IndexError) as error:
+            raise CheckpointError(
+                f"{folder}: written by another version of stepdistill (no {error}): go on with "
+                f"that one, or delete {self.folder} to start again"
+            ) from error
         return warnings
 
     def _trainer(self, start: dict[str, Tensor] | None) -> Trainer:

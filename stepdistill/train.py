@@ -1,8 +1,10 @@
 """Running a session's training: progress, log, checkpoints, and a safe way to stop.
 
-`log.jsonl` has one row per player and `log_every` turns: means since the last row, or since the run
-was resumed, without steps that were skipped. Ctrl-C lets the step in hand finish and saves a
-checkpoint; the same command goes on from there.
+`log.jsonl` has one row per player and `log_every` turns: means since the last row, without steps
+that were skipped. Ctrl-C and SIGTERM let the step in hand finish and save a checkpoint; the same
+command goes on from there. Rows are on disk before the checkpoint that counts them, and means
+under way are part of it: the log of a run that was stopped, however it was, is that of one that
+was not.
 """
 
 import json
@@ -11,15 +13,23 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event, current_thread, main_thread
+from types import FrameType
 
-from .checkpoint import State, save
+import torch
+from accelerate import Accelerator
+
+from .checkpoint import DiskError, State, save, sync, unwritten
+from .progress import Moment
 from .session import Session
-from .trainer import StepLog, Trainer
+from .trainer import StepLog
 
-Observer = Callable[[int, int, dict[str, float]], None]  # (update, of updates, losses)
+Observer = Callable[[Moment], None]
+STOPS = (signal.SIGINT, signal.SIGTERM)
+# Launchers pass a Ctrl-C on to processes that have had it from the terminal already.
+ECHO = 2.0  # seconds
 
 
 @dataclass
@@ -39,104 +49,218 @@ class Means:
         return {name: value / self.count for name, value in self.sums.items()}
 
 
+@dataclass(frozen=True)
+class Course:
+    """A run's stages in numbers.
+
+    costs: network passes of one student update, a forward as 1. turns: as many as the stage has,
+    or more, so that `position` grows over stages whatever the order of their players.
+    """
+
+    costs: list[float]
+    turns: list[int]
+
+    @classmethod
+    def of(cls, session: Session) -> "Course":
+        run, methods = session.run, session.methods
+        passes = [method.passes(run.sampler) for method in methods]
+        cycles = [len(method.turns()) for method in methods]
+        return cls(
+            [counted.work(session.teacher.nfe) for counted in passes],
+            [n * stage.training.updates for n, stage in zip(cycles, run.stages)],
+        )
+
+    def position(self, session: Session) -> int:
+        """The number of a run's present turn, over all stages."""
+        return sum(self.turns[: session.stage]) + session.trainer.turn
+
+    def moment(self, session: Session, losses: dict[str, dict[str, float]]) -> Moment:
+        """Where the run is."""
+        trainer, stage, stages = session.trainer, session.stage, len(self.costs)
+        method = session.stage_settings.method
+        work = [s.training.updates * cost for s, cost in zip(session.run.stages, self.costs)]
+        return Moment(
+            stage=method if stages == 1 else f"{method} ({stage + 1} of {stages})",
+            update=trainer.update,
+            updates=trainer.training.updates,
+            done=sum(work[:stage]) + trainer.update * self.costs[stage],
+            total=sum(work),
+            losses=dict(losses),
+            skipped=trainer.skipped,
+        )
+
+
+class Log:
+    """The rows of log.jsonl, and the means that are not yet one; only the main process writes."""
+
+    def __init__(self, session: Session) -> None:
+        self.course = Course.of(session)
+        main = session.accelerator.is_main_process
+        self.path = session.folder / "log.jsonl" if main else Path(os.devnull)
+        self.means = {player: Means(**saved) for player, saved in session.pending.items()}
+        self.losses: dict[str, dict[str, float]] = {}  # as last written, by player
+        self.started = time.perf_counter()
+
+    def add(self, step: StepLog) -> None:
+        means = self.means.setdefault(step.player, Means())
+        if not step.skipped:
+            means.add(step)
+
+    def pending(self) -> dict[str, dict]:
+        """What a checkpoint keeps of the means."""
+        return {player: asdict(means) for player, means in self.means.items()}
+
+    def write(self, session: Session) -> None:
+        """A row for every player that had turns since the last rows, and to the trackers.
+
+        Raises DiskError if the disk is full."""
+        trainer, rows = session.trainer, ""
+        where = {"stage": session.stage, "turn": trainer.turn, "update": trainer.update}
+        seconds = round(time.perf_counter() - self.started, 3)
+        where |= {"skipped": trainer.skipped, "seconds": seconds}
+        for player in sorted(self.means):
+            numbers = self.means.pop(player).take()
+            rows += json.dumps(where | {"player": player} | numbers) + "\n"
+            tagged = {f"{player}/{name}": value for name, value in numbers.items()}
+            session.accelerator.log(tagged, step=self.course.position(session))
+            losses = {k: v for k, v in numbers.items() if k not in ("gradient_norm", "lr")}
+            self.losses[player] = losses or self.losses.get(player, {})
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(rows)
+        except OSError as error:
+            raise DiskError(unwritten(self.path, error)) from error
+
+    def sync(self) -> None:
+        """Flush the rows to the disk."""
+        if self.path.is_file():
+            sync(self.path)
+
+
 def train(session: Session, observe: Observer) -> None:
     """Train every stage to its end, from wherever the folder's checkpoints stopped.
 
-    Raises TrainingFailed if training cannot go on; KeyboardInterrupt is passed on after saving.
+    Raises TrainingFailed if training cannot go on, DiskError if its log or state cannot be
+    written, and KeyboardInterrupt after saving.
     """
-    log = session.folder / "log.jsonl" if session.accelerator.is_main_process else Path(os.devnull)
-    truncate(log, session.stage, session.trainer.turn)
-    while True:
-        with log.open("a", encoding="utf-8", buffering=1) as file:  # whole rows, at once on disk
-            train_stage(session, file.write, observe)
-        if session.finished:
-            return
+    log = Log(session)
+    truncate(log.path, session.stage, session.trainer.turn)
+    train_stage(session, log, observe)
+    while not session.finished:
+        skipped = session.trainer.skipped
         session.next_stage()
+        session.trainer.skipped = skipped  # counted over the whole run
+        log.losses.clear()
+        train_stage(session, log, observe)
 
 
-def train_stage(session: Session, write: Callable[[str], int], observe: Observer) -> None:
-    """Train the present stage to its end, or to Ctrl-C; then its state lies on disk."""
-    trainer, means = session.trainer, {}
-    started, saved = time.perf_counter(), trainer.update
-    with deferred_interrupt() as interrupted:
-        while not (trainer.done or interrupted.is_set()):
-            step = trainer.step()
-            if not step.skipped:
-                means.setdefault(step.player, Means()).add(step)
-            if step.turn % session.run.log_every == 0:
-                log_means(session, step, means, write, time.perf_counter() - started)
-                observe(step.update, trainer.training.updates, dict(step.parts))
-            if trainer.update >= saved + session.run.save_every:
-                saved = trainer.update
-                checkpoint(session, trainer)
-        checkpoint(session, trainer)
-    if interrupted.is_set():
-        raise KeyboardInterrupt
-
-
-def log_means(
-    session: Session,
-    step: StepLog,
-    means: dict[str, "Means"],
-    write: Callable[[str], int],
-    seconds: float,
-) -> None:
-    """A row for every player that moved since the last rows, to the log and to the trackers."""
-    where = {"stage": session.stage, "turn": step.turn, "update": step.update}
-    where |= {"skipped": session.trainer.skipped, "seconds": round(seconds, 3)}
-    for player in sorted(means):
-        numbers = means.pop(player).take()
-        write(json.dumps(where | {"player": player} | numbers) + "\n")
-        tagged = {f"{player}/{name}": value for name, value in numbers.items()}
-        session.accelerator.log(tagged, step=step.turn)
+def train_stage(session: Session, log: Log, observe: Observer) -> None:
+    """Train the present stage to its end, or until it is stopped; then its state lies on disk."""
+    trainer, run, accelerator = session.trainer, session.run, session.accelerator
+    saved, periods = trainer.turn, trainer.update // run.save_every
+    with deferred_stop(ECHO if accelerator.num_processes > 1 else 0) as asked:
+        observe(log.course.moment(session, log.losses))
+        while not (trainer.done or agreed(asked, accelerator)):
+            log.add(trainer.step())
+            if trainer.done or trainer.turn % run.log_every == 0:
+                log.write(session)
+                observe(log.course.moment(session, log.losses))
+            if trainer.update // run.save_every > periods:  # not counted from where it resumed
+                saved, periods = trainer.turn, trainer.update // run.save_every
+                checkpoint(session, log)
+        if trainer.turn > saved:
+            checkpoint(session, log)
+        if agreed(asked, accelerator):
+            raise KeyboardInterrupt
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Event]:
-    """Ctrl-C sets an event instead of breaking a step in two; a second one interrupts at once."""
-    pressed = Event()
+def deferred_stop(echo: float) -> Iterator[Event]:
+    """Ctrl-C or SIGTERM sets an event instead of breaking a step in two; a second one acts at once.
+
+    echo: seconds in which a second one is taken for the first. Raises KeyboardInterrupt at the end
+    if a stop was asked for and nothing came of it."""
+    asked, since = Event(), 0.0
     if current_thread() is not main_thread():
-        yield pressed
+        yield asked
         return
 
-    def press(_signal: int, _frame: object) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, before)
+    def ask(number: int, _frame: FrameType | None) -> None:
+        nonlocal since
+        if not asked.is_set():
+            since = time.monotonic()
+            asked.set()
+        elif time.monotonic() - since >= echo:
+            restore()
+            signal.raise_signal(number)
 
-    before = signal.signal(signal.SIGINT, press)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, ask) for number in STOPS}
     try:
-        yield pressed
+        yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
+    if asked.is_set():
+        raise KeyboardInterrupt
 
 
-def checkpoint(session: Session, trainer: Trainer) -> None:
+def agreed(asked: Event, accelerator: Accelerator) -> bool:
+    """Whether any process was asked to stop; all of them learn it at the same turn."""
+    if accelerator.num_processes == 1:
+        return asked.is_set()
+    flag = torch.tensor(float(asked.is_set()), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum") > 0)
+
+
+def checkpoint(session: Session, log: Log) -> None:
     """Write the session's state; every process calls this, the main one writes."""
+    trainer = session.trainer
     state = trainer.state()
     if not session.accelerator.is_main_process:
         return
+    log.sync()
     numbers = {**state.numbers, "stage": session.stage, "update": trainer.update}
-    step = sum(s.training.updates for s in session.run.stages[: session.stage]) + trainer.update
+    numbers["pending"] = log.pending()
+    step = log.course.position(session)
     save(session.folder / "checkpoints", step, State(state.tensors, numbers))
 
 
 def truncate(log: Path, stage: int, turn: int) -> None:
-    """Drop rows logged after the checkpoint that training goes on from."""
+    """Drop rows logged after the checkpoint that training goes on from, and torn ones."""
     if not log.is_file():
         return
-    kept = [row for row in rows(log) if (row["stage"], row["turn"]) <= (stage, turn)]
-    log.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    size = 0
+    with log.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n") or not is_within(line, stage, turn):
+                break
+            size += len(line)
+    os.truncate(log, size)  # cut, not written anew: that could itself be cut short
+
+
+def is_within(line: bytes, stage: int, turn: int) -> bool:
+    """Whether a row is whole and lies at or before (stage, turn)."""
+    return any((row["stage"], row["turn"]) <= (stage, turn) for row in parsed(line))
 
 
 def rows(log: Path) -> Iterator[dict]:
     """The rows of a log, without what a crash or an accident left unreadable."""
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and {"stage", "turn", "update", "player"} <= row.keys():
-            yield row
+    with log.open("rb") as file:
+        for line in file:
+            yield from parsed(line)
+
+
+def parsed(line: bytes) -> Iterator[dict]:
+    """The row in a line, if there is one."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return
+    if isinstance(row, dict) and {"stage", "turn", "update", "player"} <= row.keys():
+        yield row
 
 
 def curves(log: Path) -> dict[str, list[tuple[float, float]]]:
