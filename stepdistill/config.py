@@ -31,7 +31,7 @@ from .solver import Sampler
 from .teacher import scheduler_class
 from .trainer import Training
 from .values import load as load_values
-from .values import override, written
+from .values import written
 
 Guidance = Annotated[float, Range(0, 1000)]
 # Settings of diffusers' classes, which check little and take memory and time before they fail.
@@ -156,10 +156,7 @@ def read(source: str, overrides: tuple[str, ...] = ()) -> Run:
     path = find(source)
     label = source if path == Path(source) else path.name
     try:
-        values = load_values(path)
-        for assignment in overrides:
-            override(values, assignment)
-        run = structured(Run, values)
+        run = structured(Run, load_values(path, overrides))
         check(run)
     except ConfigError as error:
         raise ConfigError(f"{label}: {error}") from error

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stepdistill.shipped import PACKAGE, shipped, shipped_names
-from stepdistill.values import parse, written
+from stepdistill.values import load, written
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 JUNK = ["naïve ☃", "\u202ertl", "💥" * 40, "[/bold] :boom: {x}", "a\tb\x1b[31m", " "]
@@ -80,7 +80,7 @@ def at(values: Any, path: tuple) -> Any:
 def shipped_config(rng: random.Random) -> tuple[str, dict]:
     """A shipped config's name and values."""
     name = rng.choice(shipped_names("configs", ".yaml"))
-    return name, parse((shipped("configs") / f"{name}.yaml").read_text())
+    return name, load(shipped("configs") / f"{name}.yaml")
 
 
 def named_by(path: tuple) -> Words:
@@ -184,6 +184,9 @@ def broken_text(rng: random.Random, stock: Stock) -> Case:
         "unknown alias": text + "data: *nothing\n",
         "endless": "name: &x [*x]\n",
         "deep": "name: " + "[" * 3000,
+        "deeper": "name: " + "[" * 50_000,
+        "reference to nothing": text + "precision: ${nothing}\n",
+        "multiplying": text + "trackers: [" + "'${stages}'," * 50 + "]\n",
         "empty": rng.choice(["", "# only a comment\n", "---\n", "null\n"]),
         "list": "- " + text.replace("\n", "\n  "),
         "binary": text[:40] + "\x00\x01\x02",
@@ -208,10 +211,13 @@ def overridden(rng: random.Random, stock: Stock) -> Case:
             ("=5", "=5"),
             ("seed..x=1", "seed..x"),
             ("stages.7.method=x", "stages.7"),
-            ("stages.-1.method=diffusion", "stages.-1"),
+            ("stages.-9.method=diffusion", "stages.-9"),
             ("stages.first.method=diffusion", "stages.first"),
             ("stages.0.method.x=1", "stages.0.method"),
             ("seed=[1", "seed"),
+            ("name=${sead}", "name"),
+            ("guidance=${guidance}", "guidance"),
+            ("seed=???", "seed"),
             ("seed='1'", "seed"),
             ("seed=1e3", "seed"),
             ("guidance=many", "guidance"),

@@ -1,14 +1,17 @@
 """Reading a run: what fits, and one clear line for everything that does not."""
 
+import struct
 from dataclasses import replace
+from random import Random
 
 import pytest
+from omegaconf import OmegaConf
 
 from stepdistill.config import ConfigError, Run, read, structured, text_of
 from stepdistill.methods.consistency import Consistency
 from stepdistill.shipped import shipped, shipped_names
 from stepdistill.times import Grid
-from stepdistill.values import parse, written
+from stepdistill.values import load, written
 
 NAMES = shipped_names("configs", ".yaml")
 SETTINGS = "{steps: 16, solver: heun, huber: 0.03, grid: {name: uniform, shift: 1.0, rho: 7.0}}"
@@ -36,11 +39,35 @@ def test_there_are_shipped_configs():
     assert {"demo", "digits-consistency", "digits-teacher", "digits-teacher-vp"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", ["1e5", "no", "2026-01-01", "${seed}", "[a]", "#1", "é✓", "007"])
+ODD = ["1e5", "no", "null", "2026-01-01", "[a]", "#1", "é✓", "007", "${seed}", "${", "???"]
+
+
+@pytest.mark.parametrize("name", ODD)
 def test_any_name_survives_a_round_trip(name, tmp_path):
     run = replace(read("smoke"), name=name)
     (tmp_path / "again.yaml").write_text(text_of(run))
     assert read(str(tmp_path / "again.yaml")) == run
+
+
+def test_any_values_survive_a_round_trip(tmp_path):
+    rng, file = Random(0), tmp_path / "values.yaml"
+    for _ in range(100):
+        text = "".join(rng.choices(["\\", "${", "?", "???", "}", "é", "1", "e", ": ", "'"], k=4))
+        number = struct.unpack("d", rng.randbytes(8))[0]
+        values = {"a": text, "b": [number, -number, 5e-324, 10**18, None, True, {"c": [text, []]}]}
+        file.write_text(written(values), encoding="utf-8")
+        assert repr(load(file)) == repr(values)
+
+
+def test_one_key_can_refer_to_another(tmp_path):
+    file = tmp_path / "refers.yaml"
+    file.write_text(text_of(read("smoke")).replace("name: smoke", "name: seed-${seed}"))
+    run = read(str(file), ("seed=7", "evaluation.seed=${seed}"))
+    assert (run.name, run.evaluation.seed) == ("seed-7", 7)
+    assert "name: seed-7\n" in text_of(run)
+    assert f"{file}: name: Interpolation key 'sead' not found" == message(str(file), "name=${sead}")
+    assert "Recursive interpolation" in message(str(file), "seed=${seed}")
+    assert "Missing mandatory value: seed" in message(str(file), "seed=???")
 
 
 def test_settings_reach_the_method():
@@ -53,7 +80,8 @@ def test_settings_reach_the_method():
 
 def whole() -> dict:
     """A run with every key written out."""
-    return parse(text_of(read("demo", (f"stages.0.settings={SETTINGS}",))))
+    text = text_of(read("demo", (f"stages.0.settings={SETTINGS}",)))
+    return OmegaConf.to_container(OmegaConf.create(text))
 
 
 def keys(values: object, path: str = "") -> list[tuple[str, object]]:
@@ -71,7 +99,7 @@ LEAVES = [(k, v) for k, v in keys(whole()) if not isinstance(v, dict)]
 WRONG = {
     int: ["many", "'3'", 1.5, "true", "null", "[1]", "{a: 1}", -1, 10**30, ".nan"],
     float: ["many", "'3'", "true", "null", "[1]", "{a: 1}", -1, "-1e300", 10**400, ".nan", ".inf"],
-    bool: ["no", 1, "null", "[]", "'true'"],
+    bool: ["maybe", 1, "null", "[]", "'true'"],
     str: [5, "[]", "{}", "''", '"a\\nb"', "true", ".5"],
     list: [5, "text", "null", "[[]]", "[null]"],
 }
@@ -183,18 +211,24 @@ def test_settings_of_a_new_network_are_checked_before_it_is_made(override):
 FILES = {
     "": "is empty",
     "- 1\n- 2\n": "needs keys",
-    "5": "is 5",
+    "5": "type: int",
+    "text": "text: unknown key",
     "a: [1\n": "line 2",
     "name: {\n": "line 2",
     "name: x\n\tseed: 1\n": "line 2",
-    "seed: 1\nname: x\nseed: 2\n": "line 3, column 1: not valid YAML: the key 'seed' is given",
-    "stages:\n- training: {batch: 1, batch: 2}\n": "'batch' is given twice",
+    "seed: 1\nname: x\nseed: 2\n": "line 3, column 1: not valid YAML: found duplicate key seed",
+    "stages:\n- training: {batch: 1, batch: 2}\n": "duplicate key batch",
     "a: !!python/object/apply:os.getcwd []": "could not determine a constructor",
-    "seed: !!int x": "not valid YAML",
-    "a: &a [*a]": "more than",
+    "seed: !!int x": "invalid literal for int() with base 10: 'x'",
+    "name: no": "name: needs a text, got False: write it in quotes",
+    "a: &a [*a]": "line 1, column 4: not valid YAML: YAML recursive aliases are not supported",
     "a: &a [1,1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
-    "c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n": "more than",
-    "[" * 5000: "nested too deeply",
+    "c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n": "exceeds",
+    "a: [1]\nb: [" + "'${a}', " * 20 + "]": "more than 12 references",
+    "[" * 500 + "]" * 500: "nested too deeply",
+    "[" * 30_000 + "]" * 30_000: "nested too deeply",
+    "? " * 30_000: "nested too deeply",
+    "- " * 30_000: "nested too deeply",
     "? [1]\n: 2": "not valid YAML",
     "1: 2": "1: keys are plain words",
     "name: x\n---\nname: y\n": "another document",
@@ -225,11 +259,14 @@ OVERRIDES = {
     "=3": "write key=value",
     "a..b=1": "write key=value",
     ".a=1": "write key=value",
-    "stages.7.x=1": "stages.7: no such entry; stages has 2 entries",
-    "stages.-1.x=1": "stages.-1: no such entry",
-    "stages.x=1": "stages.x: no such entry",
-    "stages.²=1": "no such entry",
-    "stages.0.method.x=1": "stages.0.method is 'consistency', which has no keys",
+    "stages.7.x=1": "override 'stages.7.x=1': stages[7]: list index out of range",
+    "stages.-9.x=1": "override 'stages.-9.x=1': ",
+    "stages.x.y=1": "override 'stages.x.y=1': Index 'x' (str) is not an int",
+    "stages.²=1": "override 'stages.²=1': invalid literal for int()",
+    "stages={a: 1}": "stages: Cannot merge incompatible container types",
+    "stages.0.method.x=1": "stages.0.method: needs a text, got {'x': 1}",
+    "[=1": "override '[=1': ",
+    f"seed={'[' * 30_000}": "nested too deeply",
     "seed=[1": "not valid YAML",
     "stages.0.training.upates=3": "stages.0.training.upates: unknown key; did you mean 'updates'?",
 }
