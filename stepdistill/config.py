@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from diffusers import UNet2DModel
 
+from .health import Health
 from .method import Method, load
 from .roles import Adapters
 from .schema import (
@@ -122,6 +123,7 @@ class Run:
     checkpointing: bool = False
     sampler: Sampler = Sampler()
     evaluation: Evaluation = Evaluation()
+    health: Health = Health()
     precision: Literal["fp32", "bf16"] = "fp32"
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     save_every: Count = 500

@@ -12,11 +12,9 @@ from .adapters import parameter_count
 from .config import ConfigError
 from .denoiser import Cond, Denoiser
 from .evaluation.suite import Contender
-from .process import VariancePreserving
 from .session import Session
 from .solver import Sampler, sample
-from .teacher import Teacher, load_pipeline, pipeline_folder
-from .times import Grid
+from .teacher import Teacher, load_pipeline, pipeline_folder, teacher_sampler
 
 Draw = Callable[[Tensor, Cond, torch.Generator], Tensor]
 
@@ -41,12 +39,6 @@ def of_teacher(teacher: Teacher, steps: int) -> Contender:
         return sampler.draw(teacher.guided, noise, steps, labels, generator)
 
     return contender("teacher", steps, steps * teacher.nfe, teacher.denoiser, draw)
-
-
-def teacher_sampler(teacher: Teacher) -> Sampler:
-    """Deterministic, any number of steps, at whole timesteps where the process is a table."""
-    table = isinstance(teacher.denoiser.process, VariancePreserving)
-    return Sampler((), Grid("trailing" if table else "uniform"), stochastic=False)
 
 
 def of_student(model: str, student: Denoiser, sampler: Sampler, steps: int) -> Contender:

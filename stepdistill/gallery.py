@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .contenders import label, teacher_sampler
+from .contenders import label
 from .denoiser import AnyDenoiser, Cond
 from .evaluation.outliers import Outliers, outliers
 from .evaluation.report import Film, Grid
@@ -17,6 +17,7 @@ from .evaluation.table import STUDENT
 from .process import Estimate, NoiseProcess
 from .session import Session
 from .solver import Sampler
+from .teacher import teacher_sampler
 
 PICTURES = 20  # of the same noise
 FRAMES = 8  # of a film, at most

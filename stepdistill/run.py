@@ -23,10 +23,11 @@ from torch import distributed
 from .checkpoint import DiskError, is_full, unwritten, write_whole
 from .config import ConfigError, Run, text_of
 from .contenders import of_run
-from .evaluation.report import Report, read_results, write_report
+from .evaluation.report import Health, Report, Sign, read_results, write_report
 from .evaluation.suite import Row, Suite, digits_suite, evaluate
 from .export import describe, export
 from .gallery import films, same_noise, worst
+from .health import read_record
 from .progress import progress
 from .session import Session, accelerator_of, open_folder, versions
 from .train import curves, train
@@ -143,7 +144,11 @@ def trained(run: Run, folder: Path, console: Console) -> Session:
     title = "training " + " → ".join(stage.method for stage in run.stages)
     try:
         with progress(console, title) as show:
-            train(session, lambda moment: show(moment.done, moment.total, str(moment)))
+            train(
+                session,
+                lambda moment: show(moment.done, moment.total, str(moment)),
+                lambda line: console.print(line, style="yellow", markup=False, soft_wrap=True),
+            )
     except KeyboardInterrupt:
         where = f"update {session.trainer.update} of {session.stage_settings.method}"
         text = f"stopped at {where}: the same command goes on from {folder / 'checkpoints'}"
@@ -180,9 +185,17 @@ def report(
             grids=[same_noise(contenders, suite, run.seed)],
             films=films(session),
             worst=worst(contenders, suite, run.evaluation.n, run.evaluation.seed),
+            health=health(session),
             config=text_of(run),
         ),
     )
+
+
+def health(session: Session) -> Health:
+    """What the monitor saw last, and every alarm."""
+    record = read_record(session.folder / "log.jsonl", session.run.health)
+    signs = [Sign(s.name, s.value, s.low, s.high, s.verdict) for s in record.signals]
+    return Health(record.alarms, signs)
 
 
 def provenance(session: Session, difference: float) -> dict[str, str]:

@@ -114,6 +114,7 @@ class Session:
         self.teacher.denoiser.net.to(accelerator.device)
         self.data = data_of(run, self.teacher)
         self.pending: dict[str, dict[str, Any]] = {}  # a checkpoint's means that are not yet logged
+        self.health: dict[str, Any] = {}  # a checkpoint's state of the stage's monitor
         self.stage = 0
         self.trainer = self._trainer(None)
 
@@ -129,6 +130,7 @@ class Session:
         """Start the next stage from the averaged student of this one, or from these tensors."""
         start = start or self.trainer.averaged()
         self.stage += 1
+        self.health = {}
         self.trainer = self._trainer(start)
 
     def student(self) -> Denoiser:
@@ -151,6 +153,7 @@ class Session:
             return warnings
         try:
             self.stage, self.pending = state.numbers["stage"], state.numbers["pending"]
+            self.health = state.numbers["health"]
             self.trainer = self._trainer(None)
             self.trainer.restore(state)
         except (KeyError, IndexError) as error:

@@ -28,6 +28,8 @@ from .denoiser import AnyDenoiser, Cond, Denoiser, Guided
 from .process import NoiseProcess, Prediction, RectifiedFlow, VariancePreserving
 from .schema import did_you_mean, shown
 from .shipped import PACKAGE, pipeline_module
+from .solver import Sampler
+from .times import Grid
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 FEW_STEP = "FewStepPipeline"
@@ -114,6 +116,12 @@ def require_answer(denoiser: Denoiser, event: tuple[int, ...], classes: int | No
         answer = denoiser(x, middle, label)
     if answer.raw.shape != x.shape or not answer.raw.isfinite().all():
         raise ValueError(f"the network maps {event} to another shape, or to nothing finite")
+
+
+def teacher_sampler(teacher: Teacher) -> Sampler:
+    """Deterministic, any number of steps, at whole timesteps where the process is a table."""
+    table = isinstance(teacher.denoiser.process, VariancePreserving)
+    return Sampler((), Grid("trailing" if table else "uniform"), stochastic=False)
 
 
 def null_of(labels: int | None) -> Callable[[Cond], Cond]:

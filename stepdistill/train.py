@@ -17,16 +17,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from .checkpoint import DiskError, State, save, sync, unwritten
+from .health import NORM, Findings, Monitor
 from .progress import Moment
 from .session import Session
-from .trainer import StepLog
+from .trainer import StepLog, TrainingFailed
 
 Observer = Callable[[Moment], None]
+Tell = Callable[[str], None]
 STOPS = (signal.SIGINT, signal.SIGTERM)
 # Launchers pass a Ctrl-C on to processes that have had it from the terminal already.
 ECHO = 2.0  # seconds
@@ -41,7 +44,8 @@ class Means:
 
     def add(self, step: StepLog) -> None:
         self.count += 1
-        numbers = {**step.parts, "gradient_norm": step.gradient_norm, "lr": step.lr}
+        parts = {k: v for k, v in step.parts.items() if not k.startswith(NORM)}  # only at probes
+        numbers = {**parts, "gradient_norm": step.gradient_norm, "lr": step.lr}
         for name, value in numbers.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
@@ -114,20 +118,34 @@ class Log:
         """A row for every player that had turns since the last rows, and to the trackers.
 
         Raises DiskError if the disk is full."""
-        trainer, rows = session.trainer, ""
+        rows = []
+        for player in sorted(self.means):
+            numbers = self.means.pop(player).take()
+            rows.append({"player": player} | numbers)
+            self.track(session, player, numbers)
+            losses = {k: v for k, v in numbers.items() if k not in ("gradient_norm", "lr")}
+            self.losses[player] = losses or self.losses.get(player, {})
+        self.append(session, rows)
+
+    def probed(self, session: Session, found: Findings) -> None:
+        """What a probe of health saw, to the log and to the trackers."""
+        self.track(session, "health", found.values)
+        self.append(session, found.rows())
+
+    def track(self, session: Session, player: str, numbers: dict[str, float]) -> None:
+        """Numbers to the trackers."""
+        tagged = {f"{player}/{name}": value for name, value in numbers.items()}
+        session.accelerator.log(tagged, step=self.course.position(session))
+
+    def append(self, session: Session, rows: list[dict[str, Any]]) -> None:
+        """Rows to the log, with their place in the run. Raises DiskError if the disk is full."""
+        trainer = session.trainer
         where = {"stage": session.stage, "turn": trainer.turn, "update": trainer.update}
         seconds = round(time.perf_counter() - self.started, 3)
         where |= {"skipped": trainer.skipped, "seconds": seconds}
-        for player in sorted(self.means):
-            numbers = self.means.pop(player).take()
-            rows += json.dumps(where | {"player": player} | numbers) + "\n"
-            tagged = {f"{player}/{name}": value for name, value in numbers.items()}
-            session.accelerator.log(tagged, step=self.course.position(session))
-            losses = {k: v for k, v in numbers.items() if k not in ("gradient_norm", "lr")}
-            self.losses[player] = losses or self.losses.get(player, {})
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(rows)
+                file.write("".join(json.dumps(where | row) + "\n" for row in rows))
         except OSError as error:
             raise DiskError(unwritten(self.path, error)) from error
 
@@ -137,41 +155,57 @@ class Log:
             sync(self.path)
 
 
-def train(session: Session, observe: Observer) -> None:
+def train(session: Session, observe: Observer, tell: Tell = lambda line: None) -> None:
     """Train every stage to its end, from wherever the folder's checkpoints stopped.
 
-    Raises TrainingFailed if training cannot go on, DiskError if its log or state cannot be
-    written, and KeyboardInterrupt after saving.
+    tell: shows the user a line. Raises TrainingFailed if training cannot go on, or an alarm of its
+    health is to stop it, DiskError if its log or state cannot be written, and KeyboardInterrupt
+    after saving.
     """
     log = Log(session)
     truncate(log.path, session.stage, session.trainer.turn)
-    train_stage(session, log, observe)
+    train_stage(session, log, observe, tell)
     while not session.finished:
         skipped = session.trainer.skipped
         session.next_stage()
         session.trainer.skipped = skipped  # counted over the whole run
         log.losses.clear()
-        train_stage(session, log, observe)
+        train_stage(session, log, observe, tell)
 
 
-def train_stage(session: Session, log: Log, observe: Observer) -> None:
+def train_stage(session: Session, log: Log, observe: Observer, tell: Tell) -> None:
     """Train the present stage to its end, or until it is stopped; then its state lies on disk."""
     trainer, run, accelerator = session.trainer, session.run, session.accelerator
+    monitor = Monitor(run.health, trainer, session.teacher)
+    monitor.begin(session.health)
     saved, periods = trainer.turn, trainer.update // run.save_every
     with deferred_stop(ECHO if accelerator.num_processes > 1 else 0) as asked:
         observe(log.course.moment(session, log.losses))
-        while not (trainer.done or agreed(asked, accelerator)):
-            log.add(trainer.step())
+        while not (trainer.done or monitor.stopped or agreed(asked, accelerator)):
+            step = trainer.step(compare_terms=monitor.due)
+            log.add(step)
+            watch(session, monitor, step, log, tell)
             if trainer.done or trainer.turn % run.log_every == 0:
                 log.write(session)
                 observe(log.course.moment(session, log.losses))
             if trainer.update // run.save_every > periods:  # not counted from where it resumed
                 saved, periods = trainer.turn, trainer.update // run.save_every
-                checkpoint(session, log)
+                checkpoint(session, log, monitor)
         if trainer.turn > saved:
-            checkpoint(session, log)
+            checkpoint(session, log, monitor)
         if agreed(asked, accelerator):
             raise KeyboardInterrupt
+    if monitor.stopped:
+        raise TrainingFailed(f"stopped at update {trainer.update} (health.stop): {monitor.stopped}")
+
+
+def watch(session: Session, monitor: Monitor, step: StepLog, log: Log, tell: Tell) -> None:
+    """Let the monitor see a turn; log what it finds, and tell the user of its alarms."""
+    findings = monitor.watch(step)
+    if findings is not None:
+        log.probed(session, findings)
+        for alarm in findings.alarms:
+            tell(f"update {step.update}: {alarm.text}")
 
 
 @contextmanager
@@ -215,17 +249,17 @@ def agreed(asked: Event, accelerator: Accelerator) -> bool:
     return bool(accelerator.reduce(flag, "sum") > 0)
 
 
-def checkpoint(session: Session, log: Log) -> None:
+def checkpoint(session: Session, log: Log, monitor: Monitor) -> None:
     """Write the session's state; every process calls this, the main one writes."""
     trainer = session.trainer
-    state = trainer.state()
+    state, score = trainer.state(), monitor.distance()
     if not session.accelerator.is_main_process:
         return
     log.sync()
     numbers = {**state.numbers, "stage": session.stage, "update": trainer.update}
-    numbers["pending"] = log.pending()
+    numbers |= {"pending": log.pending(), "health": monitor.state()}
     step = log.course.position(session)
-    save(session.folder / "checkpoints", step, State(state.tensors, numbers))
+    save(session.folder / "checkpoints", step, State(state.tensors, numbers), score=score)
 
 
 def truncate(log: Path, stage: int, turn: int) -> None:
@@ -272,6 +306,8 @@ def curves(log: Path) -> dict[str, list[tuple[float, float]]]:
             offset, last_stage = offset + last_update, row["stage"]
         last_update = row["update"]
         fixed = ("stage", "turn", "update", "player", "skipped", "seconds")
+        if "alarm" in row:
+            continue
         for name in row.keys() - set(fixed):
             key = f"{row['player']}: {name}"
             found.setdefault(key, []).append((offset + row["update"], row[name]))
