@@ -266,35 +266,31 @@ def truncate(log: Path, stage: int, turn: int) -> None:
     """Drop rows logged after the checkpoint that training goes on from, and torn ones."""
     if not log.is_file():
         return
-    size = 0
+    place = end = 0
     with log.open("rb") as file:
         for line in file:
-            if not line.endswith(b"\n") or not is_within(line, stage, turn):
+            place += len(line)
+            row = row_of(line)
+            if row is not None and (row["stage"], row["turn"]) > (stage, turn):
                 break
-            size += len(line)
-    os.truncate(log, size)  # cut, not written anew: that could itself be cut short
-
-
-def is_within(line: bytes, stage: int, turn: int) -> bool:
-    """Whether a row is whole and lies at or before (stage, turn)."""
-    return any((row["stage"], row["turn"]) <= (stage, turn) for row in parsed(line))
+            end = end if row is None else place
+    os.truncate(log, end)  # cut, not written anew: that could itself be cut short
 
 
 def rows(log: Path) -> Iterator[dict]:
     """The rows of a log, without what a crash or an accident left unreadable."""
     with log.open("rb") as file:
-        for line in file:
-            yield from parsed(line)
+        yield from (row for line in file if (row := row_of(line)) is not None)
 
 
-def parsed(line: bytes) -> Iterator[dict]:
-    """The row in a line, if there is one."""
+def row_of(line: bytes) -> dict | None:
+    """A row from its line, None if it is torn or something else."""
     try:
         row = json.loads(line)
     except ValueError:
-        return
-    if isinstance(row, dict) and {"stage", "turn", "update", "player"} <= row.keys():
-        yield row
+        return None
+    named = isinstance(row, dict) and {"stage", "turn", "update", "player"} <= row.keys()
+    return row if named and line.endswith(b"\n") else None
 
 
 def curves(log: Path) -> dict[str, list[tuple[float, float]]]:

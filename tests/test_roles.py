@@ -35,7 +35,7 @@ from stepdistill.roles import Adapters, Casting, cast
 from stepdistill.session import Session
 from stepdistill.solver import Sampler
 from stepdistill.teacher import Teacher
-from stepdistill.train import checkpoint
+from stepdistill.train import Log, checkpoint
 from stepdistill.trainer import Optimiser, Trainer, Training
 
 ADAPTERS = Adapters(rank=2, alpha=5.0)
@@ -499,7 +499,7 @@ def test_a_run_of_two_stages_on_adapters(tmp_path):
     assert same({k: v.clone() for k, v in own_tensors(made.trainer.nets["student"]).items()}, start)
     for k in range(5):
         if k == 1:
-            checkpoint(made, made.trainer)
+            checkpoint(made, Log(made))
         made.trainer.step()
     again = session(tmp_path, ("consistency", "dmd2"), V, ADAPTERS)
     assert again.restore() == [] and (again.stage, again.trainer.turn) == (1, 1)

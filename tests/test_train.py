@@ -87,7 +87,10 @@ def test_a_stage_starts_from_the_average_of_the_one_before(tmp_path):
     assert made.trainer.update == 0 and not made.finished
 
 
-@pytest.mark.parametrize("later", ["", '{"stage": 1, "turn": 99, "seconds": 1}\n'])
+LATER = {"stage": 1, "turn": 99, "update": 99, "player": "student"}
+
+
+@pytest.mark.parametrize("later", ["", f"{json.dumps(LATER)}\n", json.dumps(LATER)])
 def test_rows_logged_after_the_last_checkpoint_are_dropped(tmp_path, later):
     train_whole(tmp_path / "whole")
     rows = log(tmp_path / "whole")
@@ -95,6 +98,16 @@ def test_rows_logged_after_the_last_checkpoint_are_dropped(tmp_path, later):
         file.write(later + '{"stage": 1, "tu')
     train(session(tmp_path / "whole"), lambda _: None)
     assert log(tmp_path / "whole") == rows
+
+
+def test_a_row_that_cannot_be_read_costs_no_other(tmp_path):
+    train_whole(tmp_path / "whole")
+    file = tmp_path / "whole" / "log.jsonl"
+    first, *others = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"\xff{\n" + b"".join(others))
+    train(session(tmp_path / "whole"), lambda _: None)
+    assert file.read_bytes() == b"\xff{\n" + b"".join(others)
+    assert len(curves(file)["student: consistency"]) == len(others)
 
 
 def test_curves_count_updates_over_stages(tmp_path):
