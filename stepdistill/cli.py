@@ -163,6 +163,9 @@ def sample(
 def export(
     folder: RunFolder,
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    best: Annotated[
+        bool, typer.Option("--best", help="The checkpoint nearest to the teacher, not the last.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Write a finished run's student as a diffusers pipeline, and check the plain call."""
@@ -173,7 +176,7 @@ def export(
         from .export import export as write
         from .session import reopen
 
-        difference = write(reopen(folder, Accelerator()), out)
+        difference = write(reopen(folder, Accelerator(), best), out)
         console.print(f"exported to {out}; plain call equals the sampler to {difference:.1e}")
 
 

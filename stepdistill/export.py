@@ -78,7 +78,8 @@ def is_export(folder: Path) -> bool:
 def describe(session: Session, folder: Path) -> None:
     """Write the model card of an exported folder, with the run's scores if it has been scored."""
     results = session.folder / "results.json"
-    rows = read_results(results) if results.is_file() else []
+    # What was scored is the end of training, which an earlier checkpoint is not.
+    rows = read_results(results) if results.is_file() and session.finished else []
     custom = (folder / CODE).is_file()
     (folder / "README.md").write_text(card(session, custom, rows), encoding="utf-8")
 

@@ -194,8 +194,7 @@ def report(
 def health(session: Session) -> Health:
     """What the monitor saw last, and every alarm."""
     record = read_record(session.folder / "log.jsonl", session.run.health)
-    signs = [Sign(s.name, s.value, s.low, s.high, s.verdict) for s in record.signals]
-    return Health(record.alarms, signs)
+    return Health(record.alarms, [Sign(*signal) for signal in record.signals])
 
 
 def provenance(session: Session, difference: float) -> dict[str, str]:

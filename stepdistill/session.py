@@ -3,7 +3,7 @@
 A run lives in one folder:
 
     config.yaml    the resolved run           log.jsonl      training curves
-    versions.json  what it ran with           checkpoints/   own state, newest two
+    versions.json  what it ran with           checkpoints/   own state: newest two, best
     student/       the exported pipeline      results.json, report.md, report.html
     costs.json     seconds of each part; its presence says the run is finished
 """
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from . import digits
 from .adapters import AdapterView, load_own, merged
-from .checkpoint import CheckpointError, latest
+from .checkpoint import CheckpointError, State, best, latest
+from .checkpoint import read as read_state
 from .config import ConfigError, Run, Stage, read, text_of
 from .data import Data, Images
 from .denoiser import Denoiser
@@ -149,8 +150,12 @@ class Session:
         Raises CheckpointError if none of them can be read, or if it is no state of this run."""
         folder = self.folder / "checkpoints"
         state, warnings = latest(folder)
-        if state is None:
-            return warnings
+        if state is not None:
+            self.go_on_from(state, folder)
+        return warnings
+
+    def go_on_from(self, state: State, folder: Path) -> None:
+        """Take up a state read from `folder`. Raises CheckpointError if it is not of this run."""
         try:
             self.stage, self.pending = state.numbers["stage"], state.numbers["pending"]
             self.health = state.numbers["health"]
@@ -161,7 +166,6 @@ class Session:
                 f"{folder}: written by another version of stepdistill (no {error}): go on with "
                 f"that one, or delete {self.folder} to start again"
             ) from error
-        return warnings
 
     def _trainer(self, start: dict[str, Tensor] | None) -> Trainer:
         run, stage, method = self.run, self.stage_settings, self.methods[self.stage]
@@ -219,8 +223,8 @@ def create(run: Run, folder: Path) -> None:
         raise ConfigError(f"{folder} {reason}") from error
 
 
-def reopen(folder: Path, accelerator: Accelerator) -> Session:
-    """The session of a trained run.
+def reopen(folder: Path, accelerator: Accelerator, at_best: bool = False) -> Session:
+    """The session of a trained run, at its end or at the checkpoint nearest to the teacher.
 
     Raises ConfigError if it is not one, or not finished, CheckpointError if it is damaged."""
     if not (folder / "config.yaml").is_file():
@@ -240,6 +244,11 @@ def reopen(folder: Path, accelerator: Accelerator) -> Session:
         raise ConfigError(f"{folder}: {reason}: train it again") from error
     if not session.finished:
         raise ConfigError(f"{folder}: its training is not finished; `stepdistill run` goes on")
+    if at_best:
+        checkpoint = best(folder / "checkpoints")
+        if checkpoint is None:
+            raise ConfigError(f"{folder}: no checkpoint has a score: its method has no teacher")
+        session.go_on_from(read_state(checkpoint), checkpoint)
     return session
 
 

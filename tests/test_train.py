@@ -18,13 +18,14 @@ from safetensors import SafetensorError
 
 from stepdistill import checkpoint
 from stepdistill.checkpoint import CheckpointError, DiskError, finished, save
-from stepdistill.config import Run, read
+from stepdistill.config import ConfigError, Run, read
 from stepdistill.export import ExportError
+from stepdistill.health import Monitor
 from stepdistill.method import Loss
 from stepdistill.methods.consistency import Consistency
 from stepdistill.progress import Moment
 from stepdistill.run import Clock, complete, distill, trained
-from stepdistill.session import Session
+from stepdistill.session import Session, open_folder, reopen
 from stepdistill.train import Course, curves, deferred_stop, train
 from stepdistill.trainer import TrainingFailed
 
@@ -375,3 +376,26 @@ def test_a_damaged_checkpoint_is_named_to_the_user(tmp_path):
     line, *_ = console.file.getvalue().splitlines()
     what = f"checkpoint {newest}: state.safetensors is missing"
     assert line == f"{what}; going on from the one before"
+
+
+def test_a_run_reopens_at_its_best_checkpoint(tmp_path, monkeypatch):
+    scores = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
+    monkeypatch.setattr(Monitor, "distance", lambda _: next(scores))
+    open_folder(two_stages(), tmp_path / "run")
+    made = session(tmp_path / "run")
+    train(made, lambda _: None)
+    kept = [p.name for p in finished(tmp_path / "run" / "checkpoints")]
+    best = reopen(tmp_path / "run", Accelerator(cpu=True), at_best=True)
+    assert (best.stage, best.trainer.update) == (0, 4) and kept[0] == "000004"
+    last = reopen(tmp_path / "run", Accelerator(cpu=True))
+    assert (last.stage, last.trainer.update) == (1, 5)
+    wanted, other = (s.trainer.averaged()["conv_in.weight"] for s in (best, last))
+    assert not torch.equal(wanted, other)
+
+
+def test_a_run_without_scores_has_no_best_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(Monitor, "distance", lambda _: None)
+    open_folder(two_stages(), tmp_path / "run")
+    train(session(tmp_path / "run"), lambda _: None)
+    with pytest.raises(ConfigError, match="no checkpoint has a score"):
+        reopen(tmp_path / "run", Accelerator(cpu=True), at_best=True)
