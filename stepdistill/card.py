@@ -13,7 +13,7 @@ def card(session: Session, custom: bool, rows: list[Row]) -> str:
     """README.md of the exported folder, with diffusers' front matter."""
     run, teacher = session.run, session.teacher
     licence = run.network.license if run.network else licence_of(run.teacher)
-    methods = ", ".join(stage.method for stage in run.stages)
+    methods = ", ".join(stage.method for stage in run.stages[: session.stage + 1])
     parts = [
         front_matter(licence, methods),
         f"# {run.name}\n",
@@ -66,8 +66,10 @@ def facts(session: Session, licence: str) -> str:
     run, trainer = session.run, session.trainer
     passes = trainer.method.passes(run.sampler)
     processes = session.accelerator.num_processes
+    reached = zip(run.stages[: session.stage + 1], session.methods)
     images = processes * sum(
-        s.training.updates * s.training.batch * s.training.accumulation for s in run.stages
+        updates_of(session, i) * len(method.turns()) * s.training.batch * s.training.accumulation
+        for i, (s, method) in enumerate(reached)
     )
     lines = [
         f"teacher: {run.teacher or 'none, trained from data'} (licence: {licence})",
@@ -75,12 +77,19 @@ def facts(session: Session, licence: str) -> str:
         f"{trainer.players.student.prediction}",
         f"guidance of the teacher: {run.guidance:g} (u + w(c − u), 1 neutral)",
         f"sampling: {'stochastic' if run.sampler.stochastic else 'deterministic'}",
-        f"cost: {trainer.update} student updates in the last stage, {images} images in all stages; "
-        f"per update {passes.trained} trained, {passes.frozen} frozen and {passes.teacher} teacher "
-        "passes",
+        f"cost: {trainer.update} student updates in its last stage, {images} samples in all turns; "
+        f"per update {passes.trained:g} trained, {passes.frozen:g} frozen and {passes.teacher:g} "
+        "teacher passes",
         ", ".join(f"{name} {number}" for name, number in versions().items()),
     ]
     return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def updates_of(session: Session, stage: int) -> int:
+    """Student updates made in a stage so far."""
+    if stage == session.stage:
+        return session.trainer.update
+    return session.run.stages[stage].training.updates
 
 
 def scores(rows: list[Row]) -> str:

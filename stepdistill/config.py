@@ -130,11 +130,6 @@ class Run:
     log_every: Count = 20
 
 
-def structured(kind: type, values: dict[str, Any]) -> Any:
-    """A dataclass from plain values. Raises ConfigError naming the key that does not fit."""
-    return fit(kind, values)
-
-
 def method_class(name: str, key: str) -> type[Method]:
     """A shipped method, or the one in an importable module. Raises ConfigError naming `key`."""
     if not all(part.isidentifier() for part in name.split(".")):
@@ -158,7 +153,7 @@ def read(source: str, overrides: tuple[str, ...] = ()) -> Run:
     path = find(source)
     label = source if path == Path(source) else path.name
     try:
-        run = structured(Run, load_values(path, overrides))
+        run = fit(Run, load_values(path, overrides))
         check(run)
     except ConfigError as error:
         raise ConfigError(f"{label}: {error}") from error

@@ -15,14 +15,12 @@ it gets worse; once inside, it has to stay. A probe draws from streams of its ow
 everything back, so watching changes no training.
 """
 
-import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, sqrt
-from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -172,8 +170,9 @@ class Monitor:
     def distance(self) -> float | None:
         """The averaged student's distance to its guided teacher, now; lower is better.
 
-        None if the method has no teacher. Comparable between the stages of a run."""
-        return self.against_teacher().get("distance")
+        It tells sound students from broken ones; among sound ones its differences are noise. None
+        if nothing is watched, or the method has no teacher."""
+        return self.against_teacher().get("distance") if self.health.every > 0 else None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -323,10 +322,9 @@ class Record(NamedTuple):
     alarms: list[str]
 
 
-def read_record(log: Path, health: Health) -> Record:
-    """The record of a run's log, whose limits were those of `health`."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if row["player"] == "health"]
+def record_of(log: Iterable[dict[str, Any]], health: Health) -> Record:
+    """The record of the rows of a run's log, whose limits were those of `health`."""
+    rows = [row for row in log if row["player"] == "health"]
     told = [row for row in rows if "alarm" in row]
     alarms = [f"stage {r['stage'] + 1}, update {r['update']}: {r['text']}" for r in told]
     probes = [row for row in rows if "alarm" not in row]

@@ -64,9 +64,8 @@ def roles(session: Session) -> list[Role]:
     """The roles of the present stage that hold something of their own."""
     trainer = session.trainer
     found = []
-    if session.run.network is None:
-        net = session.teacher.denoiser.net
-        found.append(Role("teacher", parameter_count(net), parameter_bytes(net)))
+    net = session.teacher.denoiser.net  # without a teacher, the network that copies are made from
+    found.append(Role("teacher", parameter_count(net), parameter_bytes(net)))
     for name, moved in sorted(trainer.moved.items()):
         count = sum(p.numel() for p in moved)
         averages = name == "student"

@@ -46,7 +46,8 @@ class Casting:
 
     adapters: None for full copies. checkpointing: recompute blocks in the backward. target: decay
     of the target player; at 0 it is the student itself. skip: whether the student gets the boundary
-    condition of consistency functions. start: the student's own tensors, None for the teacher's.
+    condition of consistency functions. start, critic: their own tensors to begin with, None for the
+    teacher's; a realness head is always new.
     seed: of adapters' and heads' first weights.
     """
 
@@ -56,6 +57,7 @@ class Casting:
     target: float = 0.95
     skip: bool = False
     start: dict[str, Tensor] | None = None
+    critic: dict[str, Tensor] | None = None
     seed: tuple[int, ...] = (0,)
 
 
@@ -69,8 +71,8 @@ def cast(method: Method, teacher: Teacher, casting: Casting) -> Players:
     base = teacher.denoiser
     if casting.adapters is not None:
         without_roles(base.net.net)
-    with torch.random.fork_rng():
-        torch.manual_seed(stream(*casting.seed, 3).initial_seed())
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(stream(*casting.seed, 3).initial_seed())
         student = replace(base, net=network(base.net, "student", casting), skip=casting.skip)
         if casting.start is not None:
             load_own(student.net, casting.start)
@@ -108,8 +110,10 @@ def target_of(student: Denoiser, casting: Casting) -> Denoiser:
 
 
 def critic_of(method: Method, teacher: Teacher, casting: Casting) -> Critic:
-    """The teacher's twin, with a realness head where the method needs one."""
+    """The teacher's twin or the last stage's critic, with a head if the method needs one."""
     denoiser = replace(teacher.denoiser, net=network(teacher.denoiser.net, "critic", casting))
+    if casting.critic is not None:
+        load_own(denoiser.net, casting.critic)
     if not method.needs_head:
         return Critic(denoiser)
     block = block_of(denoiser)

@@ -27,10 +27,10 @@ from .evaluation.report import Health, Report, Sign, read_results, write_report
 from .evaluation.suite import Row, Suite, digits_suite, evaluate
 from .export import describe, export
 from .gallery import films, same_noise, worst
-from .health import read_record
+from .health import record_of
 from .progress import progress
 from .session import Session, accelerator_of, open_folder, versions
-from .train import curves, train
+from .train import curves, rows, train
 
 COSTS = "costs.json"  # written last: a folder that has it is finished
 
@@ -193,7 +193,7 @@ def report(
 
 def health(session: Session) -> Health:
     """What the monitor saw last, and every alarm."""
-    record = read_record(session.folder / "log.jsonl", session.run.health)
+    record = record_of(rows(session.folder / "log.jsonl"), session.run.health)
     return Health(record.alarms, [Sign(*signal) for signal in record.signals])
 
 

@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from . import digits
-from .adapters import AdapterView, load_own, merged
+from .adapters import AdapterView, load_own, merged, own_tensors
 from .checkpoint import CheckpointError, State, best, latest
 from .checkpoint import read as read_state
 from .config import ConfigError, Run, Stage, read, text_of
@@ -128,11 +128,13 @@ class Session:
         return self.stage + 1 == len(self.run.stages) and self.trainer.done
 
     def next_stage(self, start: dict[str, Tensor] | None = None) -> None:
-        """Start the next stage from the averaged student of this one, or from these tensors."""
-        start = start or self.trainer.averaged()
+        """Start the next stage from the averaged student of this one, or from these tensors.
+
+        A critic goes on where it was."""
+        start, critic = start or self.trainer.averaged(), self.trainer.players.critic
         self.stage += 1
         self.health = {}
-        self.trainer = self._trainer(start)
+        self.trainer = self._trainer(start, critic and own_tensors(critic.denoiser.net))
 
     def student(self) -> Denoiser:
         """The averaged student, a plain network with weights of its own."""
@@ -167,7 +169,9 @@ class Session:
                 f"that one, or delete {self.folder} to start again"
             ) from error
 
-    def _trainer(self, start: dict[str, Tensor] | None) -> Trainer:
+    def _trainer(
+        self, start: dict[str, Tensor] | None, critic: dict[str, Tensor] | None = None
+    ) -> Trainer:
         run, stage, method = self.run, self.stage_settings, self.methods[self.stage]
         casting = Casting(
             run.sampler,
@@ -176,6 +180,7 @@ class Session:
             stage.training.target,
             self._needs_skip(),
             start,
+            critic,
             (run.seed, self.stage),
         )
         try:

@@ -70,7 +70,7 @@ class Training:
 
     updates: student updates. batch: samples per micro-batch and process. average: decay of the
     exported average of the student. target: decay of the target player, 0 for the student itself.
-    skips: consecutive non-finite steps after which training stops.
+    skips: non-finite steps of a player in a row at which training stops.
     """
 
     updates: Count = 1000
@@ -115,7 +115,8 @@ class Trainer:
         self.method, self.players, self.data = method, players, data
         self.training, self.accelerator, self.seed = training, accelerator, seed
         self.turns = method.turns()
-        self.turn = self.skipped = self.skipped_in_a_row = 0
+        self.skipped_in_a_row = {turn.player: 0 for turn in self.turns}
+        self.turn = self.skipped = 0
         self.nets = {name: self._net(name) for name in sorted({t.player for t in self.turns})}
         self.moved = {name: trainable(net) for name, net in self.nets.items()}
         self.optimisers = {n: self._settings(n).build(net) for n, net in self.nets.items()}
@@ -151,7 +152,7 @@ class Trainer:
             optimiser.step()
             if turn.player == "student":
                 self._update_averages()
-        self._count_skips(finite)
+        self._count_skips(turn.player, finite)
         self.turn += 1
         logged = {k: float(v) for k, v in parts.items()}
         name = turn.player
@@ -183,7 +184,7 @@ class Trainer:
             tensors |= {f"{name}/{i}": v for i, v in enumerate(average.averaged)}
         updates = {name: average.updates for name, average in self._averages().items()}
         numbers = {"turn": self.turn, "skipped": self.skipped, "averages": updates}
-        return State(tensors, numbers | {"skipped_in_a_row": self.skipped_in_a_row})
+        return State(tensors, numbers | {"skipped_in_a_row": dict(self.skipped_in_a_row)})
 
     def restore(self, state: State) -> None:
         """Continue from `state`, bit for bit, on as many processes as it was saved from.
@@ -203,7 +204,7 @@ class Trainer:
             average.updates = state.numbers["averages"][name]
         self.carries = [self._carry(tree, k) for k in range(self.training.accumulation)]
         self.turn, self.skipped = state.numbers["turn"], state.numbers["skipped"]
-        self.skipped_in_a_row = state.numbers["skipped_in_a_row"]
+        self.skipped_in_a_row = dict(state.numbers["skipped_in_a_row"])
 
     def _carry(self, tensors: dict[str, Tensor], k: int) -> Sample | None:
         x, cond = (self._own_part(tensors.get(f"carry/{k}/{part}")) for part in ("x", "cond"))
@@ -263,7 +264,8 @@ class Trainer:
             for name, value in (loss.terms | loss.shown).items():
                 parts[name] = parts.get(name, 0) + value.detach() / n
         reduce = self.accelerator.reduce
-        return reduce(total, "mean"), {k: reduce(v, "mean") for k, v in parts.items()}
+        here = self.accelerator.device  # NCCL reduces nothing that lies on the CPU
+        return reduce(total, "mean"), {k: reduce(v.to(here), "mean") for k, v in parts.items()}
 
     def _term_norms(self, player: str, loss: Loss) -> dict[str, Tensor]:
         moved, found = self.moved[player], {}
@@ -307,12 +309,13 @@ class Trainer:
         if self.target is not None:
             self.target.update(self.moved["student"])
 
-    def _count_skips(self, finite: bool) -> None:
+    def _count_skips(self, player: str, finite: bool) -> None:
         self.skipped += not finite
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        if self.skipped_in_a_row >= self.training.skips:
+        in_a_row = 0 if finite else self.skipped_in_a_row[player] + 1
+        self.skipped_in_a_row[player] = in_a_row
+        if in_a_row >= self.training.skips:
             raise TrainingFailed(
-                f"{self.skipped_in_a_row} steps in a row were not finite (turn {self.turn}): "
+                f"{in_a_row} steps of the {player} in a row were not finite (turn {self.turn}): "
                 "lower the learning rate, raise the warm-up, or clip more"
             )
 

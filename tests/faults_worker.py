@@ -121,10 +121,10 @@ class Accident:
         def replaced(*args: object, **kwargs: object) -> object:
             now = next(calls) == call
             if now and not self.after:
-                self.happen(*args, **kwargs)
+                self.happen(*args)
             value = whole(*args, **kwargs)
             if now and self.after:
-                self.happen(*args, **kwargs)
+                self.happen(*args)
             return value
 
         setattr(self.owner, self.name, replaced)

@@ -7,8 +7,9 @@ from random import Random
 import pytest
 from omegaconf import OmegaConf
 
-from stepdistill.config import ConfigError, Run, read, structured, text_of
+from stepdistill.config import ConfigError, Run, read, text_of
 from stepdistill.methods.consistency import Consistency
+from stepdistill.schema import fit
 from stepdistill.shipped import shipped, shipped_names
 from stepdistill.times import Grid
 from stepdistill.values import load, written
@@ -293,7 +294,7 @@ def test_missing_files():
 
 
 def test_defaults_are_a_valid_structure():
-    assert structured(Run, {}) == Run()
+    assert fit(Run, {}) == Run()
 
 
 OUTSIDE = {

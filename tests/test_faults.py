@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
 ):
     folder = tmp_path / "run"
     assert worker.run("cycles", folder, ("turn", 9)) == [KILLED]
-    good, bad = finished(folder / "checkpoints")
+    *_, good, bad = finished(folder / "checkpoints")
     altered = (bad / "state.json").read_text().replace('"update": 3', '"update": 4')
     (bad / "state.json").write_text(altered)
     assert worker.run("cycles", folder) == [0]

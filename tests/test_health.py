@@ -17,26 +17,27 @@ from toys import cast, tiny_images
 
 from eval.health import BROKEN, HEALTHY, Spoiled, warm_student, watched
 from stepdistill.checkpoint import latest
-from stepdistill.config import ConfigError, Run, Stage, read, structured
+from stepdistill.config import ConfigError, Run, Stage, read
 from stepdistill.critic import lag
 from stepdistill.denoiser import Cond
 from stepdistill.drift import compare, diversity, energy_distance, mean_distance
-from stepdistill.health import Health, Monitor, averaged, complaint, read_record
+from stepdistill.health import Health, Monitor, averaged, complaint, record_of
 from stepdistill.method import Batch, Loss, Method, Passes, Players, Turn
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.diffusion import Diffusion
 from stepdistill.progress import Moment
 from stepdistill.roles import Adapters
 from stepdistill.run import trained
+from stepdistill.schema import fit
 from stepdistill.session import Session
 from stepdistill.shipped import shipped_names
 from stepdistill.solver import Sampler
 from stepdistill.teacher import Teacher, load_pipeline, teacher_sampler
-from stepdistill.train import curves, train
+from stepdistill.train import curves, rows, train
 from stepdistill.trainer import StepLog, Trainer, Training, TrainingFailed
 
 CONSISTENCY = read("smoke").stages[0]  # five updates of eight samples
-DMD2 = structured(
+DMD2 = fit(
     Stage,
     {"method": "dmd2", "settings": {"ratio": 2}, "training": {"updates": 7, "batch": 8}},
 )
@@ -480,7 +481,7 @@ def test_what_a_report_is_told(tmp_path):
     ]
     file = tmp_path / "log.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    record = read_record(file, Health())
+    record = record_of(rows(file), Health())
     verdicts = {s.name: s.verdict for s in record.signals}
     assert verdicts == {"lag": "alarm", "mean": "healthy", "std": "watch", "distance": "healthy"}
     (lagging,) = (s for s in record.signals if s.name == "lag")
@@ -495,7 +496,7 @@ def test_what_a_report_is_told(tmp_path):
 def test_a_run_that_was_never_probed_has_an_empty_record(tmp_path):
     row = {"player": "student", "stage": 0, "update": 5, "turn": 9, "dmd": 1.0}
     (tmp_path / "log.jsonl").write_text(json.dumps(row) + "\n")
-    assert read_record(tmp_path / "log.jsonl", Health()) == ([], [])
+    assert record_of(rows(tmp_path / "log.jsonl"), Health()) == ([], [])
 
 
 BAD = {

@@ -28,6 +28,7 @@ from stepdistill.averages import trainable
 from stepdistill.checkpoint import latest, save
 from stepdistill.config import ConfigError, Network, Run, Stage
 from stepdistill.data import stream
+from stepdistill.health import Monitor
 from stepdistill.method import Batch
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.dmd2 import Dmd2
@@ -409,6 +410,8 @@ def test_a_next_stage_starts_from_the_averaged_student_and_a_new_critic(name):
     while not made.done:
         made.step()
     start = {k: v.clone() for k, v in made.averaged().items()}
+    going_on = own_tensors(made.players.critic.denoiser.net)
+    kept = {k: v.clone() for k, v in going_on.items()}
     present = snapshot(made.players, teacher)
     assert not same(start, present["student"])
 
@@ -421,6 +424,10 @@ def test_a_next_stage_starts_from_the_averaged_student_and_a_new_critic(name):
     assert not torch.equal(answer(players.student), new)
     heads = [{k: v for k, v in s["critic"].items() if k[:4] == "head"} for s in (present, born)]
     assert heads[0].keys() == heads[1].keys() and not same(*heads)
+
+    later = cast(method, teacher, replace(casting, start=start, critic=going_on, seed=(0, 1)))
+    assert same({k: v.clone() for k, v in own_tensors(later.critic.denoiser.net).items()}, kept)
+    assert not torch.equal(answer(later.critic.denoiser), new)
 
     again = cast(Consistency(), teacher, replace(casting, start=start))
     assert same(snapshot(again, teacher)["target"], start)
@@ -499,7 +506,7 @@ def test_a_run_of_two_stages_on_adapters(tmp_path):
     assert same({k: v.clone() for k, v in own_tensors(made.trainer.nets["student"]).items()}, start)
     for k in range(5):
         if k == 1:
-            checkpoint(made, Log(made))
+            checkpoint(made, Log(made), Monitor(made.run.health, made.trainer, made.teacher))
         made.trainer.step()
     again = session(tmp_path, ("consistency", "dmd2"), V, ADAPTERS)
     assert again.restore() == [] and (again.stage, again.trainer.turn) == (1, 1)

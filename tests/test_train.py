@@ -265,7 +265,7 @@ def test_too_many_of_them_in_a_row_end_training(tmp_path, monkeypatch):
     unsteady(monkeypatch, SPOILS["an infinite loss"])
     training = replace(STAGE.training, skips=2, updates=50)
     made = session(tmp_path, replace(two_stages(), stages=[replace(STAGE, training=training)]))
-    with pytest.raises(TrainingFailed, match="2 steps in a row"):
+    with pytest.raises(TrainingFailed, match="2 steps of the student in a row"):
         train(made, lambda _: None)
     again = session(tmp_path, made.run)
     assert again.trainer.turn >= made.trainer.turn - 2 - made.run.save_every

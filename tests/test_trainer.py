@@ -104,10 +104,23 @@ class AlwaysPoisoned(AdversarialCycle):
 
 def test_a_run_of_bad_steps_stops_training():
     made = trainer(replace(TRAINING, skips=3), AlwaysPoisoned())
-    with pytest.raises(TrainingFailed, match="3 steps in a row"):
+    with pytest.raises(TrainingFailed, match="3 steps of the student in a row"):
         for _ in range(10):
             made.step()
     assert made.turn <= 3
+
+
+def test_healthy_turns_of_another_player_do_not_hide_bad_steps():
+    @dataclass(frozen=True)
+    class BadStudent(AlwaysPoisoned):
+        def turns(self):
+            return AdversarialCycle.turns(self)
+
+    made = trainer(replace(TRAINING, updates=100, skips=3), BadStudent())
+    with pytest.raises(TrainingFailed, match="3 steps of the student in a row"):
+        for _ in range(40):
+            made.step()
+    assert made.skipped == 3 and made.turn == 6  # two cycles, then the third student's turn
 
 
 def test_accumulated_micro_batches_are_one_larger_batch():
