@@ -470,7 +470,7 @@ def test_an_alarm_may_stop_training_and_the_same_command_goes_on(tmp_path):
 
 def test_what_a_report_is_told(tmp_path):
     place = {"player": "health", "turn": 0, "skipped": 0}
-    rows = [
+    logged = [
         place | {"stage": 0, "update": 2, "lag": 1.0, "distance": 0.5},
         place | {"stage": 0, "update": 4, "alarm": "std", "begins": True, "text": "wrong"},
         place | {"stage": 1, "update": 1, "alarm": "lag", "begins": True, "text": "bad"},
@@ -480,7 +480,7 @@ def test_what_a_report_is_told(tmp_path):
         place | {"stage": 1, "update": 5, "lag": 7.0, "mean": 0.1, "std": 9.0, "distance": 0.2},
     ]
     file = tmp_path / "log.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in logged))
     record = record_of(rows(file), Health())
     verdicts = {s.name: s.verdict for s in record.signals}
     assert verdicts == {"lag": "alarm", "mean": "healthy", "std": "watch", "distance": "healthy"}
