@@ -40,7 +40,7 @@ TEACHER_STEPS = 32
 LAG_BATCH = 128
 FARTHEST = 100.0  # what a value that is not finite, or larger, counts as
 NORM = "|∇ "  # how the compared terms of a loss begin in a turn's log
-# In a row of the log, beside signals.
+# In a row of the log, beside what was measured.
 PLACE = ("player", "stage", "turn", "update", "skipped", "seconds")
 SLACK = (0.9, 1.1)  # of a value at the start, within which it is no worse
 PER_CLASS = 8  # samples of a class, at least, where there are many classes

@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 
 from .checkpoint import DiskError, State, save, sync, unwritten
-from .health import NORM, Findings, Monitor
+from .health import NORM, PLACE, Findings, Monitor
 from .progress import Moment
 from .session import Session
 from .trainer import StepLog, TrainingFailed
@@ -301,10 +301,9 @@ def curves(log: Path) -> dict[str, list[tuple[float, float]]]:
         if row["stage"] != last_stage:
             offset, last_stage = offset + last_update, row["stage"]
         last_update = row["update"]
-        fixed = ("stage", "turn", "update", "player", "skipped", "seconds")
         if "alarm" in row:
             continue
-        for name in row.keys() - set(fixed):
+        for name in row.keys() - set(PLACE):
             key = f"{row['player']}: {name}"
             found.setdefault(key, []).append((offset + row["update"], row[name]))
     return found

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,17 +42,21 @@ def within(student: Row, teacher: Row, factor: float) -> bool:
     return all(ours <= factor * theirs for ours, theirs in pairs)
 
 
-def record(figure, rows: dict[tuple[str, int], Row]) -> None:
+def measured(
+    config: str, runs: Path, figure: Callable[..., None], *overrides: str
+) -> tuple[dict[tuple[str, int], Row], float]:
+    """What `run` gives, its distances and its seconds recorded."""
+    rows, seconds = run(config, runs, *overrides)
     for (model, steps), row in rows.items():
         figure(f"{model} {steps}, domain-cnn", row.frechet)
         figure(f"{model} {steps}, random-conv", row.frechet_random)
+    figure(config, seconds, "s")
+    return rows, seconds
 
 
 @pytest.mark.full(shard="demo")
 def test_the_demo(figure, tmp_path):
-    rows, seconds = run("demo", tmp_path)
-    record(figure, rows)
-    figure("demo", seconds, "s")
+    rows, seconds = measured("demo", tmp_path, figure)
     student, four, many = rows["student", 1], rows["teacher", 4], rows["teacher", 32]
     speed = many.seconds_per_image / student.seconds_per_image
     figure("times faster than the teacher at 32 steps", speed)
@@ -68,9 +73,7 @@ def test_the_demo(figure, tmp_path):
 
 @pytest.mark.full(shard="digits")
 def test_digits_consistency(figure, tmp_path):
-    rows, seconds = run("digits-consistency", tmp_path)
-    record(figure, rows)
-    figure("digits-consistency", seconds, "s")
+    rows, seconds = measured("digits-consistency", tmp_path, figure)
     teacher = rows["teacher", 32]
     assert seconds <= 40 * 60 and teacher.n == 30_000
     for steps, factor in ((1, 2.5), (2, 2.0)):
@@ -79,41 +82,32 @@ def test_digits_consistency(figure, tmp_path):
 
 @pytest.mark.full(shard="digits-vp")
 def test_digits_consistency_under_a_table(figure, tmp_path):
-    rows, seconds = run("digits-consistency-vp", tmp_path)
-    record(figure, rows)
-    figure("digits-consistency-vp", seconds, "s")
+    rows, _ = measured("digits-consistency-vp", tmp_path, figure)
     assert within(rows["student", 1], rows["teacher", 4], 1.0)
 
 
 @pytest.mark.full(shard="digits-dmd2")
 def test_digits_dmd2(figure, tmp_path):
-    rows, seconds = run("digits-dmd2", tmp_path)
-    record(figure, rows)
-    figure("digits-dmd2", seconds, "s")
+    rows, seconds = measured("digits-dmd2", tmp_path, figure)
     assert seconds <= 40 * 60
     assert within(rows["student", 1], rows["teacher", 32], 1.5)
 
 
 @pytest.mark.full(shard="digits-dmd2-no-gan")
 def test_digits_dmd2_without_a_gan(figure, tmp_path):
-    rows, seconds = run("digits-dmd2", tmp_path, "stages.1.settings={gan: 0, gan_critic: 0}")
-    record(figure, rows)
-    figure("digits-dmd2 without a GAN", seconds, "s")
+    off = "stages.1.settings={gan: 0, gan_critic: 0}"
+    rows, _ = measured("digits-dmd2", tmp_path, figure, off)
     assert within(rows["student", 1], rows["teacher", 32], 1.5)
 
 
 @pytest.mark.full(shard="digits-dmd2-steps")
 def test_digits_dmd2_in_several_steps(figure, tmp_path):
-    rows, seconds = run("digits-dmd2-steps", tmp_path)
-    record(figure, rows)
-    figure("digits-dmd2-steps", seconds, "s")
+    rows, _ = measured("digits-dmd2-steps", tmp_path, figure)
     for steps in (2, 4):
         assert within(rows["student", steps], rows["teacher", 32], 1.5)
 
 
 @pytest.mark.full(shard="digits-dmd2-vp")
 def test_digits_dmd2_under_a_table(figure, tmp_path):
-    rows, seconds = run("digits-dmd2-vp", tmp_path)
-    record(figure, rows)
-    figure("digits-dmd2-vp", seconds, "s")
+    rows, _ = measured("digits-dmd2-vp", tmp_path, figure)
     assert within(rows["student", 1], rows["teacher", 8], 1.0)
