@@ -27,6 +27,7 @@ from stepdistill.evaluation.suite import Suite, digits_suite, evaluate
 from stepdistill.session import Session
 
 WARM, UPDATES = 800, 100  # student updates of the consistency stage and of DMD2
+BATCH = 64
 SPACES = ("domain_cnn", "random_conv")
 VARIANTS = {
     "baseline": (),
@@ -56,8 +57,12 @@ class Row:
 
 
 def settings(seed: int, overrides: tuple[str, ...] = ()) -> Run:
-    short = (f"stages.0.training.updates={WARM}", f"stages.1.training.updates={UPDATES}")
-    return read("digits-dmd2", (f"seed={seed}", *short, *overrides))
+    return read("digits-dmd2", (f"seed={seed}", *stage(0, WARM), *stage(1, UPDATES), *overrides))
+
+
+def stage(i: int, updates: int) -> tuple[str, str]:
+    key = f"stages.{i}.training"
+    return f"{key}.updates={updates}", f"{key}.batch={BATCH}"
 
 
 def train(session: Session) -> None:
@@ -75,9 +80,9 @@ def score(session: Session, suite: Suite, variant: str) -> Row:
 def cold(seed: int) -> Session:
     """DMD2 from the teacher, with the passes of both stages."""
     both = settings(seed)
-    first, second = (stage.build().passes(both.sampler).work(1) for stage in both.stages)
+    first, second = (s.build().passes(both.sampler).work(1) for s in both.stages)
     updates = UPDATES + round(WARM * first / second)
-    run = read("digits-dmd2", (f"seed={seed}", f"stages.1.training.updates={updates}"))
+    run = settings(seed, stage(1, updates))
     session = Session(run, Path("."), Accelerator(cpu=True))
     session.next_stage()
     return session

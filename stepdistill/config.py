@@ -110,6 +110,7 @@ class Run:
     guidance: w in u + w(c − u), 1 neutral.  save_every: student updates between checkpoints.
     adapters: student, critic and target as low-rank roles on the teacher's network; null for full
     copies.  checkpointing: recompute the networks' blocks in the backward, to save memory.
+    keep: checkpoints kept besides the best.
     """
 
     name: str = "run"
@@ -127,6 +128,7 @@ class Run:
     precision: Literal["fp32", "bf16"] = "fp32"
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     save_every: Count = 500
+    keep: Count = 2
     log_every: Count = 20
 
 

@@ -53,8 +53,9 @@ def export(session: Session, out: Path) -> float:
     student, sampler = session.student(), session.run.sampler
     pipeline = pipeline_for(session.teacher, student, sampler)
     custom = type(pipeline).__name__ == FEW_STEP
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
     try:
         pipeline.save_pretrained(partial, safe_serialization=True)
         if custom:
@@ -85,9 +86,9 @@ def describe(session: Session, folder: Path) -> None:
 
 
 def readable(folder: Path) -> None:
-    """The usual permissions, which temporary folders and safetensors' files lack."""
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    """The usual permissions, which safetensors' files lack."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
 
 
 def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> DiffusionPipeline:

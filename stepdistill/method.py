@@ -20,6 +20,7 @@ from torch import Tensor
 from .critic import Critic
 from .denoiser import AnyDenoiser, Cond, Denoiser
 from .process import NoiseProcess
+from .schema import check_ranges
 from .solver import Sampler
 
 
@@ -98,6 +99,9 @@ class Method(ABC):
     needs_data: ClassVar[bool] = True
     identity_at_clean: ClassVar[bool] = False
     paper: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @abstractmethod
     def turns(self) -> tuple[Turn, ...]:

@@ -23,14 +23,15 @@ from torch import distributed
 from .checkpoint import DiskError, is_full, unwritten, write_whole
 from .config import ConfigError, Run, text_of
 from .contenders import of_run
-from .evaluation.report import Health, Report, Sign, read_results, write_report
-from .evaluation.suite import Row, Suite, digits_suite, evaluate
+from .evaluation.report import Report, read_results, write_report
+from .evaluation.suite import Contender, Row, Suite, digits_suite, evaluate
 from .export import describe, export
 from .gallery import films, same_noise, worst
 from .health import record_of
 from .progress import progress
 from .session import Session, accelerator_of, open_folder, versions
-from .train import curves, rows, train
+from .train import curves, train
+from .train import rows as logged
 
 COSTS = "costs.json"  # written last: a folder that has it is finished
 
@@ -103,9 +104,11 @@ def finish(session: Session, clock: "Clock", console: Console) -> None:
         difference = export(session, folder / "student")
     console.print(f"exported to {folder / 'student'}, plain call checked: {difference:.1e}")
     with clock.part("evaluation"):
-        rows, suite = score(session, console)
+        suite = digits_suite(conditional=session.teacher.classes is not None)
+        contenders = of_run(session)
+        rows = score(session, suite, contenders, console)
     with clock.part("report"):
-        report(session, rows, suite, clock, difference)
+        report(session, rows, suite, contenders, clock, difference)
         describe(session, folder / "student")
     costs = {"difference": difference, "seconds": clock.seconds}
     write_whole(folder / COSTS, json.dumps(costs, indent=1))
@@ -157,22 +160,27 @@ def trained(run: Run, folder: Path, console: Console) -> Session:
     return session
 
 
-def score(session: Session, console: Console) -> tuple[list[Row], Suite]:
+def score(
+    session: Session, suite: Suite, contenders: list[Contender], console: Console
+) -> list[Row]:
     """The rows of the run's table."""
-    wanted = session.run.evaluation
-    suite = digits_suite(conditional=session.teacher.classes is not None)
+    asked = session.run.evaluation
     with progress(console, "evaluating") as observe:
-        rows = evaluate(
-            of_run(session), suite, wanted.n, wanted.blocks, wanted.seed, on_progress=observe
+        return evaluate(
+            contenders, suite, asked.n, asked.blocks, asked.seed, on_progress=observe
         )
-    return rows, suite
 
 
 def report(
-    session: Session, rows: list[Row], suite: Suite, clock: "Clock", difference: float
+    session: Session,
+    rows: list[Row],
+    suite: Suite,
+    contenders: list[Contender],
+    clock: "Clock",
+    difference: float,
 ) -> None:
     """results.json, report.md and report.html in the run's folder."""
-    run, contenders = session.run, of_run(session)
+    run = session.run
     write_report(
         session.folder,
         Report(
@@ -185,16 +193,10 @@ def report(
             grids=[same_noise(contenders, suite, run.seed)],
             films=films(session),
             worst=worst(contenders, suite, run.evaluation.n, run.evaluation.seed),
-            health=health(session),
+            health=record_of(logged(session.folder / "log.jsonl"), run.health),
             config=text_of(run),
         ),
     )
-
-
-def health(session: Session) -> Health:
-    """What the monitor saw last, and every alarm."""
-    record = record_of(rows(session.folder / "log.jsonl"), session.run.health)
-    return Health(record.alarms, [Sign(*signal) for signal in record.signals])
 
 
 def provenance(session: Session, difference: float) -> dict[str, str]:

@@ -107,6 +107,14 @@ def fit_dataclass(kind: type, value: Any, key: str) -> Any:
         raise ConfigError(f"{key}: {error}" if key else str(error)) from error
 
 
+def check_ranges(settings: Any) -> None:
+    """Raise ConfigError unless the fields of a dataclass lie in the ranges their types state."""
+    for name, kind in get_type_hints(type(settings), include_extras=True).items():
+        if get_origin(kind) is Annotated:
+            for limit in get_args(kind)[1:]:
+                limit.check(getattr(settings, name), name)
+
+
 def is_required(field: Field) -> bool:
     """Whether a field of a dataclass has no default."""
     return field.default is MISSING and field.default_factory is MISSING

@@ -3,7 +3,7 @@
 A run lives in one folder:
 
     config.yaml    the resolved run           log.jsonl      training curves
-    versions.json  what it ran with           checkpoints/   own state: newest two, best
+    versions.json  what it ran with           checkpoints/   own state: the newest, the best
     student/       the exported pipeline      results.json, report.md, report.html
     costs.json     seconds of each part; its presence says the run is finished
 """

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .process import NoiseProcess
-from .schema import Bend, NotNegative, Share
+from .schema import Bend, NotNegative, Share, check_ranges
 
 KARRAS_SIGMA_MAX = 80.0  # where a Karras grid begins under a process that starts at pure noise
 PURE_NOISE = 1e6  # σ/α above which nothing of the signal is left
@@ -32,7 +32,7 @@ def shift_fraction(u: Tensor, shift: float) -> Tensor:
 class Grid:
     """A rule for n + 1 descending times.
 
-    shift (> 0) is read by "shifted", rho (> 0) by "karras".
+    shift is read by "shifted", rho by "karras".
     """
 
     name: Literal["uniform", "trailing", "karras", "shifted"] = "uniform"
@@ -40,8 +40,7 @@ class Grid:
     rho: Bend = 7.0
 
     def __post_init__(self) -> None:
-        if not (self.shift > 0 and self.rho > 0):
-            raise ValueError(f"grid: shift and rho are positive, got {self.shift}, {self.rho}")
+        check_ranges(self)
 
     def times(self, process: NoiseProcess, n: int) -> Tensor:
         """(n + 1,) float64, strictly falling from process.t_max to process.t_clean.
@@ -103,6 +102,7 @@ class TimeLaw:
     shift: Bend = 1.0
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.low > self.high:
             raise ValueError(f"low must not lie above high, got {self.low} and {self.high}")
 

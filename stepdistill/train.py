@@ -258,8 +258,8 @@ def checkpoint(session: Session, log: Log, monitor: Monitor) -> None:
     log.sync()
     numbers = {**state.numbers, "stage": session.stage, "update": trainer.update}
     numbers |= {"pending": log.pending(), "health": monitor.state()}
-    step = log.course.position(session)
-    save(session.folder / "checkpoints", step, State(state.tensors, numbers), score=score)
+    step, folder = log.course.position(session), session.folder / "checkpoints"
+    save(folder, step, State(state.tensors, numbers), session.run.keep, score)
 
 
 def truncate(log: Path, stage: int, turn: int) -> None:

@@ -1,6 +1,6 @@
 """The bars of the digits teachers, in full: what the shipped configs reach, and in what time.
 
-Run on an idle machine, in shards of their own.
+Run on an idle machine, in shards of their own, which give them every core.
 """
 
 import json
@@ -21,11 +21,11 @@ def run(config: str, runs: Path, *overrides: str) -> tuple[dict[tuple[str, int],
     """Rows by (model, steps) of a shipped config run by the command, and the seconds it took."""
     start = time.perf_counter()
     command = [sys.executable, "-c", "from stepdistill.cli import main; main()"]
-    threads = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    threads = os.environ["OMP_NUM_THREADS"]
     subprocess.run(
         [*command, "run", config, *overrides, "--runs", str(runs)],
         check=True,
-        env=os.environ | threads,
+        env=os.environ | {"MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
     )
     rows = read_results(runs / config / "results.json")
     return {(row.model, row.steps): row for row in rows}, time.perf_counter() - start

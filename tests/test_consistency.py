@@ -337,7 +337,7 @@ def test_passes_are_as_counted_by_formula(solver):
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="steps: must be at least 1, got 0"):
         Consistency(steps=0)
     with pytest.raises(ValueError, match="use 'ddim' or 'heun'"):
         Consistency(solver="dpmpp")

@@ -177,10 +177,11 @@ def test_a_run_tells_everything_about_itself(session: Session):
     assert stage_ends(session.run) == [(5, "consistency"), (12, "consistency")]
     logged = [{"stage": i, "turn": 5, "update": 5, "player": "student", "l": 1.0} for i in (0, 1)]
     (session.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
-    rows = evaluate(of_run(session)[-1:], SUITE, 20, 2, 0)
+    contenders = of_run(session)
+    rows = evaluate(contenders[-1:], SUITE, 20, 2, 0)
     clock = Clock()
     clock.seconds = {"training": 12.34}
-    report(session, rows, SUITE, clock, 1e-7)
+    report(session, rows, SUITE, contenders, clock, 1e-7)
     page = Page((session.folder / "report.html").read_text(encoding="utf-8"))
     assert page.headings == [
         "Same noise, same label",

@@ -38,17 +38,10 @@ from stepdistill.evaluation.figures import (
     training_panels,
 )
 from stepdistill.evaluation.outliers import Outlier, Outliers
-from stepdistill.evaluation.report import (
-    Film,
-    Grid,
-    Health,
-    Report,
-    Sign,
-    read_results,
-    write_report,
-)
+from stepdistill.evaluation.report import Film, Grid, Report, read_results, write_report
 from stepdistill.evaluation.suite import Row
 from stepdistill.evaluation.table import headline
+from stepdistill.health import Record, Signal
 
 EVIL = """"'></style></select></script><script>alert('1 & 2')</script><img src=x onerror='a'>"""
 VOID = {"meta", "img", "source", "br", "input"}
@@ -111,13 +104,13 @@ def report_of(name: str) -> Report:
         grids=[Grid(name, images(2, 12), ["teacher", name])],
         films=[Film(name, images(2, 3), ["1", "2", name])],
         worst=[Outliers(name, 300, 3.5, [asked, replace(asked, label=None)])],
-        health=Health(
-            [name],
+        health=Record(
             [
-                Sign(f"lag {name}", 0.03, 0.0, 0.1, "healthy"),
-                Sign("drift", math.nan, -math.inf, 2.0, "alarm"),
-                Sign("diversity", 0.6, 0.7, math.inf, "watch"),
+                Signal(f"lag {name}", 0.03, 0.0, 0.1, "healthy"),
+                Signal("drift", math.nan, -math.inf, 2.0, "alarm"),
+                Signal("diversity", 0.6, 0.7, math.inf, "watch"),
             ],
+            [name],
         ),
         config=f"name: {name}\nseed: 0\n",
     )

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jinja2 import Environment, StrictUndefined
@@ -25,6 +24,7 @@ from stepdistill.evaluation.figures import Point, Stage, mosaic, quality_panels,
 from stepdistill.evaluation.outliers import Outlier, Outliers
 from stepdistill.evaluation.suite import REAL, Row
 from stepdistill.evaluation.table import NOTES, columns_of, headline
+from stepdistill.health import Record, Signal
 from stepdistill.schema import ConfigError
 
 HERE = files("stepdistill.evaluation")
@@ -53,25 +53,6 @@ class Film:
     frame_labels: list[str]
 
 
-@dataclass(frozen=True)
-class Sign:
-    """One sign of health: its last value, and the range [low, high] that is allowed."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    verdict: Literal["healthy", "watch", "alarm"]
-
-
-@dataclass(frozen=True)
-class Health:
-    """How training fared. alarms: one sentence each, for what went wrong at any time."""
-
-    alarms: Sequence[str] = ()
-    signs: Sequence[Sign] = ()
-
-
 @dataclass(frozen=True, eq=False)
 class Report:
     """All that a report shows; what is empty is left out.
@@ -90,7 +71,7 @@ class Report:
     grids: Sequence[Grid] = ()
     films: Sequence[Film] = ()
     worst: Sequence[Outliers] = ()
-    health: Health = Health()
+    health: Record = Record([], [])
     config: str = ""
 
 
@@ -170,7 +151,7 @@ def page(report: Report) -> str:
         grids=[_Pictures.of(grid) for grid in report.grids],
         films=[(film, _frames(film)) for film in report.films],
         worst=[(one, [_card(outlier) for outlier in one.found]) for one in report.worst],
-        signs=[(sign, *_sign(sign)) for sign in report.health.signs],
+        signals=[(signal, *_signal(signal)) for signal in report.health.signals],
         provenance=_provenance(report),
     )
 
@@ -248,9 +229,9 @@ def markdown(report: Report) -> str:
         *(f"* {note}" for note in NOTES),
         "",
     ]
-    if report.health.signs:
-        signs = [[s.name, *_sign(s), s.verdict] for s in report.health.signs]
-        lines += _table(["training health", "last value", "allowed", "verdict"], signs)
+    if report.health.signals:
+        signals = [[s.name, *_signal(s), s.verdict] for s in report.health.signals]
+        lines += _table(["training health", "last value", "allowed", "verdict"], signals)
     if report.costs:
         lines += _table(["cost", ""], [list(item) for item in report.costs.items()])
     lines += _table(["provenance", ""], [list(item) for item in _provenance(report).items()])
@@ -277,12 +258,12 @@ def _provenance(report: Report) -> dict[str, str]:
     return {**report.provenance, "images a row": f"{report.rows[0].n:,}"}
 
 
-def _sign(sign: Sign) -> tuple[str, str]:
-    """Last value and allowed range of a sign as text."""
-    value = f"{sign.value:.3g}" if math.isfinite(sign.value) else "not finite"
-    low, high = math.isfinite(sign.low), math.isfinite(sign.high)
+def _signal(signal: Signal) -> tuple[str, str]:
+    """Last value and allowed range of a signal as text."""
+    value = f"{signal.value:.3g}" if math.isfinite(signal.value) else "not finite"
+    low, high = math.isfinite(signal.low), math.isfinite(signal.high)
     if low and high:
-        return value, f"{sign.low:.3g} – {sign.high:.3g}"
+        return value, f"{signal.low:.3g} – {signal.high:.3g}"
     if low:
-        return value, f"≥ {sign.low:.3g}"
-    return value, f"≤ {sign.high:.3g}" if high else "any"
+        return value, f"≥ {signal.low:.3g}"
+    return value, f"≤ {signal.high:.3g}" if high else "any"

@@ -41,8 +41,7 @@ class Consistency(Method):
     paper = "Consistency models (arXiv:2303.01469)"
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"consistency: steps must be at least 1, got {self.steps}")
+        super().__post_init__()
         if self.solver == "dpmpp":
             raise ValueError("consistency: solver 'dpmpp' needs a history; use 'ddim' or 'heun'")
         if self.distance == "lpips":

@@ -62,10 +62,7 @@ class Dmd2(Method):
     paper = "DMD2 (arXiv:2405.14867)"
 
     def __post_init__(self) -> None:
-        if self.ratio < 1:
-            raise ValueError(f"dmd2: ratio must be at least 1, got {self.ratio}")
-        if min(self.gan, self.gan_critic, self.r1) < 0 or self.r1_width <= 0:
-            raise ValueError("dmd2: gan, gan_critic and r1 must not be negative, r1_width positive")
+        super().__post_init__()
         if (self.gan > 0) != (self.gan_critic > 0) or (self.r1 > 0 and not self.needs_head):
             raise ValueError("dmd2: gan, gan_critic (and r1) need one another: set both, or none")
 
