@@ -6,7 +6,7 @@ For every seed one consistency student is trained; each variant of DMD2 goes on 
 cold one, which starts from the teacher and gets the consistency stage's network passes as further
 updates. Every row is appended to rows.jsonl as it is made, so that a stopped run goes on; the table
 README.md shows, for each claim, the mean difference over seeds and its 95 % interval (paired,
-Student's t). Distances are Fréchet distances at n = 2 × 1,000, one step.
+Student's t). Batches of 64; Fréchet distances at n = 2 × 1,000, one step.
 """
 
 import json
