@@ -32,6 +32,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "eval" / "results" / "test-all.json"
 CODE = ("--", ".", ":!eval/results")
+# As it was given: collecting the tests sets what they run with.
+ENVIRONMENT = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)} | os.environ
 LIMIT = float(os.environ.get("STEPDISTILL_SHARD_SECONDS", 3600))
 
 
@@ -107,8 +109,7 @@ def selection(name: str, tests: list[str]) -> list[str]:
 
 def watch(command: list[str]) -> int | None:
     """The exit code of a command, or None if it ran past the limit. Leaves no process behind."""
-    environment = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)} | os.environ
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True)
     try:
         return process.wait(timeout=LIMIT)
     except subprocess.TimeoutExpired:
