@@ -19,8 +19,7 @@ from torch import Tensor
 
 from stepdistill import digits
 from stepdistill.contenders import of_student
-from stepdistill.data import Data, Images
-from stepdistill.denoiser import Cond
+from stepdistill.data import Data, Drawn, Images
 from stepdistill.evaluation.suite import Suite, digits_suite, evaluate
 from stepdistill.health import Alarm, Health, Monitor, averaged
 from stepdistill.method import Batch, Loss, Method, Passes, Players, Turn
@@ -61,12 +60,12 @@ class Spoiled:
     data: Data
     until: float = float("inf")
 
-    def batch(self, number: int, size: int, local: torch.Generator) -> tuple[Tensor, Cond]:
-        x0, cond = self.data.batch(number, size, local)
+    def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
+        x0, cond, _ = self.data.batch(number, size, local)
         if number % 3 == 0 and number < self.until:
             x0 = x0.clone()
             x0[0, 0, 0, 0] = torch.nan
-        return x0, cond
+        return Drawn(x0, cond)
 
 
 def intact(data: Data) -> Data:

@@ -87,7 +87,7 @@ def row(name: str, seconds: float) -> str:
     """One line of the table."""
     torch.manual_seed(0)
     denoiser, updates = trained(CANDIDATES[name](), seconds)
-    euler = Sampler((), stochastic=False)
+    euler = Sampler((), gamma=0.0)
     field = [
         contender("student", n, n, denoiser, lambda z, c, g, n=n: euler.draw(denoiser, z, n, c, g))
         for n in (4, 32)

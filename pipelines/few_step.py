@@ -21,24 +21,33 @@ class FewStepPipeline(DiffusionPipeline):
     α = 1 − t, σ = t; otherwise its table of ᾱ).
     times: {"N": [t, …]}, the trained times for N steps, in the process's own clock; None lets any N
     walk evenly from pure noise to clean data.
-    stochastic: re-noise between steps (consistency sampling) instead of following the ODE.
+    gamma: how much noise is added between steps, from none (0: a chain of jumps) to all (1:
+    consistency sampling).
+    inputs: ExtraInputs or GuidanceAdapters, for a network that is told where its step goes or which
+    guidance to imitate; guidance: the one it was trained for.
     skip_sigma_data: σ_d of the consistency boundary c_skip/c_out, None for none.
     """
 
     model_cpu_offload_seq = "unet"
+    _optional_components = ["inputs"]
 
     def __init__(
         self,
         unet,
         scheduler,
+        inputs=None,
         times: Optional[dict] = None,
-        stochastic: bool = False,
+        gamma: float = 0.0,
+        guidance: float = 1.0,
         skip_sigma_data: Optional[float] = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, inputs=inputs)
         self.register_to_config(
-            times=times, stochastic=stochastic, skip_sigma_data=skip_sigma_data
+            times=times,
+            gamma=gamma,
+            guidance=guidance,
+            skip_sigma_data=skip_sigma_data,
         )
 
     @torch.no_grad()
@@ -47,7 +56,7 @@ class FewStepPipeline(DiffusionPipeline):
         num_inference_steps: Optional[int] = None,
         class_labels: Union[int, list, torch.Tensor, None] = None,
         batch_size: int = 1,
-        guidance_scale: float = 1.0,
+        guidance_scale: Optional[float] = None,
         generator: Optional[torch.Generator] = None,
         latents: Optional[torch.Tensor] = None,
         output_type: str = "pil",
@@ -55,11 +64,14 @@ class FewStepPipeline(DiffusionPipeline):
     ):
         """Images of `class_labels` (one each), or `batch_size` images of random classes.
 
-        guidance_scale: w in u + w(c − u); 1 is neutral and costs one evaluation per step.
+        guidance_scale: w in u + w(c − u). A network with the input "w" is told it, at no cost, by
+        default what it was trained for; others are evaluated twice per step unless it is 1.
         latents: standard normal noise (b, c, h, w). output_type: "pil", "np" or "pt" in [0, 1].
         Raises ValueError for a number of steps the student was not trained for.
         """
-        if guidance_scale != 1 and self.unet.config.num_class_embeds is None:
+        told = self.inputs is not None and "w" in self.inputs.config.get("inputs", ["w"])
+        w = guidance_scale if guidance_scale is not None else self.config.guidance if told else 1.0
+        if w != 1 and not told and self.unet.config.num_class_embeds is None:
             raise ValueError("guidance_scale needs a network with class labels: leave it at 1")
         labels = self._labels(class_labels, batch_size, generator)
         count = batch_size if labels is None else len(labels)
@@ -68,17 +80,22 @@ class FewStepPipeline(DiffusionPipeline):
         shape = (count, self.unet.config.in_channels, height, width)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device)
-        times = self._times(num_inference_steps)
+        times, clean = self._times(num_inference_steps), 0.0 if self._is_flow() else -1.0
         # Pure noise has unit variance in both families, whatever σ a table ends with.
         x = latents.to(self._execution_device, torch.float32)
         for i, t in enumerate(self.progress_bar(times)):
-            x0, eps = self._estimate(x, t, labels, guidance_scale)
+            after = clean if i + 1 == len(times) else times[i + 1]
+            s = after - self.config.gamma * (after - clean)
+            x0, eps = self._estimate(x, t, s, labels, w, told)
             if i + 1 == len(times):
                 break
-            if self.config.stochastic:
-                eps = randn_tensor(shape, generator=generator, device=x.device)
-            alpha, sigma = self._scales(times[i + 1])
+            alpha, sigma = self._scales(s)
             x = alpha * x0 + sigma * eps
+            if self.config.gamma > 0:
+                noise = randn_tensor(shape, generator=generator, device=x.device)
+                keep = self._scales(after)[0] / alpha
+                spread = max(self._scales(after)[1] ** 2 - (keep * sigma) ** 2, 0.0) ** 0.5
+                x = keep * x + spread * noise
         images = (x0 / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).float().numpy()
@@ -132,11 +149,11 @@ class FewStepPipeline(DiffusionPipeline):
         angle = angles[i] + (t + 1 - i) * (angles[i + 1] - angles[i])
         return float(angle.cos()), float(angle.sin())
 
-    def _estimate(self, x, t, labels, guidance_scale):
-        output = self._network(x, t, labels)
-        if guidance_scale != 1:
+    def _estimate(self, x, t, s, labels, w, told):
+        output = self._network(x, t, s, labels, w)
+        if w != 1 and not told:
             empty = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
-            output = output + (guidance_scale - 1) * (output - self._network(x, t, empty))
+            output = output + (w - 1) * (output - self._network(x, t, s, empty, w))
         alpha, sigma = self._scales(t)
         kind = self.scheduler.config.get("prediction_type", "epsilon")
         if self._is_flow():
@@ -152,8 +169,16 @@ class FewStepPipeline(DiffusionPipeline):
             x0 = keep * x + sigma / width * x0
         return x0, (x - alpha * x0) / sigma
 
-    def _network(self, x, t, labels):
+    def _network(self, x, t, s, labels, w):
         scale = self.scheduler.config.num_train_timesteps if self._is_flow() else 1
-        t = torch.full((len(x),), t * scale, device=x.device, dtype=torch.float32)
-        dtype = self.unet.dtype
-        return self.unet(x.to(dtype), t, class_labels=labels, return_dict=False)[0].float()
+        t, s, w = (
+            torch.full((len(x),), value, device=x.device, dtype=torch.float32)
+            for value in (t * scale, s * scale, w)
+        )
+        hooks = [] if self.inputs is None else self.inputs.attach(self.unet, t, s, w, labels)
+        try:
+            x = x.to(self.unet.dtype)
+            return self.unet(x, t, class_labels=labels, return_dict=False)[0].float()
+        finally:
+            for hook in hooks:
+                hook.remove()

@@ -31,6 +31,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .informed import Informed, View
+
 
 class _AtWork(list[str]):
     """The role at work in one network; empty for the base. Its type tells our list from peft's."""
@@ -75,7 +77,7 @@ def add_adapter(
         parameter.requires_grad_(True)
 
 
-class AdapterView(nn.Module):
+class AdapterView(View):
     """One role of a network, called with the network's own arguments; None is the bitwise base.
 
     Views share their network: `.to()` and `.eval()` on one act on all.
@@ -118,6 +120,13 @@ def own_tensors(net: nn.Module) -> dict[str, Tensor]:
     """What a player has for itself, by name: a role's tensors, else all parameters and buffers."""
     if isinstance(net, AdapterView):
         return dict(net._named())
+    if isinstance(net, Informed):
+        parts = {"inputs": net.inputs, "logvar": net.logvar}
+        own = {} if net.frozen else own_tensors(net.net)
+        for name, part in parts.items():
+            if part is not None:
+                own |= {f"{name}.{k}": v for k, v in part.state_dict(keep_vars=True).items()}
+        return own
     if isinstance(net, nn.ModuleDict):
         parts = {name: own_tensors(part) for name, part in net.items()}
         return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.items()}
@@ -136,6 +145,16 @@ def load_own(net: nn.Module, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+def standalone(net: nn.Module) -> nn.Module:
+    """The network to ship: a role merged into its base, without what serves training alone.
+
+    Networks without roles are changed in place."""
+    if isinstance(net, Informed):
+        net.net, net.logvar = standalone(net.net), None
+        return net.net if net.inputs is None else net
+    return merged(net) if isinstance(net, AdapterView) else net
 
 
 def merged(view: AdapterView) -> nn.Module:
@@ -160,6 +179,9 @@ def without_roles(net: nn.Module) -> nn.Module:
 
 def parameter_count(net: nn.Module) -> int:
     """Parameters that take part when this network or role is called."""
+    if isinstance(net, Informed):
+        extras = [part for part in (net.inputs, net.logvar) if part is not None]
+        return parameter_count(net.net) + sum(p.numel() for m in extras for p in m.parameters())
     if not isinstance(net, AdapterView):
         return sum(p.numel() for p in net.parameters())
     base = sum(p.numel() for n, p in net.net.named_parameters() if ".lora_" not in n)

@@ -76,7 +76,7 @@ def facts(session: Session, licence: str) -> str:
         f"process and prediction: {type(trainer.players.student.process).__name__}, "
         f"{trainer.players.student.prediction}",
         f"guidance of the teacher: {run.guidance:g} (u + w(c − u), 1 neutral)",
-        f"sampling: {'stochastic' if run.sampler.stochastic else 'deterministic'}",
+        f"noise between steps: γ = {run.sampler.gamma:g} (0 none, 1 all)",
         f"cost: {trainer.update} student updates in its last stage, {images} samples in all turns; "
         f"per update {passes.trained:g} trained, {passes.frozen:g} frozen and {passes.teacher:g} "
         "teacher passes",

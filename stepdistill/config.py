@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from diffusers import UNet2DModel
 
+from .cache import CacheSettings
 from .health import Health
 from .method import Method, load
 from .roles import Adapters
@@ -35,6 +36,7 @@ from .values import load as load_values
 from .values import written
 
 Guidance = Annotated[float, Range(0, 1000)]
+LISTED = 8  # names in a message
 # Settings of diffusers' classes, which check little and take memory and time before they fail.
 UNET = {
     "in_channels": Annotated[int, Range(1, 1024)],
@@ -78,11 +80,15 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class Stage:
-    """One method with its settings; it starts from the student of the stage before."""
+    """One method with its settings; it starts from the student of the stage before.
+
+    teacher: the run's, or the last stage's student, at the guidance it is told.
+    """
 
     method: str = "consistency"
     settings: dict[str, Any] = field(default_factory=dict)
     training: Training = Training()
+    teacher: Literal["run", "last"] = "run"
 
     def build(self, key: str = "stage") -> Method:
         """The method. Raises ConfigError, with `key`, for settings it lacks or refuses."""
@@ -110,7 +116,8 @@ class Run:
     guidance: w in u + w(c − u), 1 neutral.  save_every: student updates between checkpoints.
     adapters: student, critic and target as low-rank roles on the teacher's network; null for full
     copies.  checkpointing: recompute the networks' blocks in the backward, to save memory.
-    keep: checkpoints kept besides the best.
+    keep: checkpoints kept besides the best. cache: trajectories of the teacher, for methods that
+    are trained on them.
     """
 
     name: str = "run"
@@ -119,6 +126,7 @@ class Run:
     network: Network | None = None
     guidance: Guidance = 1.0
     data: DataSettings = DataSettings()
+    cache: CacheSettings | None = None
     stages: list[Stage] = field(default_factory=list)
     adapters: Adapters | None = None
     checkpointing: bool = False
@@ -172,7 +180,8 @@ def find(source: str) -> Path:
     except (OSError, ValueError):  # no file can have such a name
         pass
     known = shipped_names("configs", ".yaml")
-    advice = did_you_mean(source, known) or f" ({', '.join(known)})"
+    more = f", … {len(known)} in all" if len(known) > LISTED else ""
+    advice = did_you_mean(source, known) or f" ({', '.join(known[:LISTED])}{more})"
     raise ConfigError(f"config {shown(source)}: no such file, and not a shipped name{advice}")
 
 
@@ -202,7 +211,12 @@ def _contradictions(run: Run) -> Iterator[str]:
         yield "evaluation.steps: at least one number of steps"
     if not run.stages:
         yield "stages: a run needs at least one"
+    elif run.stages[0].teacher == "last":
+        yield "stages.0.teacher: there is no stage before the first: use run"
     methods = [stage.build(f"stages.{i}") for i, stage in enumerate(run.stages)]
+    for i, method in enumerate(methods):
+        if method.needs_cache and run.cache is None:
+            yield f"stages.{i}.method: needs the teacher's trajectories: set cache: {{steps: 32}}"
     if run.network is not None:
         yield from _network_problems(run, run.network, methods)
 

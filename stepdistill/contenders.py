@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from . import digits
@@ -12,6 +13,7 @@ from .adapters import parameter_count
 from .config import ConfigError
 from .denoiser import Cond, Denoiser
 from .evaluation.suite import Contender
+from .informed import Informed
 from .session import Session
 from .solver import Sampler, sample
 from .teacher import Teacher, load_pipeline, pipeline_folder, teacher_sampler
@@ -66,9 +68,7 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Contender, int | None]:
         raise ConfigError(str(error)) from error
     if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
         raise ConfigError(f"{folder}: makes {teacher.event}, not the digits' {digits.EVENT}")
-    skip = pipeline.config.get("skip_sigma_data") is not None
-    student = replace(teacher.denoiser, skip=skip)
-    table = pipeline.config.get("times")
+    student, table = exported(pipeline, teacher), pipeline.config.get("times")
     if table is None:
         any_steps = teacher_sampler(teacher)
         return of_student("student", student, any_steps, steps or 1), teacher.classes
@@ -76,13 +76,22 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Contender, int | None]:
     if str(steps) not in table:
         raise ConfigError(f"{folder}: trained for {', '.join(table)} steps, not {steps}")
     times = torch.tensor(table[str(steps)], dtype=torch.float64)
-    stochastic = bool(pipeline.config.get("stochastic"))
 
     def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
-        source = generator if stochastic else None
-        return sample(student, noise, times, labels, source)
+        return sample(student, noise, times, labels, generator, pipeline.config["gamma"])
 
     return contender("student", steps, steps, student, draw), teacher.classes
+
+
+def exported(pipeline: DiffusionPipeline, teacher: Teacher) -> Denoiser:
+    """The network of an exported pipeline as the student it was."""
+    config = pipeline.config
+    student = replace(teacher.denoiser, skip=config.get("skip_sigma_data") is not None)
+    inputs = pipeline.components.get("inputs")
+    if inputs is None:
+        return student
+    net = Informed(student.net, inputs.eval().requires_grad_(False))
+    return replace(student, net=net, w=config["guidance"])
 
 
 def label(model: str, steps: int) -> str:

@@ -5,20 +5,29 @@ run and any number of processes see exactly the same data.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .denoiser import Cond
+from .method import Trajectory
+
+
+class Drawn(NamedTuple):
+    """Clean samples (size, *event), their conditions, and the trajectories that lead to them."""
+
+    x0: Tensor
+    cond: Cond
+    path: Trajectory | None = None
 
 
 class Data(Protocol):
     """What the trainer asks of data."""
 
-    def batch(self, number: int, size: int, local: torch.Generator) -> tuple[Tensor, Cond]:
-        """Clean samples (size, *event) and their conditions. `local` is the batch's own stream."""
+    def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
+        """`size` samples. `local` is the batch's own stream."""
         ...
 
 
@@ -36,19 +45,21 @@ class Images:
     dropout: float = 0.0
     seed: int = 0
 
-    def batch(self, number: int, size: int, local: torch.Generator) -> tuple[Tensor, Cond]:
-        index = self._indices(number * size, size)
+    def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
+        index = shuffled(len(self.images), number * size, size, self.seed)
         if self.labels is None:
-            return self.images[index], None
+            return Drawn(self.images[index], None)
         dropped = torch.rand(size, generator=local) < self.dropout
-        return self.images[index], torch.where(dropped, self.null, self.labels[index])
+        return Drawn(self.images[index], torch.where(dropped, self.null, self.labels[index]))
 
-    def _indices(self, first: int, count: int) -> Tensor:
-        n = len(self.images)
-        epochs = range(first // n, (first + count - 1) // n + 1)
-        order = torch.cat([torch.randperm(n, generator=stream(self.seed, 2, e)) for e in epochs])
-        start = first - epochs[0] * n
-        return order[start : start + count]
+
+def shuffled(n: int, first: int, count: int, seed: int) -> Tensor:
+    """Entries first … first + count − 1 of an endless walk through 0 … n − 1, shuffled anew each
+    time round."""
+    epochs = range(first // n, (first + count - 1) // n + 1)
+    order = torch.cat([torch.randperm(n, generator=stream(seed, 2, e)) for e in epochs])
+    start = first - epochs[0] * n
+    return order[start : start + count]
 
 
 def stream(*key: int) -> torch.Generator:

@@ -12,12 +12,13 @@ process's own clock, and `cond` is opaque to methods (labels, prompt embeddings,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .informed import told
 from .process import Estimate, NoiseProcess, Prediction, per_sample
 
 Cond = Any
@@ -46,6 +47,10 @@ class Denoiser:
         x̂₀ ← c_skip x_t/α + c_out x̂₀ with s = σ/α, c_skip = σ_d²/(s² + σ_d²),
         c_out = s/√(s² + σ_d²)  (arXiv:2310.04378, in every process).
     block: path of the part of the network whose output realness heads look at; empty for none.
+    embedding: path of the part that embeds the time, (b, width); empty for none. places: paths of
+        the parts that guidance adapters add to.
+    to, w: what a network with more inputs is told, see `informed`: where a step goes (b,), in the
+        process's clock, and the guidance to imitate, a number or (b,). Others do not look at them.
     """
 
     net: nn.Module
@@ -55,14 +60,30 @@ class Denoiser:
     time_scale: float = 1.0
     skip: bool = False
     block: str = ""
+    embedding: str = ""
+    places: tuple[str, ...] = ()
+    to: Tensor | None = None
+    w: Tensor | float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
         (scale,) = per_sample(x_t, self.process.input_scale(t))
         precise = torch.promote_types(x_t.dtype, torch.float32)
         net_t = (t * self.time_scale).to(x_t.device, precise)
-        output = self.call(self.net, scale * x_t, net_t, cond).to(x_t.dtype)
+        to = None if self.to is None else (self.to * self.time_scale).to(net_t)
+        with told(self.net, net_t, to, self.w, cond):
+            output = self.call(self.net, scale * x_t, net_t, cond).to(x_t.dtype)
         estimate = self.process.estimate(x_t, output, t, self.prediction)
         return with_skip(self.process, x_t, t, estimate) if self.skip else estimate
+
+    def log_variance(self, t: Tensor) -> Tensor:
+        """u(t), (b,), of a network with the extra "logvar"."""
+        device = next(self.net.parameters()).device
+        return self.net.logvar((t * self.time_scale).to(device, torch.float32))
+
+
+def heading(denoiser: AnyDenoiser, s: Tensor) -> AnyDenoiser:
+    """The denoiser, told that the step goes to s (b,), for networks that want to know."""
+    return replace(denoiser, to=s) if isinstance(denoiser, Denoiser) else denoiser
 
 
 def with_skip(process: NoiseProcess, x_t: Tensor, t: Tensor, estimate: Estimate) -> Estimate:
@@ -122,11 +143,15 @@ class Rescheduled:
                 f"t = {float(t.max()):.4g} holds more noise than the teacher was trained on: "
                 f"start at {self.t_max:.4g} or below"
             )
-        inner = self.denoiser.process
-        s = inner.time_at(self.process.log_snr(t)).clamp(inner.t_clean, inner.t_max)
+        inner, s = self.denoiser.process, self.inner_time(t)
         here, there = (torch.hypot(*p.scales(u)) for p, u in ((self.process, t), (inner, s)))
         (ratio,) = per_sample(x_t, there / here)
         return self.denoiser(x_t * ratio, s.to(t.device), cond)
+
+    def inner_time(self, t: Tensor) -> Tensor:
+        """The time (b,) of equal signal-to-noise ratio in the inner process's clock."""
+        inner = self.denoiser.process
+        return inner.time_at(self.process.log_snr(t)).clamp(inner.t_clean, inner.t_max)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     l2             mean d²                              d = guess − goal, over the D elements
     l1             mean |d|
+    huber          mean (√(d² + c²) − c)                LCM (arXiv:2310.04378), c = 0.001 there
     pseudo_huber   √(Σ d² + c²) − c                     iCT (arXiv:2310.14189), c = 0.00054 √D
                                                          there; c = 0 is the plain norm
     lpips          learned perceptual distance          (arXiv:1801.03924), images in [−1, 1];
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Distance = Literal["l2", "l1", "pseudo_huber", "lpips"]
+Distance = Literal["l2", "l1", "huber", "pseudo_huber", "lpips"]
 
 VGG = "vgg16-397923af.pth"
 TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -25,7 +26,7 @@ LPIPS_SIZE = 64  # the smallest side at which the VGG trunk keeps a spatial map
 
 
 def distance(name: Distance, guess: Tensor, goal: Tensor, c: float = 0.0) -> Tensor:
-    """(b,) distances between samples (b, *event). `c` is pseudo-Huber's, in units of the norm."""
+    """(b,) distances between samples (b, *event). c: of an element in "huber", else of the norm."""
     if name == "lpips":
         return _lpips(guess, goal)
     d = (guess - goal).flatten(1)
@@ -33,6 +34,8 @@ def distance(name: Distance, guess: Tensor, goal: Tensor, c: float = 0.0) -> Ten
         return d.square().mean(1)
     if name == "l1":
         return d.abs().mean(1)
+    if name == "huber":
+        return ((d.square() + c * c).sqrt() - c).mean(1)
     if c == 0:
         return d.norm(dim=1)
     return (d.square().sum(1) + c * c).sqrt() - c

@@ -25,10 +25,11 @@ from torch import Tensor
 from .card import card
 from .denoiser import Denoiser
 from .evaluation.report import read_results
+from .informed import Informed, bare
 from .process import VariancePreserving
 from .schema import ConfigError
 from .session import Session
-from .shipped import PACKAGE, shipped
+from .shipped import INPUTS, PACKAGE, shipped
 from .solver import Sampler
 from .teacher import FEW_STEP, Teacher, few_step_class
 
@@ -99,10 +100,12 @@ def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> Diffu
     steps = sampler.steps
     times = {str(n): sampler.times(student.process, n).tolist() for n in steps} if steps else None
     return few_step_class()(
-        student.net,
+        bare(student.net),
         teacher.pipeline.scheduler,
+        student.net.inputs if isinstance(student.net, Informed) else None,
         times=times,
-        stochastic=sampler.stochastic,
+        gamma=sampler.gamma,
+        guidance=teacher.w,
         skip_sigma_data=student.process.sigma_data if student.skip else None,
     )
 
@@ -110,8 +113,8 @@ def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> Diffu
 def stock_scheduler(teacher: Teacher, student: Denoiser, sampler: Sampler) -> DDIMScheduler | None:
     """DDIM's scheduler if its configuration alone yields the student's times, else None."""
     table = isinstance(student.process, VariancePreserving) and teacher.classes is None
-    noisy = sampler.stochastic and sampler.steps != (1,)
-    if not table or noisy or student.skip:
+    noisy = sampler.gamma > 0 and sampler.steps != (1,)
+    if not table or noisy or student.skip or isinstance(student.net, Informed):
         return None
     settings = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
     scheduler = DDIMScheduler.from_config(dict(teacher.pipeline.scheduler.config) | settings)
@@ -130,6 +133,10 @@ def carry_code(folder: Path) -> None:
     shutil.copy(shipped("pipelines") / "few_step.py", folder / CODE)
     index = json.loads((folder / "model_index.json").read_text())
     index["_class_name"] = ["pipeline", FEW_STEP]
+    if (folder / "inputs").is_dir():
+        _, name = index["inputs"]
+        shutil.copy(shipped("pipelines") / f"{INPUTS[name]}.py", folder / "inputs")
+        index["inputs"] = [INPUTS[name], name]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

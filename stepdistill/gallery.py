@@ -6,17 +6,15 @@ All are made by the samplers that are evaluated and shipped.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from .contenders import label
-from .denoiser import AnyDenoiser, Cond
+from .denoiser import AnyDenoiser
 from .evaluation.outliers import Outliers, outliers
 from .evaluation.report import Film, Grid
 from .evaluation.suite import TEACHER, Contender, Suite
 from .evaluation.table import STUDENT
-from .process import Estimate, NoiseProcess
 from .session import Session
-from .solver import Sampler
+from .solver import Sampler, clean_end, states
 from .teacher import teacher_sampler
 
 PICTURES = 20  # of the same noise
@@ -61,27 +59,14 @@ def film(session: Session, model: str, denoiser: AnyDenoiser, sampler: Sampler, 
     noise = torch.randn(TAKES, *session.teacher.event, generator=source).to(device)
     labels = session.teacher.labels(TAKES)
     labels = None if labels is None else labels.to(device)
-    watched = Watched(denoiser)
-    sampler.draw(watched, noise, steps, labels, source)
+    times = sampler.times(denoiser.process, steps)
     shown = torch.linspace(0, steps - 1, min(steps, FRAMES)).round().long().tolist()
-    images = torch.stack([watched.seen[i] for i in shown], 1).clamp(-1, 1).cpu()
+    way = states(denoiser, noise, times, labels, source, sampler.gamma)
+    frames = [
+        clean_end(denoiser, x, times[i], labels) for i, x in enumerate(way) if i in shown
+    ]
+    images = torch.stack(frames, 1).clamp(-1, 1).cpu()
     return Film(label(model, steps), images, [str(i + 1) for i in shown])
-
-
-class Watched:
-    """A view of a denoiser that keeps the x̂₀ (b, *event) of every call."""
-
-    def __init__(self, denoiser: AnyDenoiser) -> None:
-        self.denoiser, self.seen = denoiser, list[Tensor]()
-
-    @property
-    def process(self) -> NoiseProcess:
-        return self.denoiser.process
-
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
-        estimate = self.denoiser(x_t, t, cond)
-        self.seen.append(estimate.x0)
-        return estimate
 
 
 def worst(contenders: Sequence[Contender], suite: Suite, n: int, seed: int) -> list[Outliers]:

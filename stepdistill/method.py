@@ -10,7 +10,7 @@ everything else.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import ClassVar, NamedTuple
 
@@ -20,8 +20,24 @@ from torch import Tensor
 from .critic import Critic
 from .denoiser import AnyDenoiser, Cond, Denoiser
 from .process import NoiseProcess
-from .schema import check_ranges
+from .schema import check_fields
 from .solver import Sampler
+
+
+class Trajectory(NamedTuple):
+    """Whole trajectories of a guided teacher's ODE, from the cache.
+
+    times (n + 1,), falling; x (b, n + 1, *event), the states; x0 (b, n, *event), the guided x̂₀ at
+    all but the last; w (b,), the guidance.
+    """
+
+    times: Tensor
+    x: Tensor
+    x0: Tensor
+    w: Tensor
+
+    def to(self, device: torch.device) -> "Trajectory":
+        return Trajectory(self.times, *(v.to(device) for v in self[1:]))
 
 
 @dataclass(frozen=True)
@@ -29,12 +45,16 @@ class Batch:
     """What a loss is computed on.
 
     x0: clean samples (b, *event); methods without data read only its shape, dtype and device.
+    progress: the share of the stage's updates that are done, in [0, 1). path: the trajectories
+    whose ends x0 is, where the run has a cache.
     """
 
     x0: Tensor
     cond: Cond
     shared: torch.Generator
     local: torch.Generator
+    progress: float = 0.0
+    path: Trajectory | None = None
 
     def noise(self) -> Tensor:
         """Fresh standard normal noise like x0, from the local stream."""
@@ -68,7 +88,8 @@ class Loss(NamedTuple):
 class Players:
     """The denoisers of a run; a method names those it needs in `roles`.
 
-    teacher is frozen and already guided; target is an average of the student, or the student.
+    teacher is frozen and already guided; target is an average of the student, or the student;
+    origin is the student as the stage found it.
     sampler: how the student will be sampled, for methods that train on what it makes.
     """
 
@@ -76,8 +97,15 @@ class Players:
     teacher: AnyDenoiser | None = None
     critic: Critic | None = None
     target: Denoiser | None = None
+    origin: Denoiser | None = None
     carry: Sample | None = None
     sampler: Sampler = Sampler()
+
+    def at_guidance(self, w: Tensor) -> "Players":
+        """The same players with guidance w (b,) on the teacher, and told to who can hear it."""
+        student, teacher = replace(self.student, w=w), replace(self.teacher, w=w)
+        target = None if self.target is None else replace(self.target, w=w)
+        return replace(self, student=student, teacher=teacher, target=target)
 
 
 class Turn(NamedTuple):
@@ -101,11 +129,31 @@ class Method(ABC):
     paper: ClassVar[str]
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_fields(self)
 
     @abstractmethod
     def turns(self) -> tuple[Turn, ...]:
         """One cycle of training. The trainer repeats it, one optimiser step per turn."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What the student's network needs beyond the teacher's, see `informed.EXTRAS`."""
+        return ()
+
+    @property
+    def guides(self) -> bool:
+        """Whether it draws the teacher's guidance itself, instead of the run's."""
+        return False
+
+    @property
+    def needs_cache(self) -> bool:
+        """Whether it is trained on the teacher's cached trajectories."""
+        return False
+
+    @property
+    def needs_origin(self) -> bool:
+        """Whether the student as the stage found it must be kept."""
+        return False
 
     @property
     def needs_head(self) -> bool:

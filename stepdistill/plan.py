@@ -13,7 +13,7 @@ from torch import nn
 
 from .adapters import parameter_count
 from .config import Run
-from .session import Session, accelerator_of
+from .session import Session, accelerator_of, nfe_of
 
 MEASURED = 3  # updates, after one to warm up
 FLOAT = 4  # bytes
@@ -27,6 +27,7 @@ def plan(run: Run) -> list[Line]:
     unwritten = Path(".")
     session = Session(run, unwritten, accelerator_of(replace(run, trackers=()), unwritten))
     lines, seconds = [], 0.0
+    session.rehearse_cache()
     while True:
         stage = session.stage_settings
         lines += memory(session) + passes(session)
@@ -84,7 +85,8 @@ def parameter_bytes(net: nn.Module) -> int:
 def passes(session: Session) -> list[Line]:
     """Network passes of one student update."""
     stage, trainer = session.stage_settings, session.trainer
-    counted, nfe = trainer.method.passes(session.run.sampler), session.teacher.nfe
+    counted = trainer.method.passes(session.run.sampler)
+    nfe = nfe_of(session.run, session.stage, trainer.method, session.teacher)
     text = (
         f"{counted.trained:g} forward+backward, {counted.frozen:g} forward, "
         f"{counted.teacher * nfe:g} teacher forward"

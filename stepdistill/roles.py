@@ -22,8 +22,10 @@ from .critic import Critic, features
 from .data import stream
 from .denoiser import Denoiser
 from .heads import head_for
+from .informed import LASTING, Informed, LogVariance, bare
 from .method import Method, Players
 from .schema import Count, NotNegative
+from .shipped import pipeline_class
 from .solver import Sampler
 from .teacher import Teacher
 
@@ -46,9 +48,9 @@ class Casting:
 
     adapters: None for full copies. checkpointing: recompute blocks in the backward. target: decay
     of the target player; at 0 it is the student itself. skip: whether the student gets the boundary
-    condition of consistency functions. start, critic: their own tensors to begin with, None for the
-    teacher's; a realness head is always new.
-    seed: of adapters' and heads' first weights.
+    condition of consistency functions. extras: of the student's network, see `informed`.
+    start, critic: their own tensors to begin with, None for the teacher's; a realness head is
+    always new. seed: of adapters', heads' and extras' first weights.
     """
 
     sampler: Sampler = Sampler()
@@ -56,6 +58,7 @@ class Casting:
     checkpointing: bool = False
     target: float = 0.95
     skip: bool = False
+    extras: tuple[str, ...] = ()
     start: dict[str, Tensor] | None = None
     critic: dict[str, Tensor] | None = None
     seed: tuple[int, ...] = (0,)
@@ -73,12 +76,15 @@ def cast(method: Method, teacher: Teacher, casting: Casting) -> Players:
         without_roles(base.net.net)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream(*casting.seed, 3).initial_seed())
-        student = replace(base, net=network(base.net, "student", casting), skip=casting.skip)
+        student = replace(base, net=student_of(teacher, casting), skip=casting.skip, w=teacher.w)
         if casting.start is not None:
-            load_own(student.net, casting.start)
+            # What the last stage's student did not have stays as it was born.
+            own = own_tensors(student.net)
+            load_own(student.net, {name: casting.start.get(name, own[name]) for name in own})
         critic = critic_of(method, teacher, casting) if "critic" in method.roles else None
         target = target_of(student, casting) if "target" in method.roles else None
-    return Players(student, teacher.guided, critic, target, sampler=casting.sampler)
+        origin = twin_of(student, "origin", casting) if method.needs_origin else None
+    return Players(student, teacher.guided, critic, target, origin, sampler=casting.sampler)
 
 
 def network(base: nn.Module, role: str, casting: Casting) -> nn.Module:
@@ -98,15 +104,55 @@ def network(base: nn.Module, role: str, casting: Casting) -> nn.Module:
     return AdapterView(shared, role)
 
 
+def student_of(teacher: Teacher, casting: Casting) -> nn.Module:
+    """The student's network, with its extras. Raises ValueError if it has no place for them."""
+    base, extras = teacher.denoiser.net, casting.extras
+    device = next(base.parameters()).device
+    if "adapters" in extras:
+        return Informed(base, guidance_adapters(teacher), frozen=True).to(device)
+    net = network(base, "student", casting)
+    if not extras:
+        return net
+    logvar = LogVariance() if "logvar" in extras else None
+    return Informed(net, extra_inputs(teacher, extras), logvar).to(device)
+
+
+def extra_inputs(teacher: Teacher, extras: tuple[str, ...]) -> nn.Module | None:
+    """Embeddings of what a student is told more; None for nothing."""
+    names, denoiser = [name for name in extras if name in LASTING], teacher.denoiser
+    if not names:
+        return None
+    part = part_of(denoiser, denoiser.embedding, "for more inputs: choose a method without")
+    width = features_of(denoiser, part, teacher).shape[-1]
+    return pipeline_class("extra_inputs", "ExtraInputs")(names, width, denoiser.embedding)
+
+
+def guidance_adapters(teacher: Teacher) -> nn.Module:
+    """New adapters for the teacher's network, at each of its blocks that the backbone names."""
+    denoiser = teacher.denoiser
+    parts = [part_of(denoiser, path, "for an adapter") for path in denoiser.places]
+    widths = [features_of(denoiser, part, teacher).shape[1] for part in parts]
+    labels = 0 if teacher.classes is None else teacher.classes + 1
+    kind = pipeline_class("guidance_adapters", "GuidanceAdapters")
+    return kind(denoiser.places, widths, labels)
+
+
 def target_of(student: Denoiser, casting: Casting) -> Denoiser:
     """The student itself, or a network of its own that starts where the student does."""
-    if casting.target == 0:
-        return student
+    return twin_of(student, "target", casting) if casting.target > 0 else student
+
+
+def twin_of(student: Denoiser, role: str, casting: Casting) -> Denoiser:
+    """A network of its own that starts where the student does."""
+    net = student.net
     if casting.adapters is None:
-        return replace(student, net=deepcopy(student.net))
-    net = network(student.net, "target", casting)
-    load_own(net, own_tensors(student.net))
-    return replace(student, net=net)
+        return frozen(replace(student, net=deepcopy(net)))
+    if isinstance(net, Informed):
+        twin = deepcopy(net, {id(net.net): network(net.net, role, casting)})
+    else:
+        twin = network(net, role, casting)
+    load_own(twin, own_tensors(net))
+    return frozen(replace(student, net=twin))
 
 
 def critic_of(method: Method, teacher: Teacher, casting: Casting) -> Critic:
@@ -116,24 +162,28 @@ def critic_of(method: Method, teacher: Teacher, casting: Casting) -> Critic:
         load_own(denoiser.net, casting.critic)
     if not method.needs_head:
         return Critic(denoiser)
-    block = block_of(denoiser)
+    block = part_of(denoiser, denoiser.block, "for a realness head to look at: train without a GAN")
     seen = features_of(denoiser, block, teacher)
     return Critic(denoiser, head_for(seen).to(seen.device), block)
 
 
-def block_of(denoiser: Denoiser) -> nn.Module:
-    """The part of the network that heads look at. Raises ValueError if it has none."""
-    net = denoiser.net.net if isinstance(denoiser.net, AdapterView) else denoiser.net
+def frozen(player: Denoiser) -> Denoiser:
+    """The player, none of whose own tensors asks for a gradient; others' on its base may."""
+    for tensor in own_tensors(player.net).values():
+        tensor.requires_grad_(False)
+    return player
+
+
+def part_of(denoiser: Denoiser, path: str, purpose: str) -> nn.Module:
+    """The part of the network at `path`. Raises ValueError, with its purpose, if it has none."""
+    net = bare(denoiser.net)
     try:
-        block = net.get_submodule(denoiser.block) if denoiser.block else None
+        part = net.get_submodule(path) if path else None
     except AttributeError:
-        block = None
-    if block is None:
-        raise ValueError(
-            f"{type(net).__name__} has no block '{denoiser.block}' for a realness head to look at: "
-            "train without a GAN"
-        )
-    return block
+        part = None
+    if part is None:
+        raise ValueError(f"{type(net).__name__} has no block '{path}' {purpose}")
+    return part
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import distributed
 
+from .cache import bytes_of
 from .checkpoint import DiskError, is_full, unwritten, write_whole
 from .config import ConfigError, Run, text_of
 from .contenders import of_run
@@ -141,6 +142,7 @@ def trained(run: Run, folder: Path, console: Console) -> Session:
         console = Console(quiet=True)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("stepdistill", init_kwargs={"wandb": {"dir": str(folder)}})
+    prepare_cache(session, console)
     for warning in session.restore():
         text = f"{warning}; going on from the one before"
         console.print(text, style="yellow", markup=False, soft_wrap=True)
@@ -158,6 +160,16 @@ def trained(run: Run, folder: Path, console: Console) -> Session:
         console.print(text, markup=False, soft_wrap=True)
         raise
     return session
+
+
+def prepare_cache(session: Session, console: Console) -> None:
+    """Compute the teacher's trajectories the run asks for, with their size said before."""
+    if session.run.cache is None:
+        return
+    size = bytes_of(session.teacher, session.run.cache)
+    console.print(f"teacher's trajectories: {size / 1e6:.1f} MB", soft_wrap=True)
+    with progress(console, "caching") as show:
+        session.open_cache(lambda done, total: show(done, total, ""))
 
 
 def score(

@@ -107,12 +107,15 @@ def fit_dataclass(kind: type, value: Any, key: str) -> Any:
         raise ConfigError(f"{key}: {error}" if key else str(error)) from error
 
 
-def check_ranges(settings: Any) -> None:
-    """Raise ConfigError unless the fields of a dataclass lie in the ranges their types state."""
-    for name, kind in get_type_hints(type(settings), include_extras=True).items():
-        if get_origin(kind) is Annotated:
-            for limit in get_args(kind)[1:]:
-                limit.check(getattr(settings, name), name)
+def check_fields(settings: Any) -> None:
+    """Raise ConfigError unless the fields of a dataclass fit their types.
+
+    Fields that are dataclasses themselves have been checked when they were made."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if not is_dataclass(value):
+            fit(hints[field.name], value, field.name)
 
 
 def is_required(field: Field) -> bool:

@@ -5,6 +5,7 @@ A run lives in one folder:
     config.yaml    the resolved run           log.jsonl      training curves
     versions.json  what it ran with           checkpoints/   own state: the newest, the best
     student/       the exported pipeline      results.json, report.md, report.html
+    cache/         the teacher's trajectories stages/        students the next stage needs again
     costs.json     seconds of each part; its presence says the run is finished
 """
 
@@ -12,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from importlib.metadata import version
@@ -21,16 +23,21 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import digits
-from .adapters import AdapterView, load_own, merged, own_tensors
-from .checkpoint import CheckpointError, State, best, latest
+from .adapters import AdapterView, load_own, own_tensors, standalone
+from .cache import Cache, build, times_of, trajectories
+from .cache import load as load_cache
+from .checkpoint import CheckpointError, DiskError, State, best, latest, sync, unwritten
 from .checkpoint import read as read_state
 from .config import ConfigError, Run, Stage, read, text_of
 from .data import Data, Images
 from .denoiser import Denoiser
 from .images import load as load_images
+from .informed import EXTRAS, LASTING
 from .method import Method
 from .roles import Casting, cast
 from .teacher import Teacher, load_pipeline, new_pipeline
@@ -78,6 +85,40 @@ def data_of(run: Run, teacher: Teacher) -> Data:
     return Images(images, labels, teacher.classes, run.data.dropout, run.seed)
 
 
+def check_guidance(methods: list[Method], teacher: Teacher) -> None:
+    """Raise ConfigError for methods that guide a teacher without classes."""
+    for i, method in enumerate(methods):
+        if method.guides and teacher.classes is None:
+            raise ConfigError(f"stages.{i}: guidance needs a class-conditional teacher")
+
+
+def nfe_of(run: Run, stage: int, method: Method, teacher: Teacher) -> int:
+    """Networks a call of the stage's teacher asks: guidance doubles them, unless it is told."""
+    if run.stages[stage].teacher == "last":
+        return 1
+    return 2 if method.guides else teacher.nfe
+
+
+def keep_student(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a finished stage's student, whole or not at all. Raises DiskError."""
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial)
+        sync(partial)
+        os.replace(partial, file)
+    except (OSError, SafetensorError) as error:
+        raise DiskError(unwritten(file, error)) from error
+
+
+def kept_student(file: Path) -> dict[str, Tensor]:
+    """The tensors of a finished stage's student. Raises CheckpointError if there are none."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: missing or damaged: delete its run, start again") from error
+
+
 def check_times(run: Run, methods: list[Method], denoiser: Denoiser) -> None:
     """Raise ConfigError for sampling times the student never sees, or where x̂₀ is undefined."""
     process, offered = denoiser.process, {*run.sampler.steps, *run.evaluation.steps}
@@ -114,6 +155,9 @@ class Session:
         check_times(run, self.methods, self.teacher.denoiser)
         self.teacher.denoiser.net.to(accelerator.device)
         self.data = data_of(run, self.teacher)
+        check_guidance(self.methods, self.teacher)
+        self.acting = self.teacher  # the teacher of the present stage
+        self.cache: Data | None = None
         self.pending: dict[str, dict[str, Any]] = {}  # a checkpoint's means that are not yet logged
         self.health: dict[str, Any] = {}  # a checkpoint's state of the stage's monitor
         self.stage = 0
@@ -132,17 +176,54 @@ class Session:
 
         A critic goes on where it was."""
         start, critic = start or self.trainer.averaged(), self.trainer.players.critic
+        taught = self.run.stages[self.stage + 1].teacher == "last"
+        kept = taught or self.methods[self.stage + 1].needs_origin
+        if kept and self.accelerator.is_main_process:
+            keep_student(self._stage_file(self.stage), start)
+        if taught:
+            self._promote()
         self.stage += 1
         self.health = {}
         self.trainer = self._trainer(start, critic and own_tensors(critic.denoiser.net))
+
+    def open_cache(self, observe: Callable[[int, int], None]) -> None:
+        """Build what is missing of the run's cache, with all processes, and open it."""
+        settings = self.run.cache
+        if settings is None or not any(method.needs_cache for method in self.methods):
+            return
+        folder = Path(settings.path) if settings.path else self.folder / "cache"
+        part = self.accelerator.process_index, self.accelerator.num_processes
+        build(folder, self.teacher, settings, part, observe)
+        self.accelerator.wait_for_everyone()
+        self.cache = load_cache(folder, self.teacher, settings, self.run.seed)
+        self.trainer.data = self._data()
+
+    def rehearse_cache(self) -> None:
+        """A few trajectories in memory, in place of the cache that training will build."""
+        settings = self.run.cache
+        if settings is not None:
+            few = replace(settings, samples=1, shard=1)
+            tensors = trajectories(self.teacher, few, 0)
+            self.cache = Cache(times_of(self.teacher, few), [tensors], 1)
+            self.trainer.data = self._data()
+
+    def _data(self) -> Data:
+        """The data of the present stage; those of a cache come with `open_cache`."""
+        return self.cache if self.methods[self.stage].needs_cache else self.data
+
+    def _promote(self) -> None:
+        """Let the present stage's student, as it is, teach the next stage."""
+        self.acting = replace(self.teacher, guided=self.student())
+
+    def _stage_file(self, stage: int) -> Path:
+        return self.folder / "stages" / f"{stage}.safetensors"
 
     def student(self) -> Denoiser:
         """The averaged student, a plain network with weights of its own."""
         student = self.trainer.players.student
         student = replace(student, net=deepcopy(student.net))
         load_own(student.net, self.trainer.averaged())
-        if isinstance(student.net, AdapterView):
-            student = replace(student, net=merged(student.net))
+        student = replace(student, net=standalone(student.net))
         student.net.eval().requires_grad_(False)
         return student
 
@@ -159,15 +240,30 @@ class Session:
     def go_on_from(self, state: State, folder: Path) -> None:
         """Take up a state read from `folder`. Raises CheckpointError if it is not of this run."""
         try:
+            self._call_teachers(state.numbers["stage"])
             self.stage, self.pending = state.numbers["stage"], state.numbers["pending"]
             self.health = state.numbers["health"]
-            self.trainer = self._trainer(None)
+            self.trainer = self._trainer(self._origin())
             self.trainer.restore(state)
         except (KeyError, IndexError) as error:
             raise CheckpointError(
                 f"{folder}: written by another version of stepdistill (no {error}): go on with "
                 f"that one, or delete {self.folder} to start again"
             ) from error
+
+    def _call_teachers(self, until: int) -> None:
+        """Give stage `until` the teacher it has. Raises CheckpointError if it was not kept."""
+        for stage in range(until):
+            if self.run.stages[stage + 1].teacher == "last":
+                self.stage = stage
+                self.trainer = self._trainer(kept_student(self._stage_file(stage)))
+                self._promote()
+
+    def _origin(self) -> dict[str, Tensor] | None:
+        """What the present stage started from, if its method needs it again."""
+        if self.stage == 0 or not self.methods[self.stage].needs_origin:
+            return None
+        return kept_student(self._stage_file(self.stage - 1))
 
     def _trainer(
         self, start: dict[str, Tensor] | None, critic: dict[str, Tensor] | None = None
@@ -179,16 +275,23 @@ class Session:
             run.checkpointing,
             stage.training.target,
             self._needs_skip(),
+            self._extras(),
             start,
             critic,
             (run.seed, self.stage),
         )
         try:
-            players = cast(method, self.teacher, casting)
+            players = cast(method, self.acting, casting)
         except ValueError as error:
             raise ConfigError(f"stages.{self.stage}: {error}") from error
         seeds = (run.seed, self.stage)
-        return Trainer(method, players, self.data, stage.training, self.accelerator, seeds)
+        return Trainer(method, players, self._data(), stage.training, self.accelerator, seeds)
+
+    def _extras(self) -> tuple[str, ...]:
+        # What a student's network was told it is told in later stages; it need not tell as much.
+        before = {name for method in self.methods[: self.stage] for name in method.extras}
+        asked = before & {*LASTING} | {*self.methods[self.stage].extras}
+        return tuple(name for name in EXTRAS if name in asked)
 
     def _needs_skip(self) -> bool:
         # A student that has been a consistency function stays one in later stages.

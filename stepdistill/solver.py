@@ -5,6 +5,10 @@
                                                          flow's clock, … (arXiv:2010.02502)
     Heun      DDIM along the mean direction of both ends  (arXiv:2206.00364, algorithm 1)
     DPM++     DDIM with x̂₀ extrapolated from the step before: DPM-Solver++(2M)  (2211.01095)
+    jump      DDIM to any earlier time. Whatever a student predicts, this is the map that is called
+              G_θ(x, t, s) = (σ_s/σ_t) x + (α_s − α_t σ_s/σ_t) x̂₀ in CTM (2310.02279), F(t → s) in
+              TCD and PCM (2402.19159, 2405.18407), x − (t − s) ū in MeanFlow (2505.13447); at
+              s = 0 it is a consistency function, and at s = t the identity.
 
 All are differentiable functions. Times are (n,) tensors, descending, float64 on the CPU.
 """
@@ -17,12 +21,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .denoiser import AnyDenoiser, Cond
+from .denoiser import AnyDenoiser, Cond, heading
 from .process import Estimate, NoiseProcess, per_sample
-from .schema import Steps
+from .schema import Share, Steps
 from .times import Grid
 
 Solver = Literal["ddim", "heun", "dpmpp"]
+OneStep = Literal["ddim", "heun"]  # those without a history
 EVALUATIONS: dict[Solver, int] = {"ddim": 1, "heun": 2, "dpmpp": 1}  # of the network, per step
 
 
@@ -43,6 +48,23 @@ def heun_step(
     mean = Estimate(x0=(here.x0 + there.x0) / 2, eps=(here.eps + there.eps) / 2)
     corrected = ddim_step(process, process.through(x_t, t, mean), s)
     return torch.where(ends.bool(), x_s, corrected)
+
+
+def ode_step(
+    denoiser: AnyDenoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond, solver: OneStep
+) -> Tensor:
+    """x_s (b, *event): one step of the probability-flow ODE, from t (b,) to s (b,)."""
+    if solver == "heun":
+        return heun_step(denoiser, x_t, t, s, cond)
+    return ddim_step(denoiser.process, denoiser(x_t, t, cond), s)
+
+
+def jump(student: AnyDenoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond = None) -> Tensor:
+    """x_s (b, *event) in one evaluation, from t (b,) to s ≤ t; x_t itself, exactly, where s = t."""
+    asked = t.clamp(min=student.process.t_min)  # networks are not asked at clean data
+    moved = ddim_step(student.process, heading(student, s)(x_t, asked, cond), s)
+    (stays,) = per_sample(x_t, t <= s)
+    return torch.where(stays.bool(), x_t, moved)
 
 
 def dpmpp_step(
@@ -92,14 +114,17 @@ def sample(
     times: Tensor,
     cond: Cond = None,
     generator: torch.Generator | None = None,
+    gamma: float = 1.0,
 ) -> Tensor:
     """Few-step sampling (b, *event): one evaluation at each of `times`, clean data at the end.
 
-    With a generator the state is re-noised between steps (stochastic, consistency models'
-    algorithm 1, arXiv:2303.01469); without one it follows ε̂ (deterministic, DDIM).
+    From t the student jumps to s = (1 − γ)t′, t′ the next time, and is re-noised from there to t′
+    (strategic stochastic sampling, TCD, arXiv:2402.19159; the γ of CTM is √(1 − (1 − γ)²) in ours).
+    γ = 1 is consistency models' algorithm 1 (arXiv:2303.01469); γ = 0, or no generator, a chain of
+    jumps without noise.
     """
-    x = approach(student, noise, times, cond, generator)
-    return student(x, times[-1].expand(len(x)), cond).x0
+    x = approach(student, noise, times, cond, generator, gamma)
+    return clean_end(student, x, times[-1], cond)
 
 
 def rollout(
@@ -108,6 +133,7 @@ def rollout(
     times: Tensor,
     cond: Cond = None,
     generator: torch.Generator | None = None,
+    gamma: float = 1.0,
 ) -> Tensor:
     """`sample` with a gradient through its last evaluation only (b, *event).
 
@@ -115,8 +141,8 @@ def rollout(
     from the shared stream, and the student is trained on the very states its own steps lead to.
     """
     with torch.no_grad():
-        x = approach(student, noise, times, cond, generator)
-    return student(x, times[-1].expand(len(x)), cond).x0
+        x = approach(student, noise, times, cond, generator, gamma)
+    return clean_end(student, x, times[-1], cond)
 
 
 def approach(
@@ -125,19 +151,41 @@ def approach(
     times: Tensor,
     cond: Cond,
     generator: torch.Generator | None,
+    gamma: float,
 ) -> Tensor:
     """The state (b, *event) at the last of `times`, before its evaluation."""
+    *_, x = states(student, noise, times, cond, generator, gamma)
+    return x
+
+
+def states(
+    student: AnyDenoiser,
+    noise: Tensor,
+    times: Tensor,
+    cond: Cond,
+    generator: torch.Generator | None,
+    gamma: float,
+) -> Iterator[Tensor]:
+    """The states (b, *event) that `sample` evaluates, one at each of `times`."""
     if len(times) == 0:
         raise ValueError("sampling needs at least one time")
-    x = start(student.process, noise, times[0])
-    for t, s in pairwise(times):
-        at_t = student(x, t.expand(len(x)), cond)
-        if generator is None:
-            eps = at_t.eps
-        else:
+    process, gamma = student.process, 0.0 if generator is None else gamma
+    x = start(process, noise, times[0])
+    yield x
+    for t, after in pairwise(times):
+        s = after - gamma * (after - process.t_clean)
+        t, s, after = (u.expand(len(x)) for u in (t, s, after))
+        x = ddim_step(process, heading(student, s)(x, t, cond), s)
+        if gamma > 0:
             eps = torch.randn(noise.shape, generator=generator).to(noise)
-        x = student.process.add_noise(at_t.x0, eps, s.expand(len(x)))
-    return x
+            x = process.renoise(x, eps, s, after)
+        yield x
+
+
+def clean_end(student: AnyDenoiser, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    """x̂₀ (b, *event) from the state x at time t (), the last that is evaluated."""
+    end = t.new_tensor(student.process.t_clean).expand(len(x))
+    return heading(student, end)(x, t.expand(len(x)), cond).x0
 
 
 @dataclass(frozen=True)
@@ -145,20 +193,25 @@ class Sampler:
     """How a student is sampled, in losses, in evaluation and in the exported pipeline.
 
     steps: the numbers of steps it is offered with; empty for any number (a teacher).
-    stochastic: re-noise between steps. grid: where the times of n steps lie.
+    gamma: how much noise is added between steps, from none (0) to all (1), see `sample`.
+    grid: where the times of n steps lie.
     """
 
     steps: tuple[Steps, ...] = (1, 2, 4)
     grid: Grid = Grid()
-    stochastic: bool = True
+    gamma: Share = 1.0
 
     def times(self, process: NoiseProcess, n: int) -> Tensor:
         """(n,) descending times at which the network is asked."""
         return self.grid.times(process, n)[:-1]
 
     def draw(
-        self, student: AnyDenoiser, noise: Tensor, n: int, cond: Cond, generator: torch.Generator
+        self,
+        student: AnyDenoiser,
+        noise: Tensor,
+        n: int,
+        cond: Cond,
+        generator: torch.Generator | None,
     ) -> Tensor:
         """Clean samples (b, *event) in n steps from standard normal noise."""
-        times = self.times(student.process, n)
-        return sample(student, noise, times, cond, generator if self.stochastic else None)
+        return sample(student, noise, self.times(student.process, n), cond, generator, self.gamma)

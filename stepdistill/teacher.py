@@ -23,11 +23,11 @@ from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .backbones.labelled import BLOCK, call_labelled
+from .backbones.labelled import BLOCK, EMBEDDING, call_labelled, places
 from .denoiser import AnyDenoiser, Cond, Denoiser, Guided
 from .process import NoiseProcess, Prediction, RectifiedFlow, VariancePreserving
 from .schema import did_you_mean, shown
-from .shipped import PACKAGE, pipeline_module
+from .shipped import INPUTS, PACKAGE, pipeline_class
 from .solver import Sampler
 from .times import Grid
 
@@ -68,7 +68,16 @@ class Teacher:
         net.eval().requires_grad_(False)
         process, prediction = process_of(pipeline.scheduler)
         scale = float(pipeline.scheduler.config.num_train_timesteps) if is_flow(pipeline) else 1.0
-        denoiser = Denoiser(net, process, prediction, call_labelled, scale, block=BLOCK)
+        denoiser = Denoiser(
+            net,
+            process,
+            prediction,
+            call_labelled,
+            scale,
+            block=BLOCK,
+            embedding=EMBEDDING,
+            places=places(net),
+        )
         labels = net.config.num_class_embeds
         if labels is not None and labels < 2:
             raise ValueError(f"num_class_embeds {labels}: needs a class and the empty label")
@@ -90,7 +99,7 @@ class Teacher:
     @property
     def nfe(self) -> int:
         """Network evaluations per step of the guided teacher: guidance counts twice."""
-        return 1 if self.classes is None or self.w == 1 else 2
+        return 2 if isinstance(self.guided, Guided) and self.w != 1 else 1
 
     def labels(self, n: int) -> Tensor | None:
         """n labels, each class equally often, or None if unconditional."""
@@ -121,7 +130,7 @@ def require_answer(denoiser: Denoiser, event: tuple[int, ...], classes: int | No
 def teacher_sampler(teacher: Teacher) -> Sampler:
     """Deterministic, any number of steps, at whole timesteps where the process is a table."""
     table = isinstance(teacher.denoiser.process, VariancePreserving)
-    return Sampler((), Grid("trailing" if table else "uniform"), stochastic=False)
+    return Sampler((), Grid("trailing" if table else "uniform"), gamma=0.0)
 
 
 def null_of(labels: int | None) -> Callable[[Cond], Cond]:
@@ -169,7 +178,8 @@ def load_pipeline(source: str) -> DiffusionPipeline:
     few_step = name == FEW_STEP or (isinstance(name, list) and name[-1:] == [FEW_STEP])
     parts = {"unet": load_network(folder / "unet"), "scheduler": load_scheduler(folder, index)}
     if few_step:
-        return few_step_class()(**parts, **few_step_settings(index, folder))
+        inputs = load_inputs(folder / "inputs") if (folder / "inputs").is_dir() else None
+        return few_step_class()(**parts, inputs=inputs, **few_step_settings(index, folder))
     with foreign(folder):
         return DiffusionPipeline.from_pretrained(
             folder, **parts, use_safetensors=True, local_files_only=True
@@ -211,6 +221,16 @@ def load_network(folder: Path) -> UNet2DModel:
     return net
 
 
+def load_inputs(folder: Path) -> nn.Module:
+    """The extra inputs of an exported network. Raises ValueError for damaged or missing weights."""
+    config = read_json(folder / "config.json")
+    require_weights(folder)
+    with foreign(folder):
+        name = config["_class_name"]
+        kind = pipeline_class(INPUTS[name], name)
+        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+
+
 def require_weights(folder: Path) -> None:
     """Raise ValueError unless the folder holds whole safetensors files."""
     files = sorted(folder.glob("*.safetensors"))
@@ -250,7 +270,8 @@ def load_scheduler(folder: Path, index: dict[str, Any]) -> SchedulerMixin:
 
 def few_step_settings(index: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a FewStepPipeline's index adds. Raises ValueError for times no student can have."""
-    settings = {k: v for k, v in index.items() if k in ("times", "stochastic", "skip_sigma_data")}
+    known = ("times", "gamma", "guidance", "skip_sigma_data")
+    settings = {k: v for k, v in index.items() if k in known}
     times = settings.get("times")
     rows = times.items() if isinstance(times, dict) else []
     fit = all(n.isdecimal() and is_falling(row) and len(row) == int(n) for n, row in rows)
@@ -297,7 +318,7 @@ def foreign(where: Path | str) -> Iterator[None]:
 
 def few_step_class() -> type[DiffusionPipeline]:
     """The class of `pipelines/few_step.py`."""
-    return vars(pipeline_module("few_step"))[FEW_STEP]
+    return pipeline_class("few_step", FEW_STEP)
 
 
 def scheduler_class(name: str) -> type[SchedulerMixin]:

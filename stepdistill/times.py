@@ -9,7 +9,8 @@ of a first-order solver. A law maps uniform random numbers to times, one per sam
     shifted    u ↦ s·u / (1 + (s − 1)·u) of a uniform grid (SD 3, arXiv:2403.03206)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil, floor, log
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .process import NoiseProcess
-from .schema import Bend, NotNegative, Share, check_ranges
+from .schema import Bend, NotNegative, Share, Whole, check_fields
 
 KARRAS_SIGMA_MAX = 80.0  # where a Karras grid begins under a process that starts at pure noise
 PURE_NOISE = 1e6  # σ/α above which nothing of the signal is left
@@ -32,23 +33,29 @@ def shift_fraction(u: Tensor, shift: float) -> Tensor:
 class Grid:
     """A rule for n + 1 descending times.
 
-    shift is read by "shifted", rho by "karras".
+    shift is read by "shifted", rho by "karras". of: take the n from so many times, 0 for n itself;
+    entry k is the one at kN/n, rounded down (LCM's times) or up (PCM's phases).
     """
 
     name: Literal["uniform", "trailing", "karras", "shifted"] = "uniform"
     shift: Bend = 1.0
     rho: Bend = 7.0
+    of: Whole = 0
+    rounding: Literal["down", "up"] = "down"
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_fields(self)
 
     def times(self, process: NoiseProcess, n: int) -> Tensor:
         """(n + 1,) float64, strictly falling from process.t_max to process.t_clean.
 
-        Raises ValueError if n < 1, or if "trailing" has fewer than n whole timesteps.
+        Raises ValueError if n < 1, if "trailing" has fewer than n whole timesteps, or `of` fewer
+        than n.
         """
         if n < 1:
             raise ValueError(f"a grid needs at least one step, got {n}")
+        if self.of:
+            return self._some(replace(self, of=0).times(process, self.of), n)
         if self.name == "karras":
             return self._karras(process, n)
         if self.name == "trailing":
@@ -57,6 +64,12 @@ class Grid:
         if self.name == "shifted":
             u = shift_fraction(u, self.shift)
         return process.t_clean + u * (process.t_max - process.t_clean)
+
+    def _some(self, times: Tensor, n: int) -> Tensor:
+        if n > self.of:
+            raise ValueError(f"a grid of {self.of} times has no {n} to take")
+        rounded = floor if self.rounding == "down" else ceil
+        return times[[*(rounded(k * self.of / n) for k in range(n)), -1]]
 
     def _trailing(self, process: NoiseProcess, n: int) -> Tensor:
         whole = process.t_max - process.t_clean
@@ -82,6 +95,23 @@ class Grid:
         return torch.cat([times, torch.tensor([process.t_clean], dtype=torch.float64)])
 
 
+def times_above(
+    process: NoiseProcess, ratio: float, n: int, generator: torch.Generator
+) -> Tensor:
+    """(n,) times with σ/α between `ratio` and 80, most of them near `ratio`.
+
+    v = ln((σ/α) / ratio) follows Student's t, df 0.01, scale 0.2, truncated (TCM, 2410.14895).
+    """
+    df, scale = 0.01, 0.2
+    width = scale * df**0.5
+    # In y, v = width · sinh y, the density is nearly even: cosh^−df.
+    y = np.linspace(0, np.arcsinh(np.log(KARRAS_SIGMA_MAX / ratio) / width), 4096)
+    mass = np.cumsum(np.cosh(y) ** -df)
+    u = torch.rand(n, generator=generator, dtype=torch.float64).numpy()
+    v = width * np.sinh(np.interp(u * (mass[-1] - mass[0]) + mass[0], mass, y))
+    return process.time_at(-torch.from_numpy(v) - log(ratio))
+
+
 @dataclass(frozen=True)
 class TimeLaw:
     """A law of training times, one per sample, inside [t_min, t_max].
@@ -102,7 +132,7 @@ class TimeLaw:
     shift: Bend = 1.0
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_fields(self)
         if self.low > self.high:
             raise ValueError(f"low must not lie above high, got {self.low} and {self.high}")
 

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from .checkpoint import DiskError, State, save, sync, unwritten
 from .health import NORM, PLACE, Findings, Monitor
 from .progress import Moment
-from .session import Session
+from .session import Session, nfe_of
 from .trainer import StepLog, TrainingFailed
 
 Observer = Callable[[Moment], None]
@@ -69,8 +69,9 @@ class Course:
         run, methods = session.run, session.methods
         passes = [method.passes(run.sampler) for method in methods]
         cycles = [len(method.turns()) for method in methods]
+        nfes = [nfe_of(run, i, m, session.teacher) for i, m in enumerate(methods)]
         return cls(
-            [counted.work(session.teacher.nfe) for counted in passes],
+            [counted.work(nfe) for counted, nfe in zip(passes, nfes)],
             [n * stage.training.updates for n, stage in zip(cycles, run.stages)],
         )
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .adapters import load_own, own_tensors
 from .averages import Average, trainable
 from .checkpoint import State
-from .data import Data, stream
+from .data import Data, Drawn, stream
 from .method import Batch, Loss, Method, Players, Sample, Turn
 from .schema import ConfigError, Count, Decay, NotNegative, Positive, Whole
 
@@ -279,10 +279,12 @@ class Trainer:
         micro = accumulation_step * world + rank
         per_turn = self.training.accumulation * world
         local = stream(*self.seed, 1, self.turn, micro)
-        x0, cond = self.data.batch(self.turn * per_turn + micro, self.training.batch, local)
-        device = self.accelerator.device
-        cond = cond.to(device) if isinstance(cond, Tensor) else cond
-        return Batch(x0.to(device), cond, stream(*self.seed, 0, self.turn), local)
+        number, device = self.turn * per_turn + micro, self.accelerator.device
+        drawn = Drawn(*self.data.batch(number, self.training.batch, local))
+        cond = drawn.cond.to(device) if isinstance(drawn.cond, Tensor) else drawn.cond
+        path = None if drawn.path is None else drawn.path.to(device)
+        shared, progress = stream(*self.seed, 0, self.turn), self.update / self.training.updates
+        return Batch(drawn.x0.to(device), cond, shared, local, progress, path)
 
     def _reduce_and_clip(self, player: str) -> Tensor:
         moved = [p for p in self.moved[player] if p.grad is not None]

@@ -81,3 +81,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
         inputs = torch.cat([x, (t / self.slow)[:, None]], dim=1)
         return torch.tanh(inputs @ self.first) @ self.last
+
+
+def per_sample_scales(name: str, t: Tensor) -> tuple[Tensor, Tensor]:
+    """`scales` as columns of a tensor."""
+    return tuple(torch.from_numpy(np.asarray(c))[:, None] for c in scales(name, t.numpy()))

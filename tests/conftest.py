@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -23,6 +24,9 @@ for name, value in {
     "MPLBACKEND": "Agg",
 }.items():
     os.environ.setdefault(name, value)
+
+# Shells start background jobs deaf to Ctrl-C, and so would be the runs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIGURE = "figure:"
 

@@ -26,9 +26,11 @@ read = config.read
 
 
 def short(run: Run) -> Run:
-    """The same run with two updates a stage and few images."""
+    """The same run with two updates a stage, few images and few cached trajectories."""
     stages = [replace(s, training=replace(s.training, updates=2, batch=8)) for s in run.stages]
-    return replace(run, stages=stages, evaluation=replace(run.evaluation, n=20, blocks=2))
+    cache = run.cache and replace(run.cache, samples=12, steps=3, shard=8)
+    evaluation = replace(run.evaluation, n=20, blocks=2)
+    return replace(run, stages=stages, cache=cache, evaluation=evaluation)
 
 
 def read_short(source: str, overrides: tuple[str, ...] = ()) -> Run:

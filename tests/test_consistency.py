@@ -18,7 +18,7 @@ from stepdistill.denoiser import Denoiser, Gaussian, GaussianMixture, Guided
 from stepdistill.method import Batch, Players
 from stepdistill.methods.consistency import Consistency
 from stepdistill.process import VarianceExploding
-from stepdistill.solver import EVALUATIONS, Sampler
+from stepdistill.solver import EVALUATIONS, Sampler, jump
 from stepdistill.times import Grid
 
 names = pytest.mark.parametrize("name", PROCESSES)
@@ -196,9 +196,8 @@ def test_every_setting_has_a_finite_loss_and_gradient(name, prediction, grid, so
 def test_the_last_target_is_the_state_itself(name, prediction):
     process, x = PROCESSES[name], normal(1, 3, 2)
     target = network(name, prediction)
-    players = Players(target, target=target)
     s = at([process.t_clean, process.t_min * 1.5 + 0.5, process.t_clean])
-    goal = Consistency().goal(players, x, s, None)
+    goal = jump(target, x, s, at(process.t_clean, 3))
     assert torch.equal(goal[[0, 2]], x[[0, 2]])
     close(goal[1], target(x[[1]], s[[1]]).x0[0], rtol=1e-12, atol=1e-14)
     assert bool(torch.isfinite(goal).all())
@@ -339,7 +338,7 @@ def test_passes_are_as_counted_by_formula(solver):
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="steps: must be at least 1, got 0"):
         Consistency(steps=0)
-    with pytest.raises(ValueError, match="use 'ddim' or 'heun'"):
+    with pytest.raises(ValueError, match="solver: 'dpmpp' is none of ddim, heun"):
         Consistency(solver="dpmpp")
 
 

@@ -105,7 +105,7 @@ def answer(denoiser, cond=LABELS):
 
 
 def batch_of(k=0, n=4, dtype=torch.float32):
-    x0, cond = tiny_images().batch(k, n, stream(3, k))
+    x0, cond = tiny_images().batch(k, n, stream(3, k))[:2]
     return Batch(x0.to(dtype), cond, stream(1, k), stream(2, k))
 
 

@@ -421,6 +421,6 @@ def test_a_rollout_is_the_sampler_with_a_gradient_through_its_last_call(seed):
     parameters = list(net.net.parameters())
     one, all_calls = (torch.autograd.grad(x.sum(), parameters) for x in (rolled, sampled))
     assert any(float((a - b).abs().max()) > 1e-6 for a, b in zip(one, all_calls))
-    alone = net(approach(net, noise, times, None, stream()).detach(), times[-1].expand(4)).x0
+    alone = net(approach(net, noise, times, None, stream(), 1.0).detach(), times[-1].expand(4)).x0
     for a, b in zip(one, torch.autograd.grad(alone.sum(), parameters)):
         assert torch.equal(a, b)

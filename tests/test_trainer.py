@@ -159,7 +159,7 @@ def test_every_image_is_seen_once_an_epoch_whatever_the_batch():
 
 def test_dropped_labels_become_the_empty_one():
     data = Images(torch.zeros(1000, 1), torch.zeros(1000, dtype=torch.int64), null=7, dropout=0.3)
-    _, labels = data.batch(0, 1000, stream(0))
+    _, labels, _ = data.batch(0, 1000, stream(0))
     assert set(labels.tolist()) == {0, 7}
     assert abs(float((labels == 7).double().mean()) - 0.3) < 0.045  # three standard errors
 

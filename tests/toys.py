@@ -1,6 +1,7 @@
 """Small players and methods the tests train: a tiny UNet, an MLP, the five-mode mixture."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from diffusers import UNet2DModel
@@ -8,12 +9,12 @@ from torch import Tensor, nn
 
 from stepdistill.backbones.labelled import call_labelled
 from stepdistill.critic import Critic, denoising_loss, fooling_loss, pull, realness_loss
-from stepdistill.data import Images, stream
-from stepdistill.denoiser import Denoiser, GaussianMixture
-from stepdistill.method import Batch, Loss, Method, Passes, Players, Sample, Turn
+from stepdistill.data import Drawn, Images, stream
+from stepdistill.denoiser import Denoiser, GaussianMixture, Guided
+from stepdistill.method import Batch, Loss, Method, Passes, Players, Sample, Trajectory, Turn
 from stepdistill.process import NoiseProcess, Prediction, RectifiedFlow
-from stepdistill.solver import Sampler, rollout
-from stepdistill.times import TimeLaw
+from stepdistill.solver import Sampler, ddim_step, rollout, start
+from stepdistill.times import Grid, TimeLaw
 
 
 def tiny_unet(seed: int = 0, classes: int | None = 3) -> UNet2DModel:
@@ -135,12 +136,30 @@ def five_modes(process: NoiseProcess | None = None) -> GaussianMixture:
 
 @dataclass(frozen=True)
 class MixtureData:
-    """Fresh exact samples, without conditions."""
+    """Fresh exact samples, without conditions, or with the components they come from."""
 
     mixture: GaussianMixture
+    labelled: bool = False
 
-    def batch(self, number: int, size: int, local: torch.Generator) -> tuple[Tensor, None]:
-        return self.mixture.sample(size, local)[0], None
+    def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
+        x, k = self.mixture.sample(size, local)
+        return Drawn(x, k if self.labelled else None)
+
+
+def guided_paths(mixture: GaussianMixture, n: int, steps: int = 4) -> Drawn:
+    """Trajectories of the guided mixture, w from 1 to 3, as a cache holds them."""
+    generator, process = stream(21), mixture.process
+    w = 1 + 2 * torch.rand(n, generator=generator)
+    cond = torch.randint(len(mixture.means), (n,), generator=generator)
+    guided, times = Guided(mixture, w, mixture.null), Grid().times(process, steps)
+    noise = torch.randn(n, 2, generator=generator)
+    states, guesses = [start(process, noise, times[0])], []
+    for t, s in pairwise(times):
+        at_t = guided(states[-1], t.expand(n), cond)
+        guesses.append(at_t.x0)
+        states.append(ddim_step(process, at_t, s.expand(n)))
+    path = Trajectory(times, torch.stack(states, 1), torch.stack(guesses, 1), w)
+    return Drawn(states[-1], cond, path)
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
@@ -151,19 +170,23 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 def mlp_denoiser(process: NoiseProcess | None = None, prediction: Prediction = "flow") -> Denoiser:
     """An untrained MLP on two numbers."""
-    return Denoiser(MLP(), process or RectifiedFlow(), prediction, block="body.3")
+    process = process or RectifiedFlow()
+    parts = {"block": "body.3", "embedding": "body.0", "places": ("body.1", "body.3")}
+    return Denoiser(MLP(), process, prediction, **parts)
 
 
 class MixtureTeacher:
     """What `cast` reads of a teacher: an exact one, and the network that players start from."""
 
     event = (2,)
+    w = 1.0
 
-    def __init__(self, mixture: GaussianMixture, base: Denoiser) -> None:
-        self.guided, self.denoiser = mixture, base
+    def __init__(self, mixture: GaussianMixture, base: Denoiser, labelled: bool = False) -> None:
+        self.guided = Guided(mixture, 1.0, mixture.null) if labelled else mixture
+        self.denoiser, self.classes = base, len(mixture.means) if labelled else None
 
-    def labels(self, n: int) -> None:
-        return None
+    def labels(self, n: int) -> Tensor | None:
+        return None if self.classes is None else torch.arange(n) % self.classes
 
 
 def pretrained(process: NoiseProcess | None = None, updates: int = 400, seed: int = 0) -> Denoiser:

@@ -121,8 +121,9 @@ class Dmd2(Method):
             t = times[-1].expand(len(batch.x0))
             x_t = p.student.process.add_noise(batch.x0, batch.noise(), t)
             return p.student(x_t, t, batch.cond).x0
-        generator = batch.local if p.sampler.stochastic else None
-        return rollout(p.student, batch.noise(), times, batch.cond, generator)
+        return rollout(
+            p.student, batch.noise(), times, batch.cond, batch.local, p.sampler.gamma
+        )
 
     @torch.no_grad()
     def fresh(self, p: Players, batch: Batch) -> Sample:

@@ -1,0 +1,84 @@
+"""Small modules that make a frozen network answer as classifier-free guidance would, in one pass.
+
+Adapter guidance distillation (Jensen & Sadat 2025, arXiv:2503.07274). Self-contained: imports torch
+and diffusers only, and lies beside the weights in an exported folder.
+"""
+
+from typing import Optional
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import nn
+
+FEATURES = 16
+W_SCALE = 100.0  # of w − 1, before its sines
+T_SCALE = 1.0
+
+
+class GuidanceAdapters(ModelMixin, ConfigMixin):
+    """block(x) ← block(x) + (w − 1) · A(block(x); w, t, label), zero at birth and at w = 1.
+
+    Each A lets the features look, by attention, at three tokens: w, t and the label. blocks: paths
+    in the network. widths: channels of what each puts out. labels: how many there are, 0 for none.
+    hidden: width of the tokens.
+    """
+
+    @register_to_config
+    def __init__(self, blocks: tuple, widths: tuple, labels: int = 0, hidden: int = 16):
+        super().__init__()
+        self.features = Timesteps(FEATURES, flip_sin_to_cos=False, downscale_freq_shift=1)
+        self.embed_w = TimestepEmbedding(FEATURES, hidden)
+        self.embed_t = TimestepEmbedding(FEATURES, hidden)
+        self.embed_label = nn.Embedding(labels, hidden) if labels else None
+        self.adapters = nn.ModuleList([Adapter(width, hidden) for width in widths])
+
+    def attach(self, net, t, to, w, labels: Optional[torch.Tensor] = None) -> list:
+        """Hooks on `net`, to be removed after the call that they are for; `to` is not looked at."""
+        tokens = self.tokens(t, w, labels)
+        return [
+            net.get_submodule(path).register_forward_hook(self._adding(adapter, tokens, w - 1))
+            for path, adapter in zip(self.config.blocks, self.adapters)
+        ]
+
+    def tokens(self, t, w, labels):
+        """What the adapters look at, (b, 2 or 3, hidden)."""
+        dtype = self.embed_w.linear_1.weight.dtype
+        found = [
+            self.embed_w(self.features(W_SCALE * (w - 1)).to(dtype)),
+            self.embed_t(self.features(T_SCALE * t).to(dtype)),
+        ]
+        if self.embed_label is not None:
+            found.append(self.embed_label(labels))
+        return torch.stack(found, 1)
+
+    @staticmethod
+    def _adding(adapter, tokens, scale):
+        def add(_module, _inputs, output):
+            first = output[0] if isinstance(output, tuple) else output
+            first = first + adapter(first, tokens, scale).to(first.dtype)
+            return (first, *output[1:]) if isinstance(output, tuple) else first
+
+        return add
+
+
+class Adapter(nn.Module):
+    """Attention of features (b, c, h, w), (b, n, c) or (b, c) to a few tokens (b, k, hidden)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.query = nn.Linear(width, hidden, bias=False)
+        self.key = nn.Linear(hidden, hidden, bias=False)
+        self.value = nn.Linear(hidden, hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x, tokens, scale):
+        rows = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x.reshape(len(x), -1, x.shape[-1])
+        rows = rows.to(self.query.weight.dtype)
+        seen = nn.functional.scaled_dot_product_attention(
+            self.query(rows), self.key(tokens), self.value(tokens)
+        )
+        added = scale.to(rows)[:, None, None] * self.out(seen)
+        return (added.transpose(1, 2) if x.ndim == 4 else added).reshape(x.shape)

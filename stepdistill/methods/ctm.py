@@ -1,0 +1,89 @@
+"""Consistency trajectory models, CTM (Kim et al. 2023, arXiv:2310.02279), distillation part.
+
+The student is told where it goes: G_θ(x_t, t, e) is the jump from t to any e ≤ t, with its x̂₀ asked
+at (t, e). Two points of a teacher trajectory, k steps apart, must agree at e, and from there at the
+clean end, through an average of the student that the gradient passes:
+
+    L(θ) = E d( G_θ⁻(G_θ(x_t, t, e), e, 0), G_θ⁻(G_sg(θ)(x̂_u, u, e), e, 0) )
+           + λ E ‖net_θ(x_t, t, t) − target‖²,       t = t_i, u = t_{i+k}, e ∈ {t_{i+k}, …, t_N},
+
+P(k) ∝ k. The second term keeps G(·, t, t) a denoiser. `match: end` compares at e itself (SoundCTM,
+arXiv:2405.18503). Sample with any `sampler.gamma`; without noise every step is exact.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..critic import denoising_loss
+from ..distances import Distance
+from ..method import Batch, Loss, Passes, Players
+from ..schema import NotNegative, Steps
+from ..solver import EVALUATIONS, OneStep, Sampler, jump, ode_step
+from ..times import Grid, TimeLaw
+from ..trajectory import OnTrajectory, up_to
+
+
+@dataclass(frozen=True)
+class Ctm(OnTrajectory):
+    """steps: N.  huber: c of a Huber distance.  match: where the two are compared.
+
+    denoising: λ.  time: law of t in the denoising term.
+    """
+
+    steps: Steps = 18
+    grid: Grid = Grid("karras")
+    solver: OneStep = "heun"
+    distance: Distance = "pseudo_huber"
+    huber: NotNegative = 0.03
+    match: Literal["clean", "end"] = "clean"
+    denoising: NotNegative = 1.0
+    time: TimeLaw = TimeLaw("log_normal", mean=-1.2, std=1.2)
+
+    paper = "CTM (arXiv:2310.02279)"
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("to",)
+
+    def loss(self, p: Players, batch: Batch) -> Loss:
+        path, end = self.draw(p, batch)
+        t, u = path[0], path[-1]
+        x_t = p.student.process.add_noise(batch.x0, batch.noise(), t)
+
+        guess = jump(p.student, x_t, t, end, batch.cond)
+        with torch.no_grad():
+            x_u = x_t
+            for now, after in pairwise(path):
+                x_u = ode_step(p.teacher, x_u, now, after, batch.cond, self.solver)
+            goal = jump(p.student, x_u, u, end, batch.cond)
+        if self.match == "clean":
+            clean = torch.full_like(end, p.student.process.t_clean)
+            guess = jump(p.target, guess, end, clean, batch.cond)
+            with torch.no_grad():
+                goal = jump(p.target, goal, end, clean, batch.cond)
+
+        terms = {"ctm": self.error(guess, goal)}
+        if self.denoising > 0:
+            t = self.time.draw(p.student.process, len(t), batch.local)
+            denoising = denoising_loss(p.student, batch.x0, batch.noise(), t, batch.cond)
+            terms["denoising"] = self.denoising * denoising
+        return Loss(terms)
+
+    def draw(self, p: Players, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's times (k + 1, b), from t to u, and the end (b,)."""
+        grid, b = self.times(p.student.process), len(batch.x0)
+        weights = torch.arange(1.0, self.steps + 1)
+        k = 1 + int(torch.multinomial(weights, 1, generator=batch.shared))
+        i = torch.randint(self.steps - k + 1, (b,), generator=batch.local)
+        path = torch.stack([grid[i + j] for j in range(k + 1)])
+        return path, grid[up_to(self.steps, i + k, batch.local)]
+
+    def passes(self, sampler: Sampler) -> Passes:
+        mean = sum(k * k for k in range(1, self.steps + 1)) / sum(range(1, self.steps + 1))
+        pushed, denoised = self.match == "clean", self.denoising > 0
+        teacher = mean * EVALUATIONS[self.solver]
+        return Passes(trained=1 + pushed + denoised, frozen=1 + pushed, teacher=teacher)

@@ -1,0 +1,103 @@
+"""Continuous-time consistency distillation, sCM (Lu & Song 2024, arXiv:2410.11081).
+
+In TrigFlow, x_t = cos t x₀ + σ_d sin t ε, with the network's F = (dx/dt)/σ_d and the consistency
+function f = cos t x_t − σ_d sin t F, a student is consistent where df/dt = 0 along the ODE:
+
+    g = −cos² t (σ_d F⁻ − ẋ) − r cos t sin t (x_t + σ_d dF⁻/dt),        ẋ = σ_d F_teacher,
+    L(θ) = E e^{−u(t)} ‖F_θ − F⁻ − g/(‖g‖ + c)‖²/D + u(t),              F⁻ = F_θ without gradient,
+
+dF⁻/dt the derivative along (ẋ, 1), in forward mode or by differences. r rises from 0 to 1 over the
+share `warmup` of training; u is learnt if `adaptive`. At r = 1, before it is normalised, g is
+cos t · df/dt. Teachers and students of any process are seen through TrigFlow at equal SNR.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..denoiser import AnyDenoiser, Cond, Rescheduled
+from ..method import Batch, Loss, Method, Passes, Players, Turn
+from ..process import TrigFlow, per_sample
+from ..schema import Positive, Share
+from ..solver import Sampler
+from ..tangent import Mode, derivative, unit
+from ..times import TimeLaw
+
+END = 1e-4  # how far training stays below pure noise, where forward mode divides by zero
+
+
+@dataclass(frozen=True)
+class Scm(Method):
+    """sigma_data: σ_d.  time: law of t.  tangent: how dF/dt is found.  floor: c."""
+
+    sigma_data: Positive = 0.5
+    time: TimeLaw = TimeLaw("log_normal", mean=-1.0, std=1.4)
+    tangent: Mode = "forward"
+    floor: Positive = 0.1
+    warmup: Share = 0.1
+    adaptive: bool = True
+
+    roles = ("student", "teacher")
+    identity_at_clean = True
+    paper = "sCM (arXiv:2410.11081)"
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("logvar",) if self.adaptive else ()
+
+    def turns(self) -> tuple[Turn, ...]:
+        return (Turn("student", self.loss),)
+
+    def loss(self, p: Players, batch: Batch) -> Loss:
+        trig = TrigFlow(self.sigma_data)
+        student, teacher = (Rescheduled(d, trig) for d in (p.student, p.teacher))
+        t = self.time.draw(trig, len(batch.x0), batch.local)
+        t = t.clamp(max=min(student.t_max, teacher.t_max) - END)
+        x_t = trig.add_noise(batch.x0, batch.noise(), t)
+
+        field = Field(student, batch.cond, trig)
+        with torch.no_grad():
+            velocity = Field(teacher, batch.cond, trig)(x_t, t) * self.sigma_data
+        before, g = self.tangent_of(field, x_t, t, velocity, self.ramp(batch.progress))
+        error = field(x_t, t) - before - unit(g, self.floor)
+
+        square = error.square().flatten(1).mean(1)
+        shown = {"square": square.mean(), "|g|": g.flatten(1).norm(dim=1).mean()}
+        if not self.adaptive:
+            return Loss({"scm": square.mean()}, shown)
+        u = p.student.log_variance(student.inner_time(t))
+        return Loss({"scm": (square * (-u).exp() + u).mean()}, shown)
+
+    def tangent_of(
+        self, field: "Field", x_t: Tensor, t: Tensor, velocity: Tensor, r: float
+    ) -> tuple[Tensor, Tensor]:
+        """(F⁻, g), each (b, *event), without a graph."""
+        both = t.cos() * t.sin()
+        cos, cos_sin = per_sample(x_t, t.cos(), both)
+        along = (cos_sin * velocity, both)
+        now, change = derivative(field, (x_t, t), along, self.tangent)
+        toward_teacher = -(cos**2) * (self.sigma_data * now - velocity)
+        return now, toward_teacher - r * (cos_sin * x_t + self.sigma_data * change)
+
+    def ramp(self, progress: float) -> float:
+        """r at `progress` in [0, 1) of training."""
+        return 1.0 if self.warmup == 0 else min(1.0, progress / self.warmup)
+
+    def passes(self, sampler: Sampler) -> Passes:
+        # Forward mode carries a tangent beside every activation; differences are three passes.
+        return Passes(trained=1, frozen=2 if self.tangent == "forward" else 3, teacher=1)
+
+
+@dataclass(frozen=True)
+class Field:
+    """F(x, t) = (dx/dt)/σ_d of a denoiser under TrigFlow, (b, *event)."""
+
+    denoiser: AnyDenoiser
+    cond: Cond
+    process: TrigFlow
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        estimate = self.denoiser(x_t, t, self.cond)
+        velocity = self.process.target(estimate.x0, estimate.eps, t, "flow")
+        return velocity / self.process.sigma_data

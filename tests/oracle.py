@@ -1,0 +1,72 @@
+"""Gaussian data N(M, S²) and what is exact about it, in numpy: maps, steps, and players of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from cases import PROCESSES, at, normal, per_sample_scales, scales
+
+from stepdistill.denoiser import Denoiser, Gaussian
+from stepdistill.method import Batch
+from stepdistill.process import Estimate
+
+M, S = 0.7, 1.3
+
+
+def flow_map(name: str, x, t, s):
+    """Φ_{t→s}(x) = α_s M + (v_s / v_t)(x − α_t M), v² = α²S² + σ²."""
+    (a_t, g_t), (a_s, g_s) = scales(name, t), scales(name, s)
+    spread = np.hypot(a_s * S, g_s) / np.hypot(a_t * S, g_t)
+    return a_s * M + spread * (x - a_t * M)
+
+
+def ddim(name: str, x, t, s):
+    """A DDIM step of the exact denoiser."""
+    (a_t, g_t), (a_s, g_s) = scales(name, t), scales(name, s)
+    variance = (a_t * S) ** 2 + g_t**2
+    x0 = M + a_t * S**2 / variance * (x - a_t * M)
+    return a_s * x0 + g_s * g_t / variance * (x - a_t * M)
+
+
+def column(t: torch.Tensor) -> np.ndarray:
+    return t.numpy()[:, None]
+
+
+@dataclass(frozen=True)
+class Oracle(Denoiser):
+    """A player whose step to `to`, or to where `towards` says, is the exact map.
+
+    shift is added to where it arrives.
+    """
+
+    name: str = "rf"
+    towards: Callable[[torch.Tensor], torch.Tensor] | None = None
+    shift: float = 0.0
+
+    def __call__(self, x_t, t, cond=None) -> Estimate:
+        to = self.to if self.towards is None else self.towards(t)
+        with torch.no_grad():
+            arrived = torch.from_numpy(flow_map(self.name, x_t.numpy(), column(t), column(to)))
+        arrived = arrived + self.shift
+        (a_t, g_t), (a_s, g_s) = per_sample_scales(self.name, t), per_sample_scales(self.name, to)
+        det = a_t * g_s - g_t * a_s
+        nowhere = det.abs() < 1e-9  # there the limit of a shorter and shorter step, the denoiser
+        det = torch.where(nowhere, torch.ones_like(det), det)
+        there = Estimate((g_s * x_t - g_t * arrived) / det, (a_t * arrived - a_s * x_t) / det)
+        here = Gaussian(at([M]), S, self.process)(x_t, t)
+        return Estimate(*(torch.where(nowhere, a, b) for a, b in zip(here[:2], there[:2])))
+
+
+def oracle(name: str, **kwargs) -> Oracle:
+    return Oracle(torch.nn.Identity(), PROCESSES[name], "v", name=name, **kwargs)
+
+
+def next_on(grid: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The time after t on a falling grid."""
+    return lambda t: grid[(t[:, None] <= grid).sum(1).clamp(max=len(grid) - 1)]
+
+
+def batch(n: int = 64, seed: int = 0, d: int = 1, cond=None, progress: float = 0.0) -> Batch:
+    shared, local = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
+    return Batch(M + S * normal(seed, n, d), cond, shared, local, progress)
