@@ -12,7 +12,6 @@ cache of another teacher or setting is refused.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -21,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from .checkpoint import sha256, sync, write_whole
+from .checkpoint import save_whole, sha256, write_whole
 from .data import Drawn, shuffled, stream
 from .denoiser import Guided
 from .method import Trajectory
@@ -187,10 +186,7 @@ def require(folder: Path, wanted: dict[str, Any]) -> None:
 def write_shard(folder: Path, k: int, tensors: dict[str, Tensor]) -> None:
     """Put a shard, then its checksum, into the folder, each whole or not at all."""
     file = folder / f"{k:05d}.safetensors"
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file(tensors, partial)
-    sync(partial)
-    os.replace(partial, file)
+    save_whole(file, tensors)
     write_whole(file.with_suffix(".sha256"), f"{sha256(file)}  {file.name}\n")
 
 

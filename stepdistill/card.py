@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .config import text_of
 from .evaluation.suite import Row
+from .informed import Informed
 from .session import Session, versions
 from .shipped import PACKAGE
 
@@ -54,8 +55,11 @@ def usage(session: Session, custom: bool) -> str:
             if steps
             else "diffusers has no pipeline for such a network; `pipeline.py` is one"
         )
+        net = session.trainer.players.student.net
+        told = isinstance(net, Informed) and net.inputs is not None
+        which = "With the file in `inputs/` it is" if told else "It is"
         text += (
-            f"\n`trust_remote_code=True` is needed because {reason}. It is the only code of this "
+            f"\n`trust_remote_code=True` is needed because {reason}. {which} the only code of this "
             "folder that runs.\n"
         )
     offered = ", ".join(map(str, steps)) if steps else "any number"

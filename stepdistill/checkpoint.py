@@ -206,6 +206,14 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def save_whole(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a file of tensors so that it is there whole or not at all; several processes may."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}, partial)
+    sync(partial)
+    os.replace(partial, path)
+
+
 def unwritten(path: Path, error: OSError | SafetensorError, size: int | None = None) -> str:
     """What to tell the user when `path` could not be written, which needs `size` bytes."""
     place = next(p for p in path.parents if p.is_dir())

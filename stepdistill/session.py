@@ -24,14 +24,14 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from . import digits
 from .adapters import AdapterView, load_own, own_tensors, standalone
 from .cache import Cache, build, times_of, trajectories
 from .cache import load as load_cache
-from .checkpoint import CheckpointError, DiskError, State, best, latest, sync, unwritten
+from .checkpoint import CheckpointError, DiskError, State, best, latest, save_whole, unwritten
 from .checkpoint import read as read_state
 from .config import ConfigError, Run, Stage, read, text_of
 from .data import Data, Images
@@ -101,12 +101,9 @@ def nfe_of(run: Run, stage: int, method: Method, teacher: Teacher) -> int:
 
 def keep_student(file: Path, tensors: dict[str, Tensor]) -> None:
     """Write a finished stage's student, whole or not at all. Raises DiskError."""
-    partial = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial)
-        sync(partial)
-        os.replace(partial, file)
+        save_whole(file, tensors)
     except (OSError, SafetensorError) as error:
         raise DiskError(unwritten(file, error)) from error
 

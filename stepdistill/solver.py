@@ -123,7 +123,7 @@ def sample(
     γ = 1 is consistency models' algorithm 1 (arXiv:2303.01469); γ = 0, or no generator, a chain of
     jumps without noise.
     """
-    x = approach(student, noise, times, cond, generator, gamma)
+    *_, x = states(student, noise, times, cond, generator, gamma)
     return clean_end(student, x, times[-1], cond)
 
 
@@ -141,21 +141,8 @@ def rollout(
     from the shared stream, and the student is trained on the very states its own steps lead to.
     """
     with torch.no_grad():
-        x = approach(student, noise, times, cond, generator, gamma)
+        *_, x = states(student, noise, times, cond, generator, gamma)
     return clean_end(student, x, times[-1], cond)
-
-
-def approach(
-    student: AnyDenoiser,
-    noise: Tensor,
-    times: Tensor,
-    cond: Cond,
-    generator: torch.Generator | None,
-    gamma: float,
-) -> Tensor:
-    """The state (b, *event) at the last of `times`, before its evaluation."""
-    *_, x = states(student, noise, times, cond, generator, gamma)
-    return x
 
 
 def states(

@@ -184,7 +184,7 @@ def test_below_the_cut_the_goal_is_the_frozen_starts():
     p, given = Players(student, target=student, origin=origin), batch(64, d=2, progress=0.9)
     s = at(np.geomspace(0.02, 50, 64))
     x = normal(5, 64, 2)
-    goal, below = CUT.goal(p, x, s, given), s < 1
+    goal, below = CUT.goal(p, x, s, given.cond), s < 1
     assert torch.equal(goal[below], origin(x, s).x0[below])
     assert torch.equal(goal[~below], student(x, s).x0[~below])
     CUT.loss(p, given).total.backward()

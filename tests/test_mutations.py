@@ -32,6 +32,8 @@ def copy(tmp_path: Path) -> Path:
     """A folder with a copy of the package, whose front door does not import the whole stack."""
     shutil.copytree(PACKAGE, tmp_path / "stepdistill", ignore=PYTHON_ALONE)
     (tmp_path / "stepdistill" / "__init__.py").write_text("")
+    (tmp_path / "stepdistill" / "assets").symlink_to(PACKAGE / "assets")
+    (tmp_path / "pipelines").symlink_to(PACKAGE.parent / "pipelines")
     return tmp_path
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..denoiser import Cond
 from ..distances import Distance, distance
 from ..method import Batch, Loss, Method, Passes, Players, Turn
 from ..pairs import Pair, Pairs
@@ -62,7 +63,7 @@ class ConsistencyTraining(Method):
         end = torch.full_like(t, process.t_clean)
         guess = jump(p.student, x_t, t, end, batch.cond)
         with torch.no_grad():
-            goal = self.goal(p, x_s, s, batch)
+            goal = self.goal(p, x_s, s, batch.cond)
 
         errors = distance(self.distance, guess, goal, self.huber) / (t - s).to(x_t)
         if self.cut == 0:
@@ -71,14 +72,14 @@ class ConsistencyTraining(Method):
         above, at = ((errors * w).sum() / w.sum().clamp(min=1) for w in (1 - edge, edge))
         return Loss({"consistency": above, "boundary": self.boundary_weight * at})
 
-    def goal(self, p: Players, x_s: Tensor, s: Tensor, batch: Batch) -> Tensor:
+    def goal(self, p: Players, x_s: Tensor, s: Tensor, cond: Cond) -> Tensor:
         """f_θ⁻(x_s, s), of the frozen start below the cut."""
         end = torch.full_like(s, p.student.process.t_clean)
-        goal = jump(p.target, x_s, s, end, batch.cond)
+        goal = jump(p.target, x_s, s, end, cond)
         if self.cut == 0:
             return goal
         (below,) = per_sample(x_s, s < self.cut_time(p.student.process))
-        return torch.where(below.bool(), jump(p.origin, x_s, s, end, batch.cond), goal)
+        return torch.where(below.bool(), jump(p.origin, x_s, s, end, cond), goal)
 
     def draw(self, process: NoiseProcess, batch: Batch) -> Pair:
         """The times of a batch's pairs, (b,) each."""
