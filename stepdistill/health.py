@@ -66,7 +66,7 @@ class Health:
     lag: NotNegative = 3.0
     mean: NotNegative = 0.25
     std: tuple[NotNegative, NotNegative] = (0.7, 1.3)
-    saturation: NotNegative = 0.03
+    saturation: NotNegative = 0.05
     colour: tuple[NotNegative, NotNegative] = (0.5, 1.5)
     diversity: tuple[NotNegative, NotNegative] = (0.5, 1.5)
     terms: NotNegative = 1.0
