@@ -20,19 +20,28 @@ T_SCALE = 1.0
 class GuidanceAdapters(ModelMixin, ConfigMixin):
     """block(x) ← block(x) + (w − 1) · A(block(x); w, t, label), zero at birth and at w = 1.
 
-    Each A lets the features look, by attention, at three tokens: w, t and the label. blocks: paths
-    in the network. widths: channels of what each puts out. labels: how many there are, 0 for none.
-    hidden: width of the tokens.
+    A of features on a plane is a narrow convolution that three tokens, w, t and the label, scale
+    and shift; of other features, attention to the tokens. blocks: paths in the network. shapes: of
+    what each puts out, channels first for a plane. labels: how many there are, 0 for none. hidden:
+    width of the tokens. narrow: of the convolutions.
     """
 
     @register_to_config
-    def __init__(self, blocks: tuple, widths: tuple, labels: int = 0, hidden: int = 16):
+    def __init__(
+        self, blocks: tuple, shapes: tuple, labels: int = 0, hidden: int = 16, narrow: int = 8
+    ):
         super().__init__()
         self.features = Timesteps(FEATURES, flip_sin_to_cos=False, downscale_freq_shift=1)
         self.embed_w = TimestepEmbedding(FEATURES, hidden)
         self.embed_t = TimestepEmbedding(FEATURES, hidden)
         self.embed_label = nn.Embedding(labels, hidden) if labels else None
-        self.adapters = nn.ModuleList([Adapter(width, hidden) for width in widths])
+        self.adapters = nn.ModuleList(
+            [
+                Convolution(shape[0], narrow, hidden) if len(shape) == 3
+                else Attention(shape[-1], hidden)
+                for shape in shapes
+            ]
+        )
 
     def attach(self, net, t, to, w, labels: Optional[torch.Tensor] = None) -> list:
         """Hooks on `net`, to be removed after the call that they are for; `to` is not looked at."""
@@ -63,8 +72,26 @@ class GuidanceAdapters(ModelMixin, ConfigMixin):
         return add
 
 
-class Adapter(nn.Module):
-    """Attention of features (b, c, h, w), (b, n, c) or (b, c) to a few tokens (b, k, hidden)."""
+class Convolution(nn.Module):
+    """A narrow 3×3 convolution of features (b, c, h, w), in the manner of the tokens."""
+
+    def __init__(self, width: int, narrow: int, hidden: int):
+        super().__init__()
+        self.down = nn.Conv2d(width, narrow, 1, bias=False)
+        self.mix = nn.Conv2d(narrow, narrow, 3, padding=1, bias=False)
+        self.manner = nn.Linear(hidden, 2 * narrow)
+        self.up = nn.Conv2d(narrow, width, 1, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x, tokens, scale):
+        gain, shift = self.manner(nn.functional.silu(tokens.sum(1)))[..., None, None].chunk(2, 1)
+        mixed = self.mix(self.down(x.to(self.up.weight.dtype)))
+        seen = nn.functional.silu((1 + gain) * mixed + shift)
+        return scale.to(seen)[:, None, None, None] * self.up(seen)
+
+
+class Attention(nn.Module):
+    """Attention of features (b, n, c) or (b, c) to a few tokens (b, k, hidden)."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -75,10 +102,8 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x, tokens, scale):
-        rows = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x.reshape(len(x), -1, x.shape[-1])
-        rows = rows.to(self.query.weight.dtype)
+        rows = x.reshape(len(x), -1, x.shape[-1]).to(self.query.weight.dtype)
         seen = nn.functional.scaled_dot_product_attention(
             self.query(rows), self.key(tokens), self.value(tokens)
         )
-        added = scale.to(rows)[:, None, None] * self.out(seen)
-        return (added.transpose(1, 2) if x.ndim == 4 else added).reshape(x.shape)
+        return (scale.to(rows)[:, None, None] * self.out(seen)).reshape(x.shape)

@@ -193,9 +193,29 @@ def evaluate(
     """Score students side by side and write one report."""
     with guarded(debug):
         require_writable(out)
-        from .compare import compare
+        from .comparison import score
 
-        rows = compare(sources, suite, out, (n, blocks), steps, console)
+        rows = score(sources, suite, out, (n, blocks), steps, console)
+        console.print(table(rows))
+        console.print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def compare(
+    configs: Annotated[list[str], typer.Argument(help="YAML files, or names of shipped configs.")],
+    runs: Runs = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("comparison"),
+    n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 10_000,
+    blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
+    debug: Debug = False,
+) -> None:
+    """Train several configs and score their students and teacher in one table, costs included."""
+    with guarded(debug):
+        require_writable(runs)
+        require_writable(out)
+        from .comparison import compare as contest
+
+        rows = contest(configs, runs, out, (n, blocks), console)
         console.print(table(rows))
         console.print(f"report: {out / 'report.html'}")
 

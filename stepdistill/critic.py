@@ -10,8 +10,6 @@
                     hinge losses: ½ [relu(1 + ℓ_fake) + relu(1 − ℓ_real)] and −ℓ_fake
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -19,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .denoiser import Cond, Denoiser
+from .features import features
 from .process import Estimate, NoiseProcess, per_sample
 
 GanLoss = Literal["softplus", "hinge"]
@@ -28,15 +27,20 @@ LEAST_NORMALISER = 1e-5
 class Critic:
     """A denoiser, and if asked a head that judges x_t from the features of one block.
 
-    head: maps the output of `block` (b, …), a part of the denoiser's network, to logits.
+    head: maps the output of `block` (b, …), a part of the denoiser's network, to logits. frozen:
+    whether the network is somebody else's, and the head all that the critic trains.
     """
 
     def __init__(
-        self, denoiser: Denoiser, head: nn.Module | None = None, block: nn.Module | None = None
+        self,
+        denoiser: Denoiser,
+        head: nn.Module | None = None,
+        block: nn.Module | None = None,
+        frozen: bool = False,
     ) -> None:
-        self.denoiser, self.head, self.block = denoiser, head, block
-        parts = {"network": denoiser.net} | ({} if head is None else {"head": head})
-        self.net = nn.ModuleDict(parts)
+        self.denoiser, self.head, self.block, self.frozen = denoiser, head, block, frozen
+        parts = {} if frozen else {"network": denoiser.net}
+        self.net = nn.ModuleDict(parts | ({} if head is None else {"head": head}))
 
     @property
     def process(self) -> NoiseProcess:
@@ -47,25 +51,10 @@ class Critic:
 
     def judge(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> tuple[Estimate, Tensor]:
         """The estimate and the realness logits (b,), from one pass. Needs a head."""
-        with features(self.block) as seen:
+        with features([self.block]) as seen:
             estimate = self.denoiser(x_t, t, cond)
         logits = self.head(seen[0]).flatten()
         return estimate, logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-@contextmanager
-def features(block: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the outputs of `block` while open; deaf to later checkpoint recomputation."""
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        seen.append(output)
-
-    handle = block.register_forward_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def denoising_loss(denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond) -> Tensor:

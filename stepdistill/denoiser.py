@@ -124,6 +124,11 @@ class Guided:
         )
 
 
+def unguided(denoiser: AnyDenoiser) -> AnyDenoiser:
+    """What guidance is made of: the conditional denoiser, or the one given if it is not guided."""
+    return denoiser.denoiser if isinstance(denoiser, Guided) else denoiser
+
+
 class Rescheduled:
     """`denoiser` under another process: match the SNR, rescale the input.
 

@@ -160,6 +160,11 @@ class Method(ABC):
         """Whether the critic must judge realness."""
         return False
 
+    @property
+    def needs_judge(self) -> bool:
+        """Whether a head on the teacher's frozen network judges samples, in a critic's place."""
+        return False
+
     def trained_times(self, process: NoiseProcess, sampler: Sampler) -> Tensor | None:
         """The only times (n,) the student is ever asked at, or None for a continuum.
 

@@ -18,9 +18,10 @@ from .adapters import (
     own_tensors,
     without_roles,
 )
-from .critic import Critic, features
+from .critic import Critic
 from .data import stream
 from .denoiser import Denoiser
+from .features import features
 from .heads import head_for
 from .informed import LASTING, Informed, LogVariance, bare
 from .method import Method, Players
@@ -81,7 +82,7 @@ def cast(method: Method, teacher: Teacher, casting: Casting) -> Players:
             # What the last stage's student did not have stays as it was born.
             own = own_tensors(student.net)
             load_own(student.net, {name: casting.start.get(name, own[name]) for name in own})
-        critic = critic_of(method, teacher, casting) if "critic" in method.roles else None
+        critic = critic_of(method, teacher, casting)
         target = target_of(student, casting) if "target" in method.roles else None
         origin = twin_of(student, "origin", casting) if method.needs_origin else None
     return Players(student, teacher.guided, critic, target, origin, sampler=casting.sampler)
@@ -131,10 +132,10 @@ def guidance_adapters(teacher: Teacher) -> nn.Module:
     """New adapters for the teacher's network, at each of its blocks that the backbone names."""
     denoiser = teacher.denoiser
     parts = [part_of(denoiser, path, "for an adapter") for path in denoiser.places]
-    widths = [features_of(denoiser, part, teacher).shape[1] for part in parts]
+    shapes = [tuple(features_of(denoiser, part, teacher).shape[1:]) for part in parts]
     labels = 0 if teacher.classes is None else teacher.classes + 1
     kind = pipeline_class("guidance_adapters", "GuidanceAdapters")
-    return kind(denoiser.places, widths, labels)
+    return kind(denoiser.places, shapes, labels)
 
 
 def target_of(student: Denoiser, casting: Casting) -> Denoiser:
@@ -155,16 +156,21 @@ def twin_of(student: Denoiser, role: str, casting: Casting) -> Denoiser:
     return frozen(replace(student, net=twin))
 
 
-def critic_of(method: Method, teacher: Teacher, casting: Casting) -> Critic:
-    """The teacher's twin or the last stage's critic, with a head if the method needs one."""
-    denoiser = replace(teacher.denoiser, net=network(teacher.denoiser.net, "critic", casting))
-    if casting.critic is not None:
-        load_own(denoiser.net, casting.critic)
-    if not method.needs_head:
-        return Critic(denoiser)
+def critic_of(method: Method, teacher: Teacher, casting: Casting) -> Critic | None:
+    """The teacher's twin or the last stage's critic, with a head if the method needs one; for a
+    judge the teacher itself, with a head; None if the method wants neither."""
+    denoiser, twin = teacher.denoiser, "critic" in method.roles
+    if twin:
+        denoiser = replace(denoiser, net=network(denoiser.net, "critic", casting))
+        if casting.critic is not None:
+            load_own(denoiser.net, casting.critic)
+        if not method.needs_head:
+            return Critic(denoiser)
+    elif not method.needs_judge:
+        return None
     block = part_of(denoiser, denoiser.block, "for a realness head to look at: train without a GAN")
     seen = features_of(denoiser, block, teacher)
-    return Critic(denoiser, head_for(seen).to(seen.device), block)
+    return Critic(denoiser, head_for(seen).to(seen.device), block, frozen=not twin)
 
 
 def frozen(player: Denoiser) -> Denoiser:
@@ -192,6 +198,6 @@ def features_of(denoiser: Denoiser, block: nn.Module, teacher: Teacher) -> Tenso
     device = next(denoiser.net.parameters()).device
     x, t = torch.zeros(1, *teacher.event, device=device), torch.tensor([denoiser.process.t_max])
     label = teacher.labels(1)
-    with features(block) as seen:
+    with features([block]) as seen:
         denoiser(x, t, None if label is None else label.to(device))
     return seen[0]

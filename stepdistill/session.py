@@ -173,6 +173,7 @@ class Session:
 
         A critic goes on where it was."""
         start, critic = start or self.trainer.averaged(), self.trainer.players.critic
+        critic = None if critic is None or critic.frozen else own_tensors(critic.denoiser.net)
         taught = self.run.stages[self.stage + 1].teacher == "last"
         kept = taught or self.methods[self.stage + 1].needs_origin
         if kept and self.accelerator.is_main_process:
@@ -181,7 +182,7 @@ class Session:
             self._promote()
         self.stage += 1
         self.health = {}
-        self.trainer = self._trainer(start, critic and own_tensors(critic.denoiser.net))
+        self.trainer = self._trainer(start, critic)
 
     def open_cache(self, observe: Callable[[int, int], None]) -> None:
         """Build what is missing of the run's cache, with all processes, and open it."""

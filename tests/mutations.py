@@ -537,5 +537,40 @@ MUTATIONS = (
         "stream(settings.seed, CACHED, 0)",
         ("test_cache.py::test_trajectories_are_the_guided_teachers",),
     ),
+    Mutation(
+        "a student that helps its judge",
+        "adversary.py",
+        "self.adversarial * fooling_loss",
+        "-self.adversarial * fooling_loss",
+        ("test_adversary.py::test_the_student_follows_the_judge_through_the_transition",),
+    ),
+    Mutation(
+        "states noised on as if they were clean",
+        "adversary.py",
+        "process.renoise(x, batch.noise(), pair.end, a) for x",
+        "process.add_noise(x, batch.noise(), a) for x",
+        ("test_adversary.py::test_a_pair_is_noised_on_by_the_exact_transition",),
+    ),
+    Mutation(
+        "a judge that takes guesses for goals",
+        "adversary.py",
+        "fake, real = judged",
+        "real, fake = judged",
+        ("test_adversary.py::test_the_judges_loss_is_the_hinge_of_both",),
+    ),
+    Mutation(
+        "features with their lengths",
+        "features.py",
+        "v / v.norm(dim=1, keepdim=True).clamp(min=LEAST_NORM) for v",
+        "v for v",
+        ("test_features.py::test_it_is_the_formula",),
+    ),
+    Mutation(
+        "CTM in the guided teacher's features",
+        "methods/ctm.py",
+        "feature_distance(unguided(p.teacher)",
+        "feature_distance((p.teacher)",
+        ("test_features.py::test_ctm_compares_in_the_unguided_teachers_features",),
+    ),
 )
 FIRST = MUTATIONS[:4]

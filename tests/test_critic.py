@@ -21,13 +21,13 @@ from stepdistill.critic import (
     approximate_r1,
     denoising_error,
     denoising_loss,
-    features,
     fooling_loss,
     lag,
     pull,
     realness_loss,
 )
 from stepdistill.denoiser import Denoiser, Gaussian
+from stepdistill.features import features
 from stepdistill.process import VariancePreserving
 
 names = pytest.mark.parametrize("name", PROCESSES)
@@ -337,7 +337,7 @@ def test_realness_reaches_the_sample_and_the_features_of_a_frozen_critic(judged)
 def test_features_are_deaf_to_recomputation():
     """A checkpointed block runs again during backward; what was seen stays as it was."""
     block, x = nn.Linear(2, 2).double(), normal(1, 3, 2).requires_grad_()
-    with features(block) as seen:
+    with features([block]) as seen:
         out = checkpoint(block, x, use_reentrant=False)
     assert len(seen) == 1
     out.sum().backward()

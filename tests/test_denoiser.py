@@ -20,7 +20,7 @@ from stepdistill.process import (
     VarianceExploding,
     VariancePreserving,
 )
-from stepdistill.solver import ddim_step
+from stepdistill.solver import ddim_step, jump
 
 names = pytest.mark.parametrize("name", PROCESSES)
 
@@ -202,6 +202,42 @@ def test_skip_is_the_boundary_condition_of_the_papers(name, prediction):
     assert torch.equal(skipped.raw, plain.raw)
     clean = at(process.t_clean, 5)
     close(student(name, prediction, skip=True)(x, clean).x0, x, atol=1e-12)
+
+
+def test_boundary_maps_are_those_of_the_papers():
+    """Consistency functions of CM (EDM's form), TrigFlow, CTM, TCD, MeanFlow and CTMSR."""
+    x, t, s = normal(7, 5, 3), at([0.3, 0.5, 0.6, 0.8, 0.9]), at([0.0, 0.1, 0.5, 0.2, 0.9])
+    column, target = t[:, None], s[:, None]
+    # B1: c_skip x + c_out F, at σ_min → 0.
+    f = student("ve", "edm")(x, t)
+    skip, root = 0.25 / (column**2 + 0.25), (column**2 + 0.25).sqrt()
+    close(f.x0, skip * x + 0.5 * column / root * f.raw, rtol=1e-10)
+    # B3: cos t x − sin t σ_d F, F = (dx/dt)/σ_d.
+    f = student("trig", "flow")(x, t)
+    close(f.x0, column.cos() * x - column.sin() * f.raw, rtol=1e-10)
+    # B4: (s/t) x + (1 − s/t) g under VE.
+    g = student("ve", "x0")(x, t).x0
+    close(jump(student("ve", "x0"), x, t, s), target / column * x + (1 - target / column) * g)
+    # B5: α_s x̂₀ + σ_s ε̂ on Stable Diffusion's table.
+    eps, (a, b) = student("vp", "eps"), scales("vp", 999 * t)
+    a_s, b_s = scales("vp", 999 * s)
+    noise = eps(x, 999 * t).raw.detach().numpy()
+    x0 = (x.numpy() - b[:, None] * noise) / a[:, None]
+    moved = a_s[:, None] * x0 + b_s[:, None] * noise
+    close(jump(eps, x, 999 * t, 999 * s), moved, rtol=1e-9, atol=1e-9)
+    # B6: x − (t − s) u under rectified flow.
+    u = student("rf", "flow")(x, t).raw
+    close(jump(student("rf", "flow"), x, t, s), x - (column - target) * u, rtol=1e-10, atol=1e-12)
+    # B7: EDM's skip with σ/0.1 in place of σ is that of a tenth of σ_d.
+    process = VarianceExploding(sigma_data=0.05)
+    narrow = Denoiser(student("ve", "x0").net, process, "x0", skip=True)
+    plain = Denoiser(student("ve", "x0").net, process, "x0")
+    ratio = column / 0.1
+    skip, out = 0.25 / (ratio**2 + 0.25), ratio / (ratio**2 + 0.25).sqrt()
+    close(narrow(x, t).x0, skip * x + out * plain(x, t).x0, rtol=1e-10)
+    for name in PROCESSES:
+        end = at(PROCESSES[name].t_clean, 5)
+        close(jump(student(name, "v"), x, end, end), x, rtol=0)
 
 
 def test_a_network_sees_the_scaled_state_and_its_own_time():

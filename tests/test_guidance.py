@@ -88,11 +88,12 @@ def adapted(seed=0, silent=False):
     """A tiny UNet with adapters, and its base."""
     base = toys.tiny_denoiser(seed)
     paths = places(base.net)
+    shapes = [(8, 8, 8)] * len(paths)
     torch.manual_seed(seed)
-    adapters = pipeline_class("guidance_adapters", "GuidanceAdapters")(paths, [8] * len(paths), 3)
+    adapters = pipeline_class("guidance_adapters", "GuidanceAdapters")(paths, shapes, 3)
     if not silent:
         for adapter in adapters.adapters:
-            nn.init.normal_(adapter.out.weight, std=0.3)
+            nn.init.normal_(adapter.up.weight, std=0.3)
     net = Informed(base.net.requires_grad_(False), adapters, frozen=True)
     return replace(base, net=net), base
 

@@ -18,11 +18,13 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
+    TCDScheduler,
 )
 
 from stepdistill.denoiser import Denoiser
 from stepdistill.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from stepdistill.solver import ddim_step, sample, solve_ode
+from stepdistill.solver import states as walk_of
 from stepdistill.times import Grid
 
 # Schedulers read their tables through numpy in a way NumPy 2 warns of.
@@ -228,6 +230,63 @@ def test_lcm(prediction, n):
         assert times.tolist() == [999, 759, 499, 259]
     ours = sample(student(table(scheduler), prediction), x_start, times, generator=generator())
     close(ours, noisy_walk(scheduler, x_start), atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", NAMES)
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
+def test_lcms_own_boundary_condition_is_almost_none(prediction, n):
+    """With its timestep_scaling of 10, c_skip is 7e-6 or less where a network is asked."""
+    scheduler = LCMScheduler(**SD, prediction_type=NAMES[prediction])
+    scheduler.set_timesteps(n)
+    times = at(scheduler.timesteps.tolist())
+    ours = sample(student(table(scheduler), prediction), x_start, times, generator=generator())
+    close(ours, noisy_walk(scheduler, x_start), atol=2e-4)
+
+
+def tcd(prediction, timesteps, eta):
+    """TCDScheduler's states from `x_start`, and its estimate of clean data in the last step."""
+    scheduler = TCDScheduler(**SD, prediction_type=NAMES[prediction])
+    scheduler.set_timesteps(timesteps=timesteps)
+    x, states, same = x_start, [x_start], generator()
+    for t in scheduler.timesteps:
+        out = scheduler.step(net(x), t, x, eta=eta, generator=same)
+        x = out.prev_sample
+        states.append(x)
+    return scheduler, states, out.pred_noised_sample
+
+
+@pytest.mark.parametrize("prediction", NAMES)
+@pytest.mark.parametrize("phases", [2, 4, 8])
+def test_tcd_without_noise_is_the_chain_of_phases(prediction, phases):
+    """PCM's chain is TCDScheduler(eta=0) at the phases' starts; it ends at time 0, not before."""
+    edges = Grid("trailing", of=50, rounding="up").times(PROCESSES["vp"], phases)
+    times = at([*edges[:-1].tolist(), 0.0])
+    scheduler, states, _ = tcd(prediction, [int(t) for t in times[:-1]], 0.0)
+    ours = list(solve_ode(student(table(scheduler), prediction), x_start, times))
+    for a, b in zip(ours, states):
+        close(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("prediction", NAMES)
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.5, 1.0])
+def test_tcd_with_noise(prediction, eta):
+    """From t to s = ⌊(1 − η) t′⌋ and back up to t′: our γ that leads to that whole s."""
+    scheduler, states, _ = tcd(prediction, [999, 499], eta)
+    process, s = table(scheduler), int((1 - eta) * 499)
+    gamma = (499 - s) / (499 - process.t_clean)
+    denoiser, times = student(process, prediction), at([999.0, 499.0])
+    *_, ours = walk_of(denoiser, x_start, times, None, generator(), gamma)
+    close(ours, states[1], atol=2e-5)
+    last = ddim_step(process, denoiser(ours, at(499.0, 3)), at(0.0, 3))
+    close(last, states[2], atol=2e-5)
+
+
+def test_tcds_times_are_lcms():
+    scheduler = TCDScheduler(**SD)
+    for n in (1, 2, 4, 5, 8):
+        scheduler.set_timesteps(n)
+        ours = Grid("trailing", of=50).times(PROCESSES["vp"], n)[:-1]
+        assert ours.tolist() == scheduler.timesteps.tolist()
 
 
 @pytest.mark.parametrize("indices", [[0], [0, 22], [0, 22, 30]])

@@ -8,7 +8,8 @@ clean end, through an average of the student that the gradient passes:
            + λ E ‖net_θ(x_t, t, t) − target‖²,       t = t_i, u = t_{i+k}, e ∈ {t_{i+k}, …, t_N},
 
 P(k) ∝ k. The second term keeps G(·, t, t) a denoiser. `match: end` compares at e itself (SoundCTM,
-arXiv:2405.18503). Sample with any `sampler.gamma`; without noise every step is exact.
+arXiv:2405.18503), and `distance: teacher` in what the teacher's own blocks see of the two there.
+Sample with any `sampler.gamma`; without noise every step is exact.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor
 
 from ..critic import denoising_loss
+from ..denoiser import unguided
 from ..distances import Distance
+from ..features import feature_distance
 from ..method import Batch, Loss, Passes, Players
 from ..schema import NotNegative, Steps
 from ..solver import EVALUATIONS, OneStep, Sampler, jump, ode_step
@@ -29,15 +32,15 @@ from ..trajectory import OnTrajectory, up_to
 
 @dataclass(frozen=True)
 class Ctm(OnTrajectory):
-    """steps: N.  huber: c of a Huber distance.  match: where the two are compared.
+    """steps: N.  distance: "teacher" for that of the teacher's features.  huber: c of a Huber one.
 
-    denoising: λ.  time: law of t in the denoising term.
+    match: where the two are compared.  denoising: λ.  time: law of t in the denoising term.
     """
 
     steps: Steps = 18
     grid: Grid = Grid("karras")
     solver: OneStep = "heun"
-    distance: Distance = "pseudo_huber"
+    distance: Literal[Distance, "teacher"] = "pseudo_huber"
     huber: NotNegative = 0.03
     match: Literal["clean", "end"] = "clean"
     denoising: NotNegative = 1.0
@@ -60,13 +63,18 @@ class Ctm(OnTrajectory):
             for now, after in pairwise(path):
                 x_u = ode_step(p.teacher, x_u, now, after, batch.cond, self.solver)
             goal = jump(p.student, x_u, u, end, batch.cond)
+        met = end
         if self.match == "clean":
-            clean = torch.full_like(end, p.student.process.t_clean)
-            guess = jump(p.target, guess, end, clean, batch.cond)
+            met = torch.full_like(end, p.student.process.t_clean)
+            guess = jump(p.target, guess, end, met, batch.cond)
             with torch.no_grad():
-                goal = jump(p.target, goal, end, clean, batch.cond)
+                goal = jump(p.target, goal, end, met, batch.cond)
 
-        terms = {"ctm": self.error(guess, goal)}
+        if self.distance == "teacher":
+            error = feature_distance(unguided(p.teacher), guess, goal, met, batch.cond).mean()
+        else:
+            error = self.error(guess, goal)
+        terms = {"ctm": error}
         if self.denoising > 0:
             t = self.time.draw(p.student.process, len(t), batch.local)
             denoising = denoising_loss(p.student, batch.x0, batch.noise(), t, batch.cond)
@@ -85,5 +93,5 @@ class Ctm(OnTrajectory):
     def passes(self, sampler: Sampler) -> Passes:
         mean = sum(k * k for k in range(1, self.steps + 1)) / sum(range(1, self.steps + 1))
         pushed, denoised = self.match == "clean", self.denoising > 0
-        teacher = mean * EVALUATIONS[self.solver]
-        return Passes(trained=1 + pushed + denoised, frozen=1 + pushed, teacher=teacher)
+        seen, teacher = self.distance == "teacher", mean * EVALUATIONS[self.solver]
+        return Passes(1 + pushed + denoised + seen, frozen=1 + pushed + seen, teacher=teacher)

@@ -1,30 +1,35 @@
-"""Phased consistency distillation, deterministic (Wang et al. 2024, arXiv:2405.18407).
+"""Phased consistency distillation (Wang et al. 2024, arXiv:2405.18407).
 
 The teacher trajectory t_0 > … > t_N is cut into M phases, and within each the student is a
 consistency function that leads to the phase's end e(t):
 
-    L(θ) = E d( J_θ(x_t, t → e(t)), J_θ⁻(x̂_s, s → e(t)) ),    t = t_n, s = t_{n+1} ≥ e(t),
+    L(θ) = E d( J_θ(x_t, t → e(t)), J_θ⁻(x̂_s, s → e(t)) ) − λ E ℓ(J_θ(x_t, t → e(t))),
 
-J the jump x_e = α_e x̂₀ + σ_e ε̂, θ⁻ the student itself (`target: 0`). Sampled without noise in M
-steps, from phase to phase.
+t = t_n, s = t_{n+1} ≥ e(t), J the jump x_e = α_e x̂₀ + σ_e ε̂, θ⁻ the student itself (`target: 0`),
+ℓ a judge's logits of states noised on within the phase (see `adversary`). Sampled without noise in
+M steps, from phase to phase.
 """
 
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..adversary import Judged, Pair
 from ..distances import Distance
 from ..method import Batch, Loss, Players
 from ..process import NoiseProcess
 from ..schema import Steps
 from ..solver import Sampler
 from ..times import Grid
-from ..trajectory import OnTrajectory, Times, agreement
+from ..trajectory import Times, agreement
 
 
 @dataclass(frozen=True)
-class Pcm(OnTrajectory):
-    """steps: N.  phases: M.  huber: c of the Huber distance.  grid.rounding: of phases if M ∤ N."""
+class Pcm(Judged):
+    """steps: N.  phases: M.  huber: c of the Huber distance.  grid.rounding: of phases if M ∤ N.
+
+    adversarial: λ, 0 for no judge.
+    """
 
     phases: Steps = 4
     grid: Grid = Grid(rounding="up")
@@ -38,11 +43,15 @@ class Pcm(OnTrajectory):
             raise ValueError(f"phases: at most one a step, {self.steps}, got {self.phases}")
 
     def loss(self, p: Players, batch: Batch) -> Loss:
-        grid, (n, after) = self.times(p.student.process), self.neighbours(batch)
-        end = next_edge(grid[n], self.edges(p.student.process))
+        pair = self.pair(p, batch)
+        return Loss({"pcm": self.error(pair.guess, pair.goal)} | self.fooling(p, batch, pair))
 
+    def pair(self, p: Players, batch: Batch) -> Pair:
+        process = p.student.process
+        grid, (n, after) = self.times(process), self.neighbours(batch)
+        end = next_edge(grid[n], self.edges(process))
         guess, goal = agreement(p, batch, Times(grid[n], grid[after], end), self.solver)
-        return Loss({"pcm": self.error(guess, goal)})
+        return Pair(guess, goal, end, (process.t_max - process.t_clean) / self.phases)
 
     def edges(self, process: NoiseProcess) -> Tensor:
         """Where phases start, and where the last ends, descending, (M + 1,)."""

@@ -2,12 +2,13 @@
 
 Time is cut into k even segments, and within its segment a student's jumps must agree:
 
-    L(θ) = E d( J_θ(x_t, t → e), J_θ⁻(x̂_s, s → e) ),    s = max(next(t), b(t)),  e ~ U[b(t), s],
+    L(θ) = E d( J_θ(x_t, t → e), J_θ⁻(x̂_s, s → e) ) − λ E ℓ(J_θ(x_t, t → e)),
 
-b(t) the low end of the segment t lies in, J the jump x_e = α_e x̂₀ + σ_e ε̂. A run has stages with
-k = 8, 4, 2, 1: within a short segment jumps are nearly the teacher's steps and easily learnt, and
-each stage starts from the last. A closing `dmd2` stage is the paper's score distillation for one
-step.
+s = max(next(t), b(t)), e ~ U[b(t), s], b(t) the low end of the segment t lies in, J the jump
+x_e = α_e x̂₀ + σ_e ε̂, ℓ a judge's logits of states noised on by up to a segment (see `adversary`). A
+run has stages with k = 8, 4, 2, 1: within a short segment jumps are nearly the teacher's steps and
+easily learnt, and each stage starts from the last. A closing `dmd2` stage is the paper's score
+distillation for one step.
 """
 
 from dataclasses import dataclass
@@ -15,30 +16,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..adversary import Judged, Pair
 from ..method import Batch, Loss, Players
 from ..process import NoiseProcess
 from ..schema import Steps
-from ..trajectory import OnTrajectory, Times, agreement
+from ..trajectory import Times, agreement
 
 
 @dataclass(frozen=True)
-class Tscd(OnTrajectory):
-    """segments: k.  steps: N, the trajectory's length.  huber: c of a Huber distance."""
+class Tscd(Judged):
+    """segments: k.  steps: N, the trajectory's length.  huber: c of a Huber distance.
+
+    adversarial: λ, 0 for no judge.
+    """
 
     segments: Steps = 8
 
     paper = "Hyper-SD (arXiv:2404.13686)"
 
     def loss(self, p: Players, batch: Batch) -> Loss:
-        grid, (n, after) = self.times(p.student.process), self.neighbours(batch)
-        low = self.segment_start(p.student.process, grid[n])
+        pair = self.pair(p, batch)
+        return Loss({"tscd": self.error(pair.guess, pair.goal)} | self.fooling(p, batch, pair))
+
+    def pair(self, p: Players, batch: Batch) -> Pair:
+        process, (n, after) = p.student.process, self.neighbours(batch)
+        grid, width = self.times(process), self.width(process)
+        low = self.segment_start(process, grid[n])
         s = torch.maximum(grid[after], low)
         end = low + torch.rand(len(s), generator=batch.local) * (s - low)
+        return Pair(*agreement(p, batch, Times(grid[n], s, end), self.solver), end, width)
 
-        guess, goal = agreement(p, batch, Times(grid[n], s, end), self.solver)
-        return Loss({"tscd": self.error(guess, goal)})
+    def width(self, process: NoiseProcess) -> float:
+        """How long a segment is, in the process's clock."""
+        return (process.t_max - process.t_clean) / self.segments
 
     def segment_start(self, process: NoiseProcess, t: Tensor) -> Tensor:
         """b(t): the low end of the segment (b, e] each t (b,) lies in."""
-        width = (process.t_max - process.t_clean) / self.segments
+        width = self.width(process)
         return process.t_clean + ((t - process.t_clean) / width - 1e-9).floor() * width

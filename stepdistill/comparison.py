@@ -1,29 +1,87 @@
-"""`stepdistill eval A B …`: several students in one table and one report."""
+"""Several students in one table and one report: `stepdistill eval A B …` scores what lies there,
+`stepdistill compare A B …` trains shipped or own configs first, and says what each cost.
+"""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from accelerate import Accelerator
 from rich.console import Console
 
-from .config import ConfigError
+from .config import ConfigError, read
 from .contenders import of_folder, of_run
 from .evaluation.report import Report, write_report
 from .evaluation.suite import Contender, Row, digits_suite, evaluate
 from .gallery import same_noise, worst
 from .progress import progress
-from .session import reopen, versions
+from .run import trained
+from .session import Session, nfe_of, reopen, versions
+from .train import rows as logged
 
 SEED = 2000
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a run's training took; passes are those of a batch, a backward not counted."""
+
+    updates: int
+    own: float
+    teacher: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.updates:,} student updates, {self.own:,.0f} passes of student and critic, "
+            f"{self.teacher:,.0f} of the teacher, {self.seconds:,.0f} s"
+        )
+
+
 def compare(
+    configs: list[str], runs: Path, out: Path, size: tuple[int, int], console: Console
+) -> list[Row]:
+    """Train each config below `runs`, or go on with it, then score all students as `score` does.
+
+    What a folder already holds is not trained again. Raises ConfigError for a bad config before
+    any is trained."""
+    wanted = [read(config) for config in configs]
+    names = [run.name for run in wanted]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"compare: {', '.join(names)}: names one run twice")
+    costs = {}
+    for run in wanted:
+        session = trained(run, runs / run.name, console)
+        costs[run.name] = str(cost_of(session))
+        session.accelerator.end_training()
+    return score([runs / name for name in names], "digits", out, size, None, console, costs)
+
+
+def cost_of(session: Session) -> Cost:
+    """What the training of a finished run took; seconds of every time it was taken up."""
+    run, updates, own, taught = session.run, 0, 0.0, 0.0
+    for i, (stage, method) in enumerate(zip(run.stages, session.methods, strict=True)):
+        n, passes = stage.training.updates * stage.training.accumulation, method.passes(run.sampler)
+        updates += stage.training.updates
+        own += n * (passes.trained + passes.frozen)
+        taught += n * passes.teacher * nfe_of(run, i, method, session.teacher)
+    return Cost(updates, own, taught, seconds_of(session.folder / "log.jsonl"))
+
+
+def seconds_of(log: Path) -> float:
+    """Seconds of training in a log, whose clock starts anew whenever a run is taken up."""
+    clock = [0.0, *(row["seconds"] for row in logged(log)), 0.0]
+    return sum(now for now, after in pairwise(clock) if after < now)
+
+
+def score(
     sources: list[Path],
     suite: str,
     out: Path,
     size: tuple[int, int],
     steps: int | None,
     console: Console,
+    costs: dict[str, str] | None = None,
 ) -> list[Row]:
     """Score every source on the same seed blocks and write results and report to `out`.
 
@@ -44,6 +102,7 @@ def compare(
     report = Report(
         title="Comparison: " + ", ".join(source.name for source in sources),
         rows=rows,
+        costs=costs or {},
         provenance=provenance | measured.provenance,
         grids=[same_noise(contenders, measured, SEED)],
         worst=worst(contenders, measured, n, SEED),
