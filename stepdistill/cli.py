@@ -214,8 +214,9 @@ def compare(
         require_writable(runs)
         require_writable(out)
         from .comparison import compare as contest
+        from .config import read
 
-        rows = contest(configs, runs, out, (n, blocks), console)
+        rows = contest([read(config) for config in configs], runs, out, (n, blocks), console)
         console.print(table(rows))
         console.print(f"report: {out / 'report.html'}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
-from .config import ConfigError, read
+from .config import ConfigError, Run
 from .contenders import of_folder, of_run
 from .evaluation.report import Report, write_report
 from .evaluation.suite import Contender, Row, digits_suite, evaluate
@@ -39,13 +39,11 @@ class Cost:
 
 
 def compare(
-    configs: list[str], runs: Path, out: Path, size: tuple[int, int], console: Console
+    wanted: list[Run], runs: Path, out: Path, size: tuple[int, int], console: Console
 ) -> list[Row]:
-    """Train each config below `runs`, or go on with it, then score all students as `score` does.
+    """Train each run below `runs`, or go on with it, then score all students as `score` does.
 
-    What a folder already holds is not trained again. Raises ConfigError for a bad config before
-    any is trained."""
-    wanted = [read(config) for config in configs]
+    What a folder already holds is not trained again. Raises ConfigError if two share a name."""
     names = [run.name for run in wanted]
     if len(set(names)) < len(names):
         raise ConfigError(f"compare: {', '.join(names)}: names one run twice")

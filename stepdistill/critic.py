@@ -10,6 +10,7 @@
                     hinge losses: ½ [relu(1 + ℓ_fake) + relu(1 − ℓ_real)] and −ℓ_fake
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -25,9 +26,9 @@ LEAST_NORMALISER = 1e-5
 
 
 class Critic:
-    """A denoiser, and if asked a head that judges x_t from the features of one block.
+    """A denoiser, and if asked a head that judges x_t from the features of some blocks.
 
-    head: maps the output of `block` (b, …), a part of the denoiser's network, to logits. frozen:
+    head: maps the outputs of `blocks` (b, …), parts of the denoiser's network, to logits. frozen:
     whether the network is somebody else's, and the head all that the critic trains.
     """
 
@@ -35,10 +36,10 @@ class Critic:
         self,
         denoiser: Denoiser,
         head: nn.Module | None = None,
-        block: nn.Module | None = None,
+        blocks: Sequence[nn.Module] = (),
         frozen: bool = False,
     ) -> None:
-        self.denoiser, self.head, self.block, self.frozen = denoiser, head, block, frozen
+        self.denoiser, self.head, self.blocks, self.frozen = denoiser, head, blocks, frozen
         parts = {} if frozen else {"network": denoiser.net}
         self.net = nn.ModuleDict(parts | ({} if head is None else {"head": head}))
 
@@ -50,10 +51,10 @@ class Critic:
         return self.denoiser(x_t, t, cond)
 
     def judge(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> tuple[Estimate, Tensor]:
-        """The estimate and the realness logits (b,), from one pass. Needs a head."""
-        with features([self.block]) as seen:
+        """The estimate and the realness logits, (b,) a head, from one pass. Needs a head."""
+        with features(self.blocks) as seen:
             estimate = self.denoiser(x_t, t, cond)
-        logits = self.head(seen[0]).flatten()
+        logits = self.head(*seen).flatten()
         return estimate, logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -93,8 +94,14 @@ def matching_direction(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     real, fake: what teacher and critic make of the noised x. The paper's listing, not its formula,
     which has a factor α more (arXiv:2311.18828).
     """
+    return (fake - real) / spread(x, real)
+
+
+@torch.no_grad()
+def spread(x: Tensor, real: Tensor) -> Tensor:
+    """N = mean|x − real| of each sample, (b, 1, …), without a graph."""
     size = (x - real).abs().flatten(1).mean(dim=1).clamp(min=LEAST_NORMALISER)
-    return (fake - real) / size.view(-1, *[1] * (x.ndim - 1))
+    return size.view(-1, *[1] * (x.ndim - 1))
 
 
 def pull(x: Tensor, gradient: Tensor) -> Tensor:

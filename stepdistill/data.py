@@ -53,6 +53,26 @@ class Images:
         return Drawn(self.images[index], torch.where(dropped, self.null, self.labels[index]))
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """What there is without data: zeros of the shape of a sample, and labels, all equally often.
+
+    classes: how many labels, None without; the empty one is the next. dropout: as of `Images`.
+    """
+
+    event: tuple[int, ...]
+    classes: int | None
+    dropout: float = 0.0
+
+    def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
+        x0 = torch.zeros(size, *self.event)
+        if self.classes is None:
+            return Drawn(x0, None)
+        labels = torch.randint(self.classes, (size,), generator=local)
+        dropped = torch.rand(size, generator=local) < self.dropout
+        return Drawn(x0, torch.where(dropped, self.classes, labels))
+
+
 def shuffled(n: int, first: int, count: int, seed: int) -> Tensor:
     """Entries first … first + count − 1 of an endless walk through 0 … n − 1, shuffled anew each
     time round."""

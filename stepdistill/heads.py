@@ -1,5 +1,8 @@
-"""Realness heads: from the features of a block of the critic's network to one logit a sample."""
+"""Realness heads: from the features of blocks of a network to logits."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 GROUP = 8  # channels normalised together: fewer say little where one pixel is left
@@ -23,10 +26,52 @@ class ConvHead(nn.Sequential):
 
     @staticmethod
     def _block(channels: int, convolution: nn.Module) -> list[nn.Module]:
-        groups = max(channels // GROUP, 1)
-        while channels % groups:
-            groups -= 1
-        return [convolution, nn.GroupNorm(groups, channels), nn.SiLU()]
+        return [convolution, nn.GroupNorm(groups_of(channels), channels), nn.SiLU()]
+
+
+class Projection(nn.Module):
+    """One logit a sample, from every position of features (b, channels, height, width) alike.
+
+    As in the projected discriminators of LADD (arXiv:2403.12015), without their spectral norm.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        groups = groups_of(channels)
+        self.first = nn.Sequential(
+            nn.Conv2d(channels, channels, 1), nn.GroupNorm(groups, channels), nn.LeakyReLU(0.2)
+        )
+        self.second = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="circular"),
+            nn.GroupNorm(groups, channels),
+            nn.LeakyReLU(0.2),
+        )
+        self.out = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.out(x + self.second(x)).flatten(1).mean(1, keepdim=True)
+
+
+class Projections(nn.Module):
+    """A head of its own for each of several features; logits (b, heads)."""
+
+    def __init__(self, features: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            [Projection(f.shape[1]) if f.ndim == 4 else head_for(f) for f in features]
+        )
+
+    def forward(self, *features: Tensor) -> Tensor:
+        return torch.cat([head(f) for head, f in zip(self.heads, features)], 1)
+
+
+def groups_of(channels: int) -> int:
+    """How many groups of about GROUP channels divide them."""
+    groups = max(channels // GROUP, 1)
+    while channels % groups:
+        groups -= 1
+    return groups
 
 
 def head_for(features: Tensor) -> nn.Module:

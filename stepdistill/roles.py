@@ -6,6 +6,7 @@ network, and the teacher is that network bit for bit; else each is a full copy.
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from .critic import Critic
 from .data import stream
 from .denoiser import Denoiser
 from .features import features
-from .heads import head_for
+from .heads import Projections, head_for
 from .informed import LASTING, Informed, LogVariance, bare
 from .method import Method, Players
 from .schema import Count, NotNegative
@@ -31,16 +32,19 @@ from .solver import Sampler
 from .teacher import Teacher
 
 ROLES = ("student", "teacher", "critic", "target")
+LowRank = Literal["student", "critic"]
 
 
 @dataclass(frozen=True)
 class Adapters:
     """Low-rank roles: W + (alpha / rank)·B A on the layers `targets` names; by default on all
-    attention projections, or on every layer of a network without attention. alpha: 0 for rank."""
+    attention projections, or on every layer of a network without attention. alpha: 0 for rank.
+    roles: which are low-rank, the target as the student; the others are full copies."""
 
     rank: Count = 16
     alpha: NotNegative = 0.0
     targets: tuple[str, ...] = ()
+    roles: tuple[LowRank, ...] = ("student", "critic")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,12 @@ class Casting:
     start: dict[str, Tensor] | None = None
     critic: dict[str, Tensor] | None = None
     seed: tuple[int, ...] = (0,)
+
+    def is_low_rank(self, role: str) -> bool:
+        """Whether a role is an adapter; the student's twins are what it is."""
+        if self.adapters is None:
+            return False
+        return ("critic" if role == "critic" else "student") in self.adapters.roles
 
 
 def cast(method: Method, teacher: Teacher, casting: Casting) -> Players:
@@ -90,8 +100,8 @@ def cast(method: Method, teacher: Teacher, casting: Casting) -> Players:
 
 def network(base: nn.Module, role: str, casting: Casting) -> nn.Module:
     """A network for `role`: a copy of the base, or a new adapter's view of it."""
-    if casting.adapters is None:
-        net = deepcopy(base)
+    if not casting.is_low_rank(role):
+        net = deepcopy(base if casting.adapters is None else base.net)
         if casting.checkpointing:
             enable_checkpointing(net)
         return net
@@ -124,15 +134,15 @@ def extra_inputs(teacher: Teacher, extras: tuple[str, ...]) -> nn.Module | None:
     if not names:
         return None
     part = part_of(denoiser, denoiser.embedding, "for more inputs: choose a method without")
-    width = features_of(denoiser, part, teacher).shape[-1]
-    return pipeline_class("extra_inputs", "ExtraInputs")(names, width, denoiser.embedding)
+    (seen,) = features_of(denoiser, [part], teacher)
+    return pipeline_class("extra_inputs", "ExtraInputs")(names, seen.shape[-1], denoiser.embedding)
 
 
 def guidance_adapters(teacher: Teacher) -> nn.Module:
     """New adapters for the teacher's network, at each of its blocks that the backbone names."""
     denoiser = teacher.denoiser
     parts = [part_of(denoiser, path, "for an adapter") for path in denoiser.places]
-    shapes = [tuple(features_of(denoiser, part, teacher).shape[1:]) for part in parts]
+    shapes = [tuple(seen.shape[1:]) for seen in features_of(denoiser, parts, teacher)]
     labels = 0 if teacher.classes is None else teacher.classes + 1
     kind = pipeline_class("guidance_adapters", "GuidanceAdapters")
     return kind(denoiser.places, shapes, labels)
@@ -146,7 +156,7 @@ def target_of(student: Denoiser, casting: Casting) -> Denoiser:
 def twin_of(student: Denoiser, role: str, casting: Casting) -> Denoiser:
     """A network of its own that starts where the student does."""
     net = student.net
-    if casting.adapters is None:
+    if not casting.is_low_rank(role):
         return frozen(replace(student, net=deepcopy(net)))
     if isinstance(net, Informed):
         twin = deepcopy(net, {id(net.net): network(net.net, role, casting)})
@@ -168,9 +178,12 @@ def critic_of(method: Method, teacher: Teacher, casting: Casting) -> Critic | No
             return Critic(denoiser)
     elif not method.needs_judge:
         return None
-    block = part_of(denoiser, denoiser.block, "for a realness head to look at: train without a GAN")
-    seen = features_of(denoiser, block, teacher)
-    return Critic(denoiser, head_for(seen).to(seen.device), block, frozen=not twin)
+    paths = (denoiser.block,) if twin else denoiser.places
+    purpose = "for a realness head to look at: train without a GAN"
+    blocks = [part_of(denoiser, path, purpose) for path in paths]
+    seen = features_of(denoiser, blocks, teacher)
+    head = head_for(*seen) if twin else Projections(seen)
+    return Critic(denoiser, head.to(seen[0].device), blocks, frozen=not twin)
 
 
 def frozen(player: Denoiser) -> Denoiser:
@@ -193,11 +206,11 @@ def part_of(denoiser: Denoiser, path: str, purpose: str) -> nn.Module:
 
 
 @torch.no_grad()
-def features_of(denoiser: Denoiser, block: nn.Module, teacher: Teacher) -> Tensor:
-    """What a block puts out for one sample of zeros."""
+def features_of(denoiser: Denoiser, blocks: list[nn.Module], teacher: Teacher) -> list[Tensor]:
+    """What each block puts out for one sample of zeros."""
     device = next(denoiser.net.parameters()).device
     x, t = torch.zeros(1, *teacher.event, device=device), torch.tensor([denoiser.process.t_max])
     label = teacher.labels(1)
-    with features([block]) as seen:
+    with features(blocks) as seen:
         denoiser(x, t, None if label is None else label.to(device))
-    return seen[0]
+    return seen

@@ -34,7 +34,7 @@ from .cache import load as load_cache
 from .checkpoint import CheckpointError, DiskError, State, best, latest, save_whole, unwritten
 from .checkpoint import read as read_state
 from .config import ConfigError, Run, Stage, read, text_of
-from .data import Data, Images
+from .data import Data, Images, Shapes
 from .denoiser import Denoiser
 from .images import load as load_images
 from .informed import EXTRAS, LASTING
@@ -63,9 +63,9 @@ def teacher_of(run: Run) -> Teacher:
     return teacher.with_net(AdapterView(teacher.denoiser.net, None))
 
 
-def data_of(run: Run, teacher: Teacher) -> Data:
-    """The run's training data. Raises ConfigError if the data, or the suite that will score the
-    student, do not fit the network."""
+def data_of(run: Run, teacher: Teacher, needed: bool = True) -> Data:
+    """The run's training data; shapes and labels alone if none is needed. Raises ConfigError if the
+    data, or the suite that will score the student, do not fit the network."""
     if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
         raise ConfigError(
             f"evaluation.suite: 'digits' scores images {digits.EVENT} of {digits.CLASSES} classes "
@@ -73,6 +73,8 @@ def data_of(run: Run, teacher: Teacher) -> Data:
         )
     if teacher.classes is None and run.data.dropout > 0:
         raise ConfigError("data.dropout: the network takes no labels (num_class_embeds): use 0")
+    if not needed:
+        return Shapes(teacher.event, teacher.classes, run.data.dropout)
     if run.data.name == "digits":
         images, labels = digits.load()
     else:
@@ -151,7 +153,8 @@ class Session:
         self.teacher = teacher_of(run)
         check_times(run, self.methods, self.teacher.denoiser)
         self.teacher.denoiser.net.to(accelerator.device)
-        self.data = data_of(run, self.teacher)
+        looked_at = any(method.needs_data for method in self.methods)
+        self.data = data_of(run, self.teacher, looked_at)
         check_guidance(self.methods, self.teacher)
         self.acting = self.teacher  # the teacher of the present stage
         self.cache: Data | None = None

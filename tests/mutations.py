@@ -230,8 +230,8 @@ MUTATIONS = (
     Mutation(
         "distribution matching uphill",
         "critic.py",
-        "return (fake - real) / size",
-        "return (real - fake) / size",
+        "return (fake - real) / spread(x, real)",
+        "return (real - fake) / spread(x, real)",
         ("test_dmd2.py::test_with_a_constant_normaliser_the_student_descends_the_kl",),
     ),
     Mutation(
@@ -285,28 +285,28 @@ MUTATIONS = (
     ),
     Mutation(
         "carried sample ignored",
-        "methods/dmd2.py",
+        "matching.py",
         "p.carry if carried else self.fresh(p, batch)",
         "self.fresh(p, batch)",
         ("test_dmd2.py::test_the_first_critic_turn_takes_the_carried_sample_and_the_others_fresh_ones",),
     ),
     Mutation(
         "carried sample under another label",
-        "methods/dmd2.py",
+        "matching.py",
         "estimate, fake = p.critic.judge(x_t, t, cond)",
         "estimate, fake = p.critic.judge(x_t, t, batch.cond)",
         ("test_dmd2.py::test_the_carried_condition_belongs_to_the_carried_sample",),
     ),
     Mutation(
         "every critic turn on the carried sample",
-        "methods/dmd2.py",
+        "matching.py",
         '[Turn("critic", fresh)]',
         '[Turn("critic", first)]',
         ("test_dmd2.py::test_the_carried_condition_belongs_to_the_carried_sample",),
     ),
     Mutation(
         "exit step from the rank's own stream",
-        "methods/dmd2.py",
+        "matching.py",
         "(), generator=batch.shared)",
         "(), generator=batch.local)",
         (
@@ -316,7 +316,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rollouts that never stop early",
-        "methods/dmd2.py",
+        "matching.py",
         "[: pick(n) + 1]",
         "[: n]",
         ("test_dmd2.py::test_a_rollout_stops_where_the_shared_stream_says",),
@@ -330,7 +330,7 @@ MUTATIONS = (
     ),
     Mutation(
         "re-noising where the sampler does not",
-        "methods/dmd2.py",
+        "matching.py",
         "batch.cond, batch.local, p.sampler.gamma",
         "batch.cond, batch.local",
         ("test_dmd2.py::test_the_student_is_trained_on_the_states_of_its_own_sampler",),
@@ -344,7 +344,7 @@ MUTATIONS = (
     ),
     Mutation(
         "R1 by perturbing the clean image",
-        "methods/dmd2.py",
+        "matching.py",
         "p.critic.judge(y_t + self.r1_width * batch.noise(), t, batch.cond)",
         "p.critic.judge(y_t + p.critic.process.scales(t)[0][:, None].to(y_t)"
         " * self.r1_width * batch.noise(), t, batch.cond)",
@@ -380,9 +380,9 @@ MUTATIONS = (
     ),
     Mutation(
         "passes without the critic's fresh samples",
-        "methods/dmd2.py",
-        "fresh = (self.ratio - 1) * (before + 1)",
-        "fresh = (self.ratio - 1) * before",
+        "matching.py",
+        "fresh * (before + 1)\n        return Passes(trained, frozen",
+        "fresh * before\n        return Passes(trained, frozen",
         ("test_dmd2.py::test_passes_are_those_counted",),
     ),
     Mutation(
@@ -484,8 +484,8 @@ MUTATIONS = (
     Mutation(
         "CTM without a gradient through the outer jump",
         "methods/ctm.py",
-        "guess = jump(p.target, guess, end, clean, batch.cond)",
-        "guess = jump(p.target, guess.detach(), end, clean, batch.cond)",
+        "guess = jump(p.target, guess, end, met, batch.cond)",
+        "guess = jump(p.target, guess.detach(), end, met, batch.cond)",
         ("test_ctm.py::test_the_gradient_is_a_difference_of_the_loss",),
     ),
     Mutation(
@@ -571,6 +571,76 @@ MUTATIONS = (
         "feature_distance(unguided(p.teacher)",
         "feature_distance((p.teacher)",
         ("test_features.py::test_ctm_compares_in_the_unguided_teachers_features",),
+    ),
+    Mutation(
+        "SiD with the identity's sign turned",
+        "methods/sid.py",
+        "(real - x) - self.a * u",
+        "(real - x) + self.a * u",
+        ("test_matching.py::test_sids_value_and_gradients_are_golden",),
+    ),
+    Mutation(
+        "SiD without a gradient through the networks",
+        "methods/sid.py",
+        "u = real - fake",
+        "u = (real - fake).detach()",
+        ("test_matching.py::test_sids_normaliser_is_a_samples_own_and_has_no_gradient",),
+    ),
+    Mutation(
+        "the ratio upside down",
+        "methods/f_distill.py",
+        "realness.clamp(-10, 10).exp()",
+        "(-realness).clamp(-10, 10).exp()",
+        ("test_matching.py::test_f_distills_gradient_is_the_weighted_direction",),
+    ),
+    Mutation(
+        "Diff-Instruct's mean over elements",
+        "methods/diff_instruct.py",
+        "x[0].numel() * pull",
+        "1 * pull",
+        ("test_matching.py::test_diff_instructs_gradient_is_the_sum_over_elements",),
+    ),
+    Mutation(
+        "VSD uphill",
+        "methods/vsd.py",
+        "variance * (real - fake)",
+        "variance * (fake - real)",
+        ("test_matching.py::test_vsds_gradient_has_the_weight_of_prolificdreamer",),
+    ),
+    Mutation(
+        "entropy's share of the wrong score",
+        "methods/vsd.py",
+        "1.0 - self.entropy",
+        "self.entropy",
+        ("test_matching.py::test_entropy_mixes_the_scores_of_marginal_and_condition",),
+    ),
+    Mutation(
+        "the interval's target without its scale",
+        "methods/tdm.py",
+        "eps = at.n / share",
+        "eps = at.n * 1",
+        ("test_tdm.py::test_the_interval_target_is_the_score_of_the_state",),
+    ),
+    Mutation(
+        "the state of another step",
+        "methods/tdm.py",
+        "ends[k]).detach()",
+        "times[k]).detach()",
+        ("test_tdm.py::test_a_point_lies_on_the_walk_and_is_noised_on_from_it",),
+    ),
+    Mutation(
+        "regression on the trajectory's start",
+        "methods/dmd.py",
+        "batch.path.x[:, -1]",
+        "batch.path.x[:, 0]",
+        ("test_matching.py::test_dmds_regression_is_on_the_cached_pairs",),
+    ),
+    Mutation(
+        "LADD that takes samples for data",
+        "methods/ladd.py",
+        "for v in (x, batch.x0))",
+        "for v in (batch.x0, x))",
+        ("test_matching.py::test_ladd_is_a_hinge_on_noised_samples_and_data",),
     ),
 )
 FIRST = MUTATIONS[:4]

@@ -146,7 +146,7 @@ def test_passes_are_those_counted(method):
     net = Denoiser(toys.MLP(32), PROCESSES["rf"], "flow", block="body.1")
     counts = {name: Counted(net) for name in ("student", "teacher", "critic", "target")}
     head = torch.nn.Linear(32, 1)
-    critic = Critic(counts["critic"], head, net.net.body[1], frozen=True)
+    critic = Critic(counts["critic"], head, [net.net.body[1]], frozen=True)
     p = Players(counts["student"], counts["teacher"], critic, counts["target"])
     given = Batch(normal(1, 4, 2).float(), None, *(torch.Generator() for _ in range(2)))
     for turn in method.turns():

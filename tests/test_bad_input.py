@@ -297,6 +297,22 @@ def test_a_run_trains_on_a_folder_of_images(tmp_path):
     assert answer.exit_code == 2 and "9 subfolders" in answer.stderr
 
 
+@pytest.mark.parametrize("name", ["vsd", "sid", "diff-instruct", "tdm"])
+def test_methods_without_data_need_no_images(name, tmp_path):
+    """They train with the images gone from the disk, and see zeros and every label."""
+    gone = f"data={{name: folder, path: {tmp_path / 'gone'}}}"
+    small = ("stages.0.training.updates=1", "stages.0.training.batch=4", "health.every=0")
+    config = f"digits-{name}"
+    command = ["train", config, gone, *small, "--runs", str(tmp_path)]
+    trained = CliRunner().invoke(cli.app, command)
+    assert trained.exit_code == 0, trained.output
+    run = read(config, (gone,))
+    x0, cond, path = data_of(run, teacher_of(run), needed=False).batch(0, 500, torch.Generator())
+    assert not x0.any() and set(cond.tolist()) == {*range(10)} and path is None
+    with pytest.raises(ConfigError, match="data.path"):
+        data_of(run, teacher_of(run))
+
+
 def test_a_teacher_the_suite_cannot_score_is_refused(tmp_path):
     def refused(*overrides: str) -> str:
         run = read("digits-teacher", overrides)

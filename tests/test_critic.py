@@ -293,7 +293,7 @@ def judged():
     torch.manual_seed(0)
     trunk, head = Trunk(), nn.Linear(6, 1).double()
     denoiser = Denoiser(trunk, PROCESSES["rf"], "flow")
-    return Judged(trunk, head, Critic(denoiser, head, trunk.block))
+    return Judged(trunk, head, Critic(denoiser, head, [trunk.block]))
 
 
 def test_a_critic_answers_and_judges_in_one_pass(judged):

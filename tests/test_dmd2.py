@@ -561,7 +561,7 @@ def judged():
     with torch.no_grad():
         head.weight.copy_(normal(9, 1, 5))
         head.bias.fill_(0.3)
-    critic = Critic(view(trunk, "eps"), head, trunk.net.block)
+    critic = Critic(view(trunk, "eps"), head, [trunk.net.block])
     p = Players(view(student), view(Posterior(M, S)), critic, sampler=Sampler((1,)))
     return Judged(p, student, trunk, head)
 
@@ -955,7 +955,7 @@ def tally(method, sampler):
     student, trunk, teacher = Trunk(seed=1), Trunk(seed=2), Trunk(seed=3)
     head = nn.Linear(5, 1).double()
     flow = RectifiedFlow()
-    critic = Critic(view(trunk, "flow", flow), head, trunk.block)
+    critic = Critic(view(trunk, "flow", flow), head, [trunk.block])
     p = Players(view(student, "flow", flow), view(teacher, "flow", flow), critic, sampler=sampler)
     players = {"student": student, "critic": critic.net}
     total = np.zeros(3)

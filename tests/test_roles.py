@@ -45,6 +45,7 @@ CASTINGS = {
     "adapters": Casting(Sampler((1, 2)), ADAPTERS, target=0.9),
     "checkpointed adapters": Casting(Sampler((1, 2)), ADAPTERS, checkpointing=True, target=0.9),
     "copies": Casting(Sampler((1, 2)), target=0.9),
+    "a low-rank critic": Casting(Sampler((1, 2)), replace(ADAPTERS, roles=("critic",)), target=0.9),
     "checkpointed copies": Casting(Sampler((1, 2)), checkpointing=True, target=0.9),
 }
 castings = pytest.mark.parametrize("casting", CASTINGS.values(), ids=CASTINGS)

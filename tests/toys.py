@@ -66,7 +66,7 @@ def cast(seed: int = 0) -> Players:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         judge = tiny_denoiser(seed + 1)
-        critic = Critic(judge, Head(8), judge.net.mid_block)
+        critic = Critic(judge, Head(8), [judge.net.mid_block])
     return Players(tiny_denoiser(seed + 2), tiny_denoiser(seed + 3), critic)
 
 
@@ -146,10 +146,16 @@ class MixtureData:
         return Drawn(x, k if self.labelled else None)
 
 
-def guided_paths(mixture: GaussianMixture, n: int, steps: int = 4) -> Drawn:
-    """Trajectories of the guided mixture, w from 1 to 3, as a cache holds them."""
-    generator, process = stream(21), mixture.process
-    w = 1 + 2 * torch.rand(n, generator=generator)
+def guided_paths(
+    mixture: GaussianMixture,
+    n: int,
+    guidance: tuple[float, float],
+    generator: torch.Generator,
+    steps: int = 16,
+) -> Drawn:
+    """Trajectories of the guided mixture, as a cache holds them."""
+    process, (low, high) = mixture.process, guidance
+    w = low + (high - low) * torch.rand(n, generator=generator)
     cond = torch.randint(len(mixture.means), (n,), generator=generator)
     guided, times = Guided(mixture, w, mixture.null), Grid().times(process, steps)
     noise = torch.randn(n, 2, generator=generator)

@@ -1,0 +1,79 @@
+"""Variational score distillation, one step: SwiftBrush (Nguyen & Tran 2023, arXiv:2312.05239).
+
+With x the student's sample, x_t = α x + σ ε, and the same guidance w on teacher and critic,
+
+    L(θ) = pull(x, σ² (ε_T^w(x_t, t) − ε_F^w(x_t, t))),
+
+the weight σ² of ProlificDreamer (arXiv:2305.16213), no normaliser. The critic learns the unguided
+answer too: a share `dropout` of conditions is left out. It is meant to be low-rank on the teacher's
+frozen network: `adapters: {roles: [critic]}`. Needs no data.
+
+    guidance: [a, b]       w ~ U[a, b] of each sample, in place of the run's  (SNOOPI, 2412.02687)
+    entropy: λ             the critic's guidance is 1 − λ: its score is λ of the marginal's and
+                           1 − λ of the condition's, which keeps samples apart  (ESD, 2401.00909)
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..critic import pull
+from ..denoiser import AnyDenoiser, Cond, Guided
+from ..matching import Matching
+from ..method import Batch, Loss, Passes, Players, Sample
+from ..process import per_sample
+from ..schema import Positive, Share
+from ..solver import Sampler
+
+
+@dataclass(frozen=True)
+class Vsd(Matching):
+    """guidance: range of w, None for the run's.  entropy: λ, None for the teacher's guidance.
+
+    dropout: share of conditions the critic is not told.  ratio, time, critic_time: see `matching`.
+    """
+
+    guidance: tuple[Positive, Positive] | None = None
+    entropy: Share | None = None
+    dropout: Share = 0.1
+
+    paper = "VSD (arXiv:2305.16213), SwiftBrush (arXiv:2312.05239)"
+
+    @property
+    def guides(self) -> bool:
+        return self.guidance is not None
+
+    def student_loss(self, p: Players, batch: Batch) -> Loss:
+        x, x_t, t = self.noised(p, batch)
+        teacher = self.drawn(p.teacher, batch)
+        with torch.no_grad():
+            real = teacher(x_t, t, batch.cond).eps
+            fake = self.alike(p.critic.denoiser, teacher)(x_t, t, batch.cond).eps
+        (variance,) = per_sample(x, p.student.process.scales(t)[1].square())
+        loss = pull(x, variance * (real - fake))
+        return Loss({"vsd": loss}, carry=Sample(x.detach(), batch.cond))
+
+    def drawn(self, teacher: AnyDenoiser, batch: Batch) -> AnyDenoiser:
+        """The teacher, at a guidance of each sample's own if it is drawn."""
+        if self.guidance is None:
+            return teacher
+        (low, high), b = self.guidance, len(batch.x0)
+        return replace(teacher, w=low + (high - low) * torch.rand(b, generator=batch.local))
+
+    def alike(self, critic: AnyDenoiser, teacher: AnyDenoiser) -> AnyDenoiser:
+        """The critic, guided as the teacher is, or as `entropy` asks."""
+        if not isinstance(teacher, Guided):
+            return critic
+        w = teacher.w if self.entropy is None else 1.0 - self.entropy
+        return replace(teacher, denoiser=critic, w=w)
+
+    def critic_cond(self, p: Players, cond: Cond, batch: Batch) -> Cond:
+        if not isinstance(p.teacher, Guided):
+            return cond
+        left_out = torch.rand(len(batch.x0), generator=batch.local) < self.dropout
+        return torch.where(left_out.to(cond.device), p.teacher.null(cond), cond)
+
+    def passes(self, sampler: Sampler) -> Passes:
+        plain = super().passes(sampler)
+        # Guidance asks the critic twice in the student's turn, wherever it asks the teacher twice.
+        return plain._replace(frozen=plain.frozen + 1)
