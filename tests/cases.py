@@ -1,5 +1,7 @@
 """What the mathematical tests run on: processes, their scales in numpy, random tensors, an MLP."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,21 @@ def at(t: float | list[float] | Tensor, n: int | None = None) -> Tensor:
     """Times in float64, one number repeated n times if asked."""
     times = torch.as_tensor(t, dtype=torch.float64)
     return times if n is None else times.expand(n)
+
+
+def check_gradient(net: nn.Module, value: Callable[..., complex], atol: float = 1e-8) -> None:
+    """Assert that a network's gradient is that of `value`, a numpy function of its parameters.
+
+    By complex steps, value(w + ih).imag / h, which cancel nothing: h may be tiny.
+    """
+    weights = [p.detach().numpy().astype(complex) for p in net.parameters()]
+    for parameter, weight in zip(net.parameters(), weights):
+        gradient = np.zeros(weight.shape)
+        for k in np.ndindex(weight.shape):
+            weight[k] += 1e-30j
+            gradient[k] = value(*weights).imag / 1e-30
+            weight[k] -= 1e-30j
+        close(parameter.grad, gradient, rtol=1e-6, atol=atol * np.abs(gradient).max())
 
 
 class MLP(nn.Module):
