@@ -111,3 +111,44 @@ def test_digits_dmd2_in_several_steps(figure, tmp_path):
 def test_digits_dmd2_under_a_table(figure, tmp_path):
     rows, _ = measured("digits-dmd2-vp", tmp_path, figure)
     assert within(rows["student", 1], rows["teacher", 8], 1.0)
+
+
+# Student's steps → the teacher's, which they are to be no worse than; trained within ten minutes.
+ONE_OR_TWO, FOUR = 4, 8
+FAMILIES = {
+    "digits-consistency-training": {1: ONE_OR_TWO, 2: ONE_OR_TWO, 4: FOUR},
+    "digits-lcm": {1: ONE_OR_TWO, 2: ONE_OR_TWO, 4: FOUR},
+    "digits-scm": {1: ONE_OR_TWO, 2: ONE_OR_TWO, 4: FOUR},
+    "digits-ctm": {1: ONE_OR_TWO, 2: ONE_OR_TWO, 4: FOUR},
+    "digits-tscd": {1: ONE_OR_TWO, 2: ONE_OR_TWO, 4: FOUR},
+    "digits-tcd": {2: ONE_OR_TWO, 4: FOUR},
+    "digits-pcm": {4: FOUR},
+    "digits-pcm-vp": {2: ONE_OR_TWO},
+    "digits-dmd": {1: ONE_OR_TWO},
+    "digits-f-distill": {1: ONE_OR_TWO},
+    "digits-diff-instruct": {1: ONE_OR_TWO},
+    "digits-sid": {1: ONE_OR_TWO},
+    "digits-ladd": {1: ONE_OR_TWO},
+    "digits-vsd": {1: ONE_OR_TWO},
+    "digits-tdm": {4: FOUR},
+}
+RESULTS = Path(__file__).resolve().parents[1] / "eval" / "results"
+
+
+def teacher_rows(name: str) -> dict[int, Row]:
+    """Rows of an embedded teacher by steps, measured on the same noise when it was made."""
+    rows = read_results(RESULTS / name / "results.json")
+    return {row.steps: row for row in rows if row.model == "student"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, marks=pytest.mark.full(shard=f"family-{c}")) for c in FAMILIES],
+)
+def test_a_method_on_digits(config, figure, tmp_path):
+    teacher = teacher_rows("digits-teacher-vp" if config.endswith("-vp") else "digits-teacher")
+    rows, _ = measured(config, tmp_path, figure, "evaluation.teacher_steps=[]")
+    assert read_costs(tmp_path / config)["training"] <= 10 * 60
+    for steps, of_teacher in FAMILIES[config].items():
+        row = rows["student", steps]
+        assert row.n == teacher[of_teacher].n and within(row, teacher[of_teacher], 1.0), steps
