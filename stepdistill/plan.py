@@ -8,6 +8,7 @@ Wall time comes from a few measured updates on this machine.
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import nn
 
@@ -23,9 +24,14 @@ Line = tuple[str, str]
 
 
 def plan(run: Run) -> list[Line]:
-    """(what, how much) lines. Trains a handful of updates in memory and writes nothing."""
-    unwritten = Path(".")
-    session = Session(run, unwritten, accelerator_of(replace(run, trackers=()), unwritten))
+    """(what, how much) lines. Trains a handful of updates in memory and leaves nothing behind."""
+    with TemporaryDirectory() as folder:  # a stage may keep the last one's student
+        return measured(run, Path(folder))
+
+
+def measured(run: Run, folder: Path) -> list[Line]:
+    """The lines of all stages."""
+    session = Session(run, folder, accelerator_of(replace(run, trackers=()), folder))
     lines, seconds = [], 0.0
     session.rehearse_cache()
     while True:

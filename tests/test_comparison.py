@@ -1,12 +1,14 @@
 """`stepdistill compare`: what runs cost, and their students and one teacher in one table."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from stepdistill.comparison import compare, seconds_of
 from stepdistill.config import ConfigError, read
+from stepdistill.contest import contest, enter
 from stepdistill.evaluation.report import read_results
 
 SMALL = """
@@ -65,3 +67,31 @@ def test_seconds_are_added_over_the_times_a_run_was_taken_up(tmp_path):
     rows = [place | {"seconds": s} for s in (1.0, 4.0, 0.5, 2.0, 2.0)]
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert seconds_of(log) == pytest.approx(4 + 2)
+
+
+def test_budgets_scale_every_stage_alike(configs):
+    """A pass of one sample is the unit: 6 for consistency by Heun, 13 for dmd2 at ratio 1."""
+    entry = enter(configs[0], 6 * 8 * 50, seeds=2)
+    assert [run.seed for run in entry.runs] == [0, 1]
+    assert [run.stages[0].training.updates for run in entry.runs] == [50, 50]
+    assert {run.name for run in entry.runs} == {"one-2.4e03-0", "one-2.4e03-1"}
+    two = replace(configs[1], stages=[*configs[0].stages, *configs[1].stages])
+    (run,) = enter(two, 10 * (3 * 8 * 6 + 2 * 8 * 13), seeds=1).runs
+    assert [stage.training.updates for stage in run.stages] == [30, 20]
+
+
+def test_a_contest_is_summed_up_over_seeds(configs, tmp_path):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    found = contest(configs, [200.0], 2, runs, out, (20, 2), QUIET)
+    rows = read_results(out / "results.json")
+    for summary, config in zip(found, ("one", "two")):
+        mine = [r.frechet for r in rows if f"/{config}-200-" in r.source and r.model == "student"]
+        assert len(mine) == 2 and summary.frechet[0] == pytest.approx(sum(mine) / 2)
+        low, high = summary.frechet[1:]
+        mean, reach = sum(mine) / 2, 12.706 * abs(mine[0] - mine[1]) / 2  # Student's t, 1 degree
+        assert (low, high) == pytest.approx((mean - reach, mean + reach), rel=1e-3)
+        assert summary.seconds > 0 and summary.bytes > 0
+    text = (out / "comparison.md").read_text()
+    assert "| `one` | 200 | 1 |" in text and "| teacher | – | 2 |" in text
+    assert (out / "comparison.png").stat().st_size > 10_000
+    assert json.loads((out / "comparison.json").read_text())[0]["config"] == "one"

@@ -1,0 +1,161 @@
+"""Methods at equal cost: `stepdistill compare A B … --budget 1e6 --seeds 3`.
+
+Every config is trained at every budget with every seed, the updates of its stages scaled by one
+factor. A budget counts network passes of one sample: a forward is 1, a forward and its backward 3,
+whoever's network; a guided teacher's call is 2. All students are scored on the same noise. The
+summary has, for each config, budget and number of steps, the mean over seeds and its 95 % interval.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from accelerate import Accelerator
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from .checkpoint import write_whole
+from .comparison import compare, seconds_of
+from .config import Run
+from .evaluation.metrics import interval
+from .evaluation.suite import Row
+from .plan import roles
+from .session import Session
+from .train import Course
+
+SPACES = {"domain-cnn": "frechet", "random-conv": "frechet_random"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A config at a budget: its runs, one a seed, and the bytes that the roles of its largest
+    stage hold from update to update."""
+
+    config: str
+    budget: float
+    runs: list[Run]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an entry reached in `steps` steps: (mean, low, high) over seeds in both spaces, and the
+    mean of its training's seconds."""
+
+    config: str
+    budget: float
+    steps: int
+    frechet: tuple[float, float, float]
+    frechet_random: tuple[float, float, float]
+    seconds: float
+    bytes: int
+
+
+def contest(
+    configs: list[Run],
+    budgets: list[float],
+    seeds: int,
+    runs: Path,
+    out: Path,
+    size: tuple[int, int],
+    console: Console,
+) -> list[Summary]:
+    """Train, score and summarise; what lies below `runs` already is not trained again.
+
+    Writes comparison.md, comparison.json and comparison.png beside the report of all students."""
+    entries = [enter(run, budget, seeds) for run in configs for budget in budgets]
+    rows = compare([run for entry in entries for run in entry.runs], runs, out, size, console)
+    summaries = [s for entry in entries for s in summarise(entry, rows, runs)]
+    teachers = [row for row in rows if row.model == "teacher"]
+    write_whole(out / "comparison.json", json.dumps([asdict(s) for s in summaries], indent=1))
+    write_whole(out / "comparison.md", table(summaries, teachers, rows[-1]))
+    draw(out / "comparison.png", summaries, teachers)
+    return summaries
+
+
+def enter(run: Run, budget: float, seeds: int) -> Entry:
+    """The runs of a config at a budget."""
+    held = []
+    with TemporaryDirectory() as folder:
+        session = Session(run, Path(folder), Accelerator(cpu=True))
+        costs = Course.of(session).costs
+        while True:
+            held.append(sum(role.bytes for role in roles(session)))
+            if session.stage + 1 == len(run.stages):
+                break
+            session.next_stage()
+    trainings = [stage.training for stage in run.stages]
+    total = sum(t.updates * t.batch * t.accumulation * c for t, c in zip(trainings, costs))
+    scaled = [max(1, round(t.updates * budget / total)) for t in trainings]
+    stages = [
+        replace(stage, training=replace(stage.training, updates=n))
+        for stage, n in zip(run.stages, scaled)
+    ]
+    name = f"{run.name}-{budget:.3g}".replace("+", "")
+    made = [
+        replace(run, name=f"{name}-{seed}", seed=seed, stages=stages) for seed in range(seeds)
+    ]
+    return Entry(run.name, budget, made, max(held))
+
+
+def summarise(entry: Entry, rows: Sequence[Row], runs: Path) -> Iterator[Summary]:
+    """One summary for each number of steps."""
+    folders = [runs / run.name for run in entry.runs]
+    sources = {str(folder) for folder in folders}
+    seconds = [seconds_of(folder / "log.jsonl") for folder in folders]
+    mine = [row for row in rows if row.source in sources and row.model == "student"]
+    for steps in sorted({row.steps for row in mine}):
+        scores = [
+            over_seeds([getattr(row, score) for row in mine if row.steps == steps])
+            for score in SPACES.values()
+        ]
+        mean = sum(seconds) / len(seconds)
+        yield Summary(entry.config, entry.budget, steps, *scores, mean, entry.bytes)
+
+
+def over_seeds(values: list[float]) -> tuple[float, float, float]:
+    """Mean, low and high; one seed has no interval."""
+    return interval(values) if len(values) > 1 else (values[0],) * 3
+
+
+def table(summaries: Sequence[Summary], teachers: Sequence[Row], real: Row) -> str:
+    """The summary as Markdown, the best of a budget and number of steps first."""
+    lines = [
+        "| config | passes | steps | domain-cnn | random-conv | seconds | MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for s in sorted(summaries, key=lambda s: (s.budget, s.steps, s.frechet[0])):
+        spaces = (s.frechet, s.frechet_random)
+        both = " | ".join(f"{mean:.3f} ({low:.3f} – {high:.3f})" for mean, low, high in spaces)
+        cost = f"{s.seconds:,.0f} | {s.bytes / 2**20:.1f}"
+        lines.append(f"| `{s.config}` | {s.budget:.3g} | {s.steps} | {both} | {cost} |")
+    for row in (*teachers, real):
+        name = f"{row.model} | – | {row.steps or '–'}"
+        lines.append(f"| {name} | {row.frechet:.3f} | {row.frechet_random:.3f} | – | – |")
+    about = __doc__.partition("\n\n")[2]
+    return "\n".join(["# Methods at equal cost", "", about, *lines, ""])
+
+
+def draw(file: Path, summaries: Sequence[Summary], teachers: Sequence[Row]) -> None:
+    """Distance in the fewest steps against the budget, one line a config, teachers as levels."""
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (space, score) in zip(figure.subplots(1, 2), SPACES.items()):
+        for config in dict.fromkeys(s.config for s in summaries):
+            mine = [s for s in summaries if s.config == config]
+            fewest = min(s.steps for s in mine)
+            points = sorted((s.budget, *getattr(s, score)) for s in mine if s.steps == fewest)
+            x, y, low, high = zip(*points)
+            axes.plot(x, y, "o-", markersize=4, label=f"{config}, {fewest}")
+            axes.fill_between(x, low, high, alpha=0.15)
+        for row in teachers:
+            axes.axhline(getattr(row, score), color="grey", linewidth=0.8, linestyle=":")
+            place = {"xy": (1, getattr(row, score)), "xycoords": axes.get_yaxis_transform()}
+            axes.annotate(f"teacher, {row.steps}", **place, fontsize=8, color="grey")
+        axes.set(xscale="log", yscale="log", title=space, xlabel="network passes of one sample")
+    figure.axes[0].set_ylabel("Fréchet distance")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
+    figure.savefig(file, dpi=120)
