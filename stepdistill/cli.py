@@ -46,6 +46,7 @@ Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipp
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys.")]
 Runs = Annotated[Path, typer.Option(help="The folder that holds run folders.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+BLOCKS = 3  # fresh seed blocks of a comparison
 BUDGET = "Network passes of one sample to train each config with; may be given several times."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
@@ -207,7 +208,6 @@ def compare(
     runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("comparison"),
     n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 10_000,
-    blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
     budget: Annotated[list[float] | None, typer.Option(min=1, help=BUDGET)] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Seeds at every budget.")] = 3,
     debug: Debug = False,
@@ -222,10 +222,10 @@ def compare(
 
         wanted = [read(config) for config in configs]
         if budget:
-            contest(wanted, budget, seeds, runs, out, (n, blocks), console)
+            contest(wanted, budget, seeds, runs, out, (n, BLOCKS), console)
             console.print(f"summary: {out / 'comparison.md'}")
         else:
-            console.print(table(train_and_score(wanted, runs, out, (n, blocks), console)))
+            console.print(table(train_and_score(wanted, runs, out, (n, BLOCKS), console)))
         console.print(f"report: {out / 'report.html'}")
 
 
