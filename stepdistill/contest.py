@@ -21,8 +21,9 @@ from .checkpoint import write_whole
 from .comparison import compare, seconds_of
 from .config import Run
 from .evaluation.metrics import interval
-from .evaluation.suite import Row
-from .plan import roles
+from .evaluation.suite import TEACHER, Row
+from .evaluation.table import STUDENT
+from .plan import roles, walk
 from .session import Session
 from .train import Course
 
@@ -66,39 +67,36 @@ def contest(
     """Train, score and summarise; what lies below `runs` already is not trained again.
 
     Writes comparison.md, comparison.json and comparison.png beside the report of all students."""
-    entries = [enter(run, budget, seeds) for run in configs for budget in budgets]
+    entries = [entry for run in configs for entry in enter(run, budgets, seeds)]
     rows = compare([run for entry in entries for run in entry.runs], runs, out, size, console)
     summaries = [s for entry in entries for s in summarise(entry, rows, runs)]
-    teachers = [row for row in rows if row.model == "teacher"]
+    teachers = [row for row in rows if row.model == TEACHER]
     write_whole(out / "comparison.json", json.dumps([asdict(s) for s in summaries], indent=1))
     write_whole(out / "comparison.md", table(summaries, teachers, rows[-1]))
     draw(out / "comparison.png", summaries, teachers)
     return summaries
 
 
-def enter(run: Run, budget: float, seeds: int) -> Entry:
-    """The runs of a config at a budget."""
-    held = []
+def enter(run: Run, budgets: Sequence[float], seeds: int) -> Iterator[Entry]:
+    """A config at each budget."""
     with TemporaryDirectory() as folder:
         session = Session(run, Path(folder), Accelerator(cpu=True))
         costs = Course.of(session).costs
-        while True:
-            held.append(sum(role.bytes for role in roles(session)))
-            if session.stage + 1 == len(run.stages):
-                break
-            session.next_stage()
+        held = max(sum(role.bytes for role in roles(session)) for _ in walk(session))
     trainings = [stage.training for stage in run.stages]
     total = sum(t.updates * t.batch * t.accumulation * c for t, c in zip(trainings, costs))
-    scaled = [max(1, round(t.updates * budget / total)) for t in trainings]
-    stages = [
-        replace(stage, training=replace(stage.training, updates=n))
-        for stage, n in zip(run.stages, scaled)
-    ]
-    name = f"{run.name}-{budget:.3g}".replace("+", "")
-    made = [
-        replace(run, name=f"{name}-{seed}", seed=seed, stages=stages) for seed in range(seeds)
-    ]
-    return Entry(run.name, budget, made, max(held))
+    for budget in budgets:
+        scaled = scale(run, budget / total)
+        name = f"{run.name}-{budget:.3g}".replace("+", "")
+        made = [replace(scaled, name=f"{name}-{seed}", seed=seed) for seed in range(seeds)]
+        yield Entry(run.name, budget, made, held)
+
+
+def scale(run: Run, factor: float) -> Run:
+    """The run with `factor` times the updates in every stage, at least one."""
+    trainings = [s.training for s in run.stages]
+    trainings = [replace(t, updates=max(1, round(t.updates * factor))) for t in trainings]
+    return replace(run, stages=[replace(s, training=t) for s, t in zip(run.stages, trainings)])
 
 
 def summarise(entry: Entry, rows: Sequence[Row], runs: Path) -> Iterator[Summary]:
@@ -106,7 +104,7 @@ def summarise(entry: Entry, rows: Sequence[Row], runs: Path) -> Iterator[Summary
     folders = [runs / run.name for run in entry.runs]
     sources = {str(folder) for folder in folders}
     seconds = [seconds_of(folder / "log.jsonl") for folder in folders]
-    mine = [row for row in rows if row.source in sources and row.model == "student"]
+    mine = [row for row in rows if row.source in sources and row.model == STUDENT]
     for steps in sorted({row.steps for row in mine}):
         scores = [
             over_seeds([getattr(row, score) for row in mine if row.steps == steps])

@@ -56,6 +56,10 @@ class Batch:
     progress: float = 0.0
     path: Trajectory | None = None
 
+    def uniform(self, low: float, high: float) -> Tensor:
+        """(b,) numbers between the two, from the local stream."""
+        return low + (high - low) * torch.rand(len(self.x0), generator=self.local)
+
     def noise(self) -> Tensor:
         """Fresh standard normal noise like x0, from the local stream."""
         return torch.randn(self.x0.shape, generator=self.local).to(self.x0)

@@ -6,6 +6,7 @@ Wall time comes from a few measured updates on this machine.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,16 +35,21 @@ def measured(run: Run, folder: Path) -> list[Line]:
     session = Session(run, folder, accelerator_of(replace(run, trackers=()), folder))
     lines, seconds = [], 0.0
     session.rehearse_cache()
-    while True:
+    for _ in walk(session):
         stage = session.stage_settings
         lines += memory(session) + passes(session)
         each = update_seconds(session)
         seconds += each * stage.training.updates
         lines.append((f"{stage.method}: seconds per update", f"{each:.3f}"))
-        if session.stage + 1 == len(run.stages):
-            break
-        session.next_stage()
     return [*lines, ("training, this machine", f"{seconds / 60:.1f} min")]
+
+
+def walk(session: Session) -> Iterator[None]:
+    """Every stage in turn, each from the last one's student as it stands."""
+    yield
+    while session.stage + 1 < len(session.run.stages):
+        session.next_stage()
+        yield
 
 
 def memory(session: Session) -> list[Line]:

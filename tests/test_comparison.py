@@ -71,12 +71,12 @@ def test_seconds_are_added_over_the_times_a_run_was_taken_up(tmp_path):
 
 def test_budgets_scale_every_stage_alike(configs):
     """A pass of one sample is the unit: 6 for consistency by Heun, 13 for dmd2 at ratio 1."""
-    entry = enter(configs[0], 6 * 8 * 50, seeds=2)
+    (entry,) = enter(configs[0], [6 * 8 * 50], seeds=2)
     assert [run.seed for run in entry.runs] == [0, 1]
     assert [run.stages[0].training.updates for run in entry.runs] == [50, 50]
     assert {run.name for run in entry.runs} == {"one-2.4e03-0", "one-2.4e03-1"}
     two = replace(configs[1], stages=[*configs[0].stages, *configs[1].stages])
-    (run,) = enter(two, 10 * (3 * 8 * 6 + 2 * 8 * 13), seeds=1).runs
+    ((run,),) = [e.runs for e in enter(two, [10 * (3 * 8 * 6 + 2 * 8 * 13)], seeds=1)]
     assert [stage.training.updates for stage in run.stages] == [30, 20]
 
 

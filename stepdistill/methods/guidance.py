@@ -42,9 +42,8 @@ class Guidance(Method):
         return (Turn("student", self.loss),)
 
     def loss(self, p: Players, batch: Batch) -> Loss:
-        (low, high), b = self.guidance, len(batch.x0)
-        p = p.at_guidance(low + (high - low) * torch.rand(b, generator=batch.local))
-        t = self.time.draw(p.student.process, b, batch.local)
+        p = p.at_guidance(batch.uniform(*self.guidance))
+        t = self.time.draw(p.student.process, len(batch.x0), batch.local)
         x_t = p.student.process.add_noise(batch.x0, batch.noise(), t)
 
         with torch.no_grad():

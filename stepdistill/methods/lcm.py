@@ -47,9 +47,7 @@ class Lcm(OnTrajectory):
         grid, (n, after) = self.times(p.student.process), self.neighbours(batch)
         times = Times(grid[n], grid[after], torch.full_like(grid[n], grid[-1]))
         if self.guidance is not None:
-            low, high = self.guidance
-            w = low + (high - low) * torch.rand(len(n), generator=batch.local)
-            p = p.at_guidance(w)
+            p = p.at_guidance(batch.uniform(*self.guidance))
 
         guess, goal = agreement(p, batch, times, self.solver)
         return Loss({"lcm": self.error(guess, goal)})

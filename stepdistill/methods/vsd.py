@@ -57,8 +57,7 @@ class Vsd(Matching):
         """The teacher, at a guidance of each sample's own if it is drawn."""
         if self.guidance is None:
             return teacher
-        (low, high), b = self.guidance, len(batch.x0)
-        return replace(teacher, w=low + (high - low) * torch.rand(b, generator=batch.local))
+        return replace(teacher, w=batch.uniform(*self.guidance))
 
     def alike(self, critic: AnyDenoiser, teacher: AnyDenoiser) -> AnyDenoiser:
         """The critic, guided as the teacher is, or as `entropy` asks."""
