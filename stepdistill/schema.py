@@ -54,6 +54,7 @@ NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 Decay = Annotated[float, Range(0, 1, below=True)]
 Bend = Annotated[float, Range(0.01, 100)]  # shifts and exponents of grids
+Start = Annotated[float, Range(0.1, 1)]  # of a grid, a share of the way from clean data to noise
 
 
 def fit(kind: Any, value: Any, key: str = "") -> Any:
@@ -218,7 +219,7 @@ def shown(value: Any) -> str:
 
 
 def did_you_mean(word: Any, known: Collection[Any]) -> str:
-    """"; did you mean …?" with the nearest of `known`, or nothing."""
+    """ "; did you mean …?" with the nearest of `known`, or nothing."""
     names = {str(name).lower(): name for name in known}
     near = get_close_matches(str(word).lower()[:SHOWN], names, n=1)
     return f"; did you mean '{names[near[0]]}'?" if near else ""

@@ -46,6 +46,8 @@ CASES = {
     "table, one step": ("digits-consistency-vp", ("sampler.steps=[1]", "evaluation.steps=[1]")),
     "table, deterministic": ("digits-consistency-vp", ("sampler.gamma=0",)),
     "table, re-noised": ("digits-consistency-vp", ("sampler.gamma=1",)),
+    "labels, from less noise": ("digits-sid", ("sampler.grid.start=0.7",)),
+    "table, from less noise": ("digits-tdm-vp", ("sampler.grid={name: uniform, start: 0.6}",)),
     "told where it goes": ("digits-ctm", (*LOUD, "sampler.gamma=0.4")),
     "told its guidance": ("digits-lcm", (*LOUD, "guidance=2.5")),
     "adapters": ("digits-agd", LOUD),

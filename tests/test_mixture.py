@@ -1,6 +1,7 @@
 """The five-mode mixture: distillation with an exact teacher, scored by energy distance."""
 
 import time
+from dataclasses import dataclass
 from statistics import fmean
 
 import pytest
@@ -16,14 +17,14 @@ from toys import (
 )
 
 from stepdistill.adapters import load_own
-from stepdistill.data import stream
-from stepdistill.denoiser import Denoiser
-from stepdistill.method import load
+from stepdistill.data import Drawn, stream
+from stepdistill.denoiser import Denoiser, GaussianMixture
+from stepdistill.method import Method, Players, Trajectory, load
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.dmd2 import Dmd2
 from stepdistill.pairs import Pairs
 from stepdistill.roles import Casting, cast
-from stepdistill.solver import Sampler
+from stepdistill.solver import Sampler, solve_ode
 from stepdistill.times import Grid, TimeLaw
 from stepdistill.trainer import Optimiser, Trainer, Training
 
@@ -31,45 +32,65 @@ SAMPLES = 4000
 GATE = 0.012
 
 
-def one_step_energy(seed: int, updates: int) -> float:
-    """Distil an MLP from scratch; the energy distance of its one-step samples to the truth."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = mlp_denoiser()
-    mixture, method = five_modes(), Consistency()
-    rate = Optimiser(lr=1e-3, warmup=50, schedule="cosine")
-    training = Training(updates=updates, batch=256, optimiser=rate, average=0.99, target=0.95)
-    teacher = MixtureTeacher(mixture, student)
-    players = cast(method, teacher, Casting(target=training.target))
-    data = MixtureData(mixture)
+@dataclass(frozen=True)
+class MixturePairs:
+    """The ends of the exact teacher's trajectories, and the noise they began with."""
+
+    path: Trajectory
+
+    @classmethod
+    def of(cls, mixture: GaussianMixture, n: int, generator: torch.Generator) -> "MixturePairs":
+        noise, times = torch.randn(n, 2, generator=generator), Grid().times(mixture.process, 16)
+        ends = torch.stack(list(solve_ode(mixture, noise, times, solver="heun")), 1)
+        return cls(Trajectory(times, ends, ends[:, 1:], torch.ones(n)))
+
+    def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
+        row = torch.randint(len(self.path.x), (size,), generator=local)
+        path = Trajectory(self.path.times, *(v[row] for v in self.path[1:]))
+        return Drawn(path.x[:, -1], None, path)
+
+
+def distil(
+    method: Method, base: Denoiser, sampler: Sampler, training: Training, seed: int
+) -> Players:
+    """The players after training from `base`, by the exact teacher; the student is the average."""
+    mixture = five_modes()
+    casting = Casting(sampler, target=training.target, extras=method.extras, seed=(seed,))
+    players = cast(method, MixtureTeacher(mixture, base), casting)
+    pairs = MixturePairs.of(mixture, SAMPLES, stream(seed, 8)) if method.needs_cache else None
+    data = pairs or MixtureData(mixture)
     trainer = Trainer(method, players, data, training, Accelerator(cpu=True), (seed,))
     while not trainer.done:
         trainer.step()
     load_own(players.student.net, trainer.averaged())
-    return energy(players.student, seed)
+    return players
+
+
+def energy(players: Players, seed: int) -> float:
+    """Energy distance of samples in the student's fewest steps to the truth."""
+    noise = torch.randn(SAMPLES, 2, generator=stream(seed, 5))
+    student, sampler = players.student, players.sampler
+    with torch.no_grad():
+        made = sampler.draw(student, noise, min(sampler.steps), None, stream(seed, 6))
+    return energy_distance(made, five_modes().sample(SAMPLES, stream(seed, 7))[0])
+
+
+def one_step_energy(seed: int, updates: int) -> float:
+    """Consistency distillation of an MLP from scratch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        base = mlp_denoiser()
+    rate = Optimiser(lr=1e-3, warmup=50, schedule="cosine")
+    training = Training(updates=updates, batch=256, optimiser=rate, average=0.99, target=0.95)
+    return energy(distil(Consistency(), base, Sampler((1,)), training, seed), seed)
 
 
 def dmd2_energy(seed: int, updates: int) -> float:
-    """DMD2 from an MLP that has seen the data; its one-step samples' energy distance."""
-    method = Dmd2(gan=0.03, gan_critic=0.1)
+    """DMD2 from an MLP that has seen the data."""
     rates = Optimiser(lr=5e-4, warmup=20, schedule="cosine"), Optimiser(lr=1e-3)
     training = Training(updates, 256, 1, *rates, average=0.99)
-    teacher = MixtureTeacher(five_modes(), pretrained(updates=1500, seed=seed))
-    players = cast(method, teacher, Casting(Sampler((1,)), seed=(seed,)))
-    data = MixtureData(five_modes())
-    trainer = Trainer(method, players, data, training, Accelerator(cpu=True), (seed,))
-    while not trainer.done:
-        trainer.step()
-    load_own(players.student.net, trainer.averaged())
-    return energy(players.student, seed)
-
-
-def energy(student: Denoiser, seed: int) -> float:
-    """Of one-step samples, to the truth."""
-    noise = torch.randn(SAMPLES, 2, generator=stream(seed, 5))
-    with torch.no_grad():
-        made = Sampler().draw(student, noise, 1, None, stream(seed, 6))
-    return energy_distance(made, five_modes().sample(SAMPLES, stream(seed, 7))[0])
+    method, base = Dmd2(gan=0.03, gan_critic=0.1), pretrained(updates=1500, seed=seed)
+    return energy(distil(method, base, Sampler((1,)), training, seed), seed)
 
 
 def test_energy_distance_sees_a_lost_mode():
@@ -131,29 +152,49 @@ FAMILIES = {
 
 
 def family_energy(case: str, seed: int) -> float:
-    """From an MLP that has seen the data; the energy distance of its fewest steps' samples."""
+    """From an MLP that has seen the data."""
     settings, sampler, lr, updates, target = FAMILIES[case]
     method = load(case.partition(",")[0])(**settings)
     rate = Optimiser(lr=lr, warmup=50, schedule="cosine")
     training = Training(updates, 256, 1, rate, average=0.998, target=target)
-    casting = Casting(sampler, target=target, extras=method.extras, seed=(seed,))
-    mixture = five_modes()
-    base = pretrained(updates=1500, seed=seed)
-    players = cast(method, MixtureTeacher(mixture, base), casting)
-    data, accelerator = MixtureData(mixture), Accelerator(cpu=True)
-    trainer = Trainer(method, players, data, training, accelerator, (seed,))
-    while not trainer.done:
-        trainer.step()
-    load_own(players.student.net, trainer.averaged())
-    noise = torch.randn(SAMPLES, 2, generator=stream(seed, 5))
-    with torch.no_grad():
-        made = sampler.draw(players.student, noise, sampler.steps[0], None, stream(seed, 6))
-    return energy_distance(made, mixture.sample(SAMPLES, stream(seed, 7))[0])
+    return energy(
+        distil(method, pretrained(updates=1500, seed=seed), sampler, training, seed), seed
+    )
 
 
 @pytest.mark.full(shard="mixture-families")
 @pytest.mark.parametrize("case", FAMILIES)
 def test_every_family_passes_the_gate(case, figure):
     energies = [family_energy(case, seed) for seed in range(3)]
+    figure(f"energy distance, {case}, mean of 3 seeds", fmean(energies))
+    assert fmean(energies) <= GATE
+
+
+UNIFORM = {"time": TimeLaw(low=0.02, high=0.98), "critic_time": TimeLaw()}
+# method → (settings, sampler, the student's learning rate, updates)
+MATCHING = {
+    "dmd": ({"ratio": 2}, Sampler((1,)), 5e-4, 1500),
+    "f_distill": ({"gan": 0.03, "gan_critic": 0.1}, Sampler((1,)), 5e-4, 800),
+    "diff_instruct": ({**UNIFORM, "ratio": 5}, Sampler((1,)), 5e-4, 1500),
+    "sid": ({**UNIFORM, "ratio": 5, "a": 1.0}, Sampler((1,)), 5e-4, 1500),
+    "vsd": ({"ratio": 5}, Sampler((1,)), 5e-4, 1500),
+    "tdm": ({"ratio": 5}, Sampler((4,), gamma=0.0), 5e-4, 1500),
+    "ladd": ({}, Sampler((1,)), 2e-4, 2000),
+}
+
+
+def matching_energy(case: str, seed: int) -> float:
+    """From an MLP that has seen the data, the critic faster than the student."""
+    settings, sampler, lr, updates = MATCHING[case]
+    rates = Optimiser(lr=lr, warmup=20, schedule="cosine"), Optimiser(lr=1e-3)
+    training = Training(updates, 256, 1, *rates, average=0.99)
+    method, base = load(case)(**settings), pretrained(updates=1500, seed=seed)
+    return energy(distil(method, base, sampler, training, seed), seed)
+
+
+@pytest.mark.full(shard="mixture-matching")
+@pytest.mark.parametrize("case", MATCHING)
+def test_every_way_of_matching_passes_the_gate(case, figure):
+    energies = [matching_energy(case, seed) for seed in range(3)]
     figure(f"energy distance, {case}, mean of 3 seeds", fmean(energies))
     assert fmean(energies) <= GATE

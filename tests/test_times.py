@@ -36,6 +36,20 @@ def test_grids_fall_from_noise_to_clean_data(name, grid, n):
     assert float(times[-2]) >= process.t_min * (1 - 1e-12)
 
 
+@names
+def test_a_grid_may_begin_below_pure_noise(name):
+    process = PROCESSES[name]
+    whole, part = Grid().times(process, 4), Grid(start=0.5).times(process, 2)
+    assert torch.allclose(part, whole[2:], rtol=1e-12)
+    with pytest.raises(ValueError, match="grid 'karras' begins at t_max"):
+        Grid("karras", start=0.5)
+
+
+def test_sids_first_noise_level_under_rectified_flow():
+    (t, _) = Grid(start=0.7142857).times(PROCESSES["rf"], 1)
+    assert float(t / (1 - t)) == pytest.approx(2.5, abs=1e-5)
+
+
 @pytest.mark.parametrize("grid", GRIDS + ("trailing",))
 def test_grids_without_steps_are_refused(grid):
     with pytest.raises(ValueError, match="at least one step, got 0"):

@@ -81,8 +81,8 @@ class FewStepPipeline(DiffusionPipeline):
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device)
         times, clean = self._times(num_inference_steps), 0.0 if self._is_flow() else -1.0
-        # Pure noise has unit variance in both families, whatever σ a table ends with.
-        x = latents.to(self._execution_device, torch.float32)
+        # A table's states have unit variance at every time, whatever its σ there; a flow's have σ.
+        x = latents.to(self._execution_device, torch.float32) * (times[0] if self._is_flow() else 1)
         for i, t in enumerate(self.progress_bar(times)):
             after = clean if i + 1 == len(times) else times[i + 1]
             s = after - self.config.gamma * (after - clean)
