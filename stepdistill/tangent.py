@@ -23,13 +23,16 @@ def derivative(
     at: tuple[Tensor, Tensor],
     along: tuple[Tensor, Tensor],
     mode: Mode = "forward",
+    step: float = STEP,
 ) -> tuple[Tensor, Tensor]:
-    """(F, dF), each (b, *event), at (x, t) along (ẋ, ṫ); x and ẋ (b, *event), t and ṫ (b,)."""
+    """(F, dF), each (b, *event), at (x, t) along (ẋ, ṫ); x and ẋ (b, *event), t and ṫ (b,).
+
+    step: h of a central difference."""
     if mode == "forward":
         return torch.func.jvp(f, at, along)
     (x, t), (dx, dt) = at, along
-    ahead, behind = (f(x + h * dx, t + h * dt) for h in (STEP, -STEP))
-    return f(x, t), (ahead - behind) / (2 * STEP)
+    ahead, behind = (f(x + h * dx, t + h * dt) for h in (step, -step))
+    return f(x, t), (ahead - behind) / (2 * step)
 
 
 def unit(x: Tensor, floor: float) -> Tensor:

@@ -10,6 +10,7 @@ from cases import PROCESSES, at, close, normal
 from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from oracle import M, S, batch
 
+from eval.mixture import MLP
 from stepdistill.adapters import AdapterView
 from stepdistill.adversary import Pair, judged
 from stepdistill.critic import Critic
@@ -143,7 +144,7 @@ def test_without_a_judge_there_is_no_turn_and_no_term():
 @methods
 def test_passes_are_those_counted(method):
     """Teacher's network counts as trained where a gradient passes it, else as frozen."""
-    net = Denoiser(toys.MLP(32), PROCESSES["rf"], "flow", block="body.1")
+    net = Denoiser(MLP(32), PROCESSES["rf"], "flow", block="body.1")
     counts = {name: Counted(net) for name in ("student", "teacher", "critic", "target")}
     head = torch.nn.Linear(32, 1)
     critic = Critic(counts["critic"], head, [net.net.body[1]], frozen=True)

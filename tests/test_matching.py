@@ -10,7 +10,6 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-import toys
 from cases import at, close, normal
 from scipy import integrate, stats
 from test_dmd2 import (
@@ -35,6 +34,7 @@ from test_dmd2 import (
 )
 from torch import nn
 
+from eval.mixture import MLP
 from stepdistill.critic import Critic
 from stepdistill.denoiser import Denoiser, GaussianMixture, Guided
 from stepdistill.method import Batch, Players, Trajectory
@@ -379,7 +379,7 @@ class Noting:
 
 def test_ladd_is_a_hinge_on_noised_samples_and_data():
     process, n = RectifiedFlow(), 64
-    student, critic = Denoiser(toys.MLP(32), process, "flow"), Noting(process)
+    student, critic = Denoiser(MLP(32), process, "flow"), Noting(process)
     p = Players(student, None, critic, sampler=Sampler((1,)))
     given = replace(batch_of((n, 2)), x0=normal(5, n, 2).float())
     loss = Ladd().student_loss(p, given)

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from toys import (
+from toys import guided_paths
+
+from eval.mixture import (
     MixtureData,
     MixtureTeacher,
     energy_distance,
     five_modes,
-    guided_paths,
     mlp_denoiser,
     pretrained,
 )
-
 from stepdistill.adapters import load_own
 from stepdistill.averages import trainable
 from stepdistill.catalogue import catalogue, markdown

@@ -1,4 +1,4 @@
-"""Small players and methods the tests train: a tiny UNet, an MLP, the five-mode mixture."""
+"""Small players and methods the tests train: a tiny UNet, a cycle like DMD2's, guided paths."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +12,7 @@ from stepdistill.critic import Critic, denoising_loss, fooling_loss, pull, realn
 from stepdistill.data import Drawn, Images, stream
 from stepdistill.denoiser import Denoiser, GaussianMixture, Guided
 from stepdistill.method import Batch, Loss, Method, Passes, Players, Sample, Trajectory, Turn
-from stepdistill.process import NoiseProcess, Prediction, RectifiedFlow
+from stepdistill.process import NoiseProcess, RectifiedFlow
 from stepdistill.solver import Sampler, ddim_step, rollout, start
 from stepdistill.times import Grid, TimeLaw
 
@@ -110,42 +110,6 @@ class AdversarialCycle(Method):
         return Loss({"score": score, "realness": self.gan * gan})
 
 
-class MLP(nn.Module):
-    """3×width SiLU on two numbers and sines of the time."""
-
-    def __init__(self, width: int = 128, dimension: int = 2) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", torch.exp(torch.linspace(0, 4, 8)))
-        layers: list[nn.Module] = [nn.Linear(dimension + 16, width), nn.SiLU()]
-        for _ in range(2):
-            layers += [nn.Linear(width, width), nn.SiLU()]
-        self.body = nn.Sequential(*layers, nn.Linear(width, dimension))
-
-    def forward(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
-        phase = t.to(x)[:, None] * self.frequencies.to(x)
-        return self.body(torch.cat([x, phase.sin(), phase.cos()], 1))
-
-
-def five_modes(process: NoiseProcess | None = None) -> GaussianMixture:
-    """The five-mode ring: radius 1.5, std 0.35, weights 0.3, 0.25, 0.2, 0.15, 0.1."""
-    angle = torch.arange(5) * (2 * torch.pi / 5)
-    means = 1.5 * torch.stack([angle.cos(), angle.sin()], 1)
-    weights = torch.tensor([0.3, 0.25, 0.2, 0.15, 0.1])
-    return GaussianMixture(means, 0.35, process or RectifiedFlow(), weights)
-
-
-@dataclass(frozen=True)
-class MixtureData:
-    """Fresh exact samples, without conditions, or with the components they come from."""
-
-    mixture: GaussianMixture
-    labelled: bool = False
-
-    def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
-        x, k = self.mixture.sample(size, local)
-        return Drawn(x, k if self.labelled else None)
-
-
 def guided_paths(
     mixture: GaussianMixture,
     n: int,
@@ -166,48 +130,3 @@ def guided_paths(
         states.append(ddim_step(process, at_t, s.expand(n)))
     path = Trajectory(times, torch.stack(states, 1), torch.stack(guesses, 1), w)
     return Drawn(states[-1], cond, path)
-
-
-def energy_distance(a: Tensor, b: Tensor) -> float:
-    """2 E|a − b| − E|a − a′| − E|b − b′|, without self-pairs."""
-    within = [torch.pdist(x.double()).mean() for x in (a, b)]
-    return float(2 * torch.cdist(a.double(), b.double()).mean() - within[0] - within[1])
-
-
-def mlp_denoiser(process: NoiseProcess | None = None, prediction: Prediction = "flow") -> Denoiser:
-    """An untrained MLP on two numbers."""
-    process = process or RectifiedFlow()
-    parts = {"block": "body.3", "embedding": "body.0", "places": ("body.1", "body.3")}
-    return Denoiser(MLP(), process, prediction, **parts)
-
-
-class MixtureTeacher:
-    """What `cast` reads of a teacher: an exact one, and the network that players start from."""
-
-    event = (2,)
-    w = 1.0
-
-    def __init__(self, mixture: GaussianMixture, base: Denoiser, labelled: bool = False) -> None:
-        self.guided = Guided(mixture, 1.0, mixture.null) if labelled else mixture
-        self.denoiser, self.classes = base, len(mixture.means) if labelled else None
-
-    def labels(self, n: int) -> Tensor | None:
-        return None if self.classes is None else torch.arange(n) % self.classes
-
-
-def pretrained(process: NoiseProcess | None = None, updates: int = 400, seed: int = 0) -> Denoiser:
-    """An MLP that has seen the data: where distillation starts."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = mlp_denoiser(process)
-    process, mixture = student.process, five_modes(student.process)
-    optimiser = torch.optim.Adam(student.net.parameters(), 3e-3)
-    for k in range(updates):
-        g = stream(3, seed, k)
-        x0, _ = mixture.sample(128, g)
-        t = process.t_min + torch.rand(128, generator=g).double() * (process.t_max - process.t_min)
-        loss = denoising_loss(student, x0, torch.randn(128, 2, generator=g), t, None)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return student

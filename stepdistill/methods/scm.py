@@ -21,7 +21,7 @@ from ..method import Batch, Loss, Method, Passes, Players, Turn
 from ..process import TrigFlow, per_sample
 from ..schema import Positive, Share
 from ..solver import Sampler
-from ..tangent import Mode, derivative, unit
+from ..tangent import STEP, Mode, derivative, unit
 from ..times import TimeLaw
 
 END = 1e-4  # how far training stays below pure noise, where forward mode divides by zero
@@ -29,11 +29,16 @@ END = 1e-4  # how far training stays below pure noise, where forward mode divide
 
 @dataclass(frozen=True)
 class Scm(Method):
-    """sigma_data: σ_d.  time: law of t.  tangent: how dF/dt is found.  floor: c."""
+    """sigma_data: σ_d.  time: law of t.  tangent: how dF/dt is found.  floor: c.
+
+    step: of the tangent `difference`, a share of sin t cos t. A network that embeds its time in
+    fast sines wiggles in t, which drowns an exact tangent: a wide step looks past that.
+    """
 
     sigma_data: Positive = 0.5
     time: TimeLaw = TimeLaw("log_normal", mean=-1.0, std=1.4)
     tangent: Mode = "forward"
+    step: Positive = STEP
     floor: Positive = 0.1
     warmup: Share = 0.1
     adaptive: bool = True
@@ -76,7 +81,7 @@ class Scm(Method):
         both = t.cos() * t.sin()
         cos, cos_sin = per_sample(x_t, t.cos(), both)
         along = (cos_sin * velocity, both)
-        now, change = derivative(field, (x_t, t), along, self.tangent)
+        now, change = derivative(field, (x_t, t), along, self.tangent, self.step)
         toward_teacher = -(cos**2) * (self.sigma_data * now - velocity)
         return now, toward_teacher - r * (cos_sin * x_t + self.sigma_data * change)
 
