@@ -1,11 +1,14 @@
 """The five-mode mixture: distillation with an exact teacher, scored by energy distance."""
 
+import json
 import time
+from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
 
+from eval import mixture
 from eval.mixture import (
     CASES,
     distil,
@@ -16,6 +19,7 @@ from eval.mixture import (
     pretrained,
     trained,
 )
+from stepdistill.contest import over_seeds
 from stepdistill.data import stream
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.dmd2 import Dmd2
@@ -23,6 +27,7 @@ from stepdistill.solver import Sampler
 from stepdistill.trainer import Optimiser, Training
 
 GATE = 0.012
+RESULTS = Path(__file__).resolve().parents[1] / "eval" / "results" / "mixture"
 
 
 def one_step_energy(seed: int, updates: int) -> float:
@@ -88,3 +93,38 @@ def test_every_family_passes_the_gate(case, figure):
 @pytest.mark.parametrize("case", MATCHING)
 def test_every_way_of_matching_passes_the_gate(case, figure):
     assert mean_of_seeds(case, figure) <= GATE
+
+
+def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixture, "BUDGETS", (20_000, 40_000))
+    monkeypatch.setattr(mixture, "CASES", {name: CASES[name] for name in ("dmd", "tdm")})
+    mixture.main(tmp_path, 1)
+    whole = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert len(whole) == 4 and (tmp_path / "comparison.png").stat().st_size > 0
+    (tmp_path / "rows.jsonl").write_text("\n".join(whole[:3]) + "\n")
+    mixture.main(tmp_path, 1)
+    again = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert again[:3] == whole[:3]
+    assert json.loads(again[3])["energy"] == json.loads(whole[3])["energy"]
+    table = (tmp_path / "README.md").read_text()
+    assert table.count("| `dmd` |") == table.count("| `tdm` |") == 2
+
+
+@pytest.mark.full(shard="mixture-comparison")
+def test_the_committed_comparison_lies_inside_a_reruns_intervals(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixture, "BUDGETS", mixture.BUDGETS[:1])
+    mixture.main(tmp_path, 3)
+    committed, rerun = (energies(folder) for folder in (RESULTS, tmp_path))
+    for name in CASES:
+        _, low, high = over_seeds(rerun[name])
+        assert low - mixture.NOISE <= fmean(committed[name]) <= high + mixture.NOISE, name
+
+
+def energies(folder: Path) -> dict[str, list[float]]:
+    """Energy distances of the seeds by method, at the first budget."""
+    found: dict[str, list[float]] = {}
+    for line in (folder / "rows.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["budget"] == mixture.BUDGETS[0]:
+            found.setdefault(row["method"], []).append(row["energy"])
+    return found
