@@ -82,7 +82,7 @@ CASES = {
     "diff_instruct": Case({**UNIFORM, "ratio": 5}, 1500, lr=5e-4),
     "sid": Case({**UNIFORM, "ratio": 5, "a": 1.0}, 1500, lr=5e-4),
     "tdm": Case({"ratio": 5}, 1500, Sampler((4,), gamma=0.0), lr=5e-4),
-    "ladd": Case({}, 2000, lr=2e-4),
+    "ladd": Case({"ratio": 2}, 2000, lr=2e-4),
     "vsd": Case({"ratio": 5}, 1500, lr=5e-4),
 }
 
