@@ -188,9 +188,23 @@ MUTATIONS = (
     Mutation(
         "grid that stops above clean data",
         "times.py",
-        "return process.t_clean + u * (process.t_max - process.t_clean)",
-        "return process.t_min + u * (process.t_max - process.t_min)",
+        "return process.t_clean + self.start * u * (process.t_max - process.t_clean)",
+        "return process.t_min + self.start * u * (process.t_max - process.t_min)",
         ("test_times.py::test_grids_fall_from_noise_to_clean_data",),
+    ),
+    Mutation(
+        "a grid that begins at pure noise whatever is asked",
+        "times.py",
+        "process.t_clean + self.start * u",
+        "process.t_clean + u",
+        ("test_times.py::test_a_grid_may_begin_below_pure_noise",),
+    ),
+    Mutation(
+        "a difference of another step than asked",
+        "tangent.py",
+        "/ (2 * step)",
+        "/ (2 * STEP)",
+        ("test_scm.py::test_a_wide_difference_is_a_difference",),
     ),
     Mutation(
         "trailing timesteps rounded from another expression",
@@ -288,7 +302,9 @@ MUTATIONS = (
         "matching.py",
         "p.carry if carried else self.fresh(p, batch)",
         "self.fresh(p, batch)",
-        ("test_dmd2.py::test_the_first_critic_turn_takes_the_carried_sample_and_the_others_fresh_ones",),
+        (
+            "test_dmd2.py::test_the_first_critic_turn_takes_the_carried_sample_and_the_others_fresh_ones",
+        ),
     ),
     Mutation(
         "carried sample under another label",
@@ -399,10 +415,7 @@ MUTATIONS = (
         "    if casting.start is not None:\n"
         "        load_own(denoiser.net, casting.start)\n"
         "    if not method.needs_head:\n",
-        (
-            "test_roles.py::"
-            "test_a_next_stage_starts_from_the_averaged_student_and_a_new_critic",
-        ),
+        ("test_roles.py::test_a_next_stage_starts_from_the_averaged_student_and_a_new_critic",),
     ),
     Mutation(
         "first weights from whatever was drawn before",
@@ -442,8 +455,8 @@ MUTATIONS = (
     Mutation(
         "the teacher's guidance off by one where a method draws it",
         "method.py",
-        'replace(self.student, w=w), replace(self.teacher, w=w)',
-        'replace(self.student, w=w), replace(self.teacher, w=w + 1)',
+        "replace(self.student, w=w), replace(self.teacher, w=w)",
+        "replace(self.student, w=w), replace(self.teacher, w=w + 1)",
         ("test_trajectory.py::test_lcm_draws_guidance_for_teacher_and_students_alike",),
     ),
     Mutation(
@@ -456,8 +469,8 @@ MUTATIONS = (
     Mutation(
         "sCM's tangent of the other sign",
         "methods/scm.py",
-        'return now, toward_teacher - r *',
-        'return now, toward_teacher + r *',
+        "return now, toward_teacher - r *",
+        "return now, toward_teacher + r *",
         ("test_scm.py::test_the_tangent_vanishes_at_the_exact_consistency_function",),
     ),
     Mutation(
@@ -470,15 +483,15 @@ MUTATIONS = (
     Mutation(
         "sCM's tangent not normalised",
         "methods/scm.py",
-        'before - unit(g, self.floor)',
-        'before - g',
+        "before - unit(g, self.floor)",
+        "before - g",
         ("test_scm.py::test_the_gradient_with_respect_to_the_network_is_the_formulas",),
     ),
     Mutation(
         "sCM's variance with the other sign",
         "methods/scm.py",
-        '(square * (-u).exp() + u)',
-        '(square * u.exp() + u)',
+        "(square * (-u).exp() + u)",
+        "(square * u.exp() + u)",
         ("test_scm.py::test_the_gradient_with_respect_to_the_network_is_the_formulas",),
     ),
     Mutation(
@@ -491,15 +504,15 @@ MUTATIONS = (
     Mutation(
         "CTM's goal asked at the student's time",
         "methods/ctm.py",
-        'goal = jump(p.student, x_u, u, end, batch.cond)',
-        'goal = jump(p.student, x_u, t, end, batch.cond)',
+        "goal = jump(p.student, x_u, u, end, batch.cond)",
+        "goal = jump(p.student, x_u, t, end, batch.cond)",
         ("test_ctm.py::test_exact_maps_have_no_loss",),
     ),
     Mutation(
         "ECT's sigmoid mirrored",
         "pairs.py",
-        'torch.sigmoid(-self.b * u)',
-        'torch.sigmoid(self.b * u)',
+        "torch.sigmoid(-self.b * u)",
+        "torch.sigmoid(self.b * u)",
         ("test_consistency_training.py::test_the_ratio_is_ects",),
     ),
     Mutation(
@@ -512,15 +525,15 @@ MUTATIONS = (
     Mutation(
         "TCM's frozen start above the cut",
         "methods/consistency_training.py",
-        's < self.cut_time(p.student.process))\n        return',
-        's > self.cut_time(p.student.process))\n        return',
+        "s < self.cut_time(p.student.process))\n        return",
+        "s > self.cut_time(p.student.process))\n        return",
         ("test_consistency_training.py::test_below_the_cut_the_goal_is_the_frozen_starts",),
     ),
     Mutation(
         "AGD's answer of another state",
         "methods/agd.py",
-        'path.x0[row, j], path.times[j]',
-        'path.x0[row, j - 1], path.times[j]',
+        "path.x0[row, j], path.times[j]",
+        "path.x0[row, j - 1], path.times[j]",
         ("test_guidance.py::test_agds_loss_is_over_the_cached_states",),
     ),
     Mutation(

@@ -84,6 +84,14 @@ def test_forward_mode_is_the_difference(name):
     assert float((forward - difference).abs().max() / forward.abs().max()) < 1e-4
 
 
+def test_a_wide_difference_is_a_difference():
+    x, t = normal(0, 4, 2), at(0.7, 4)
+    _, d = derivative(
+        lambda x, t: x + t[:, None] ** 3, (x, t), (2 * x, t**0), "difference", step=0.5
+    )
+    close(d, 2 * x + (3 * t**2 + 0.5**2)[:, None], 1e-12)
+
+
 def test_without_a_tangent_it_matches_the_teacher():
     """r = 0: g = −cos² t (σ_d F − ẋ), as at the start of training."""
     student, x = Rescheduled(view("rf"), TRIG), normal(1, 5, 2)
