@@ -247,23 +247,26 @@ def rows(done: list[Row], seeds: int) -> Iterator[Row]:
     """What is not done yet, trained one after another."""
     made = {(row.method, row.budget, row.seed) for row in done}
     for budget in BUDGETS:
-        for name, case in CASES.items():
+        for name in CASES:
             for seed in range(seeds):
                 if (name, budget, seed) not in made:
-                    yield row_of(name, case, budget, seed)
+                    yield row_of(name, budget, seed)
 
 
-def row_of(name: str, case: Case, budget: int, seed: int) -> Row:
+def row_of(name: str, budget: int, seed: int) -> Row:
     """One training and its score."""
-    cost = method_of(name).passes(case.sampler).work(1)
-    updates = max(1, round(budget / (BATCH * cost)))
-    base(seed)
+    sampler = CASES[name].sampler
+    updates = max(1, round(budget / (BATCH * method_of(name).passes(sampler).work(1))))
+    base(seed)  # all methods share it, so none is charged for it
     start = time.perf_counter()
     players = trained(name, seed, updates)
     seconds = time.perf_counter() - start
-    steps = min(case.sampler.steps)
-    distance = energy(players, seed)
-    return Row(name, budget, seed, steps, updates, distance, seconds)
+    return Row(name, budget, seed, min(sampler.steps), updates, energy(players, seed), seconds)
+
+
+def seeds_of(done: list[Row], name: str, budget: int) -> list[Row]:
+    """The rows of a method at a budget, one a seed."""
+    return [row for row in done if (row.method, row.budget) == (name, budget)]
 
 
 def table(done: list[Row]) -> str:
@@ -273,13 +276,12 @@ def table(done: list[Row]) -> str:
     for budget in BUDGETS:
         found = []
         for name in CASES:
-            mine = [row for row in done if (row.method, row.budget) == (name, budget)]
-            if mine:
-                mean, low, high = over_seeds([row.energy for row in mine])
-                seconds = fmean(row.seconds for row in mine)
-                spread = f"{mean:.4f} ({low:.4f} – {high:.4f})"
-                cells = f"{spread} | {mine[0].updates:,} | {seconds:.0f}"
-                found.append((mean, f"| `{name}` | {budget:,} | {mine[0].steps} | {cells} |"))
+            mine = seeds_of(done, name, budget)
+            mean, low, high = over_seeds([row.energy for row in mine])
+            seconds = fmean(row.seconds for row in mine)
+            spread = f"{mean:.4f} ({low:.4f} – {high:.4f})"
+            cells = f"{spread} | {mine[0].updates:,} | {seconds:.0f}"
+            found.append((mean, f"| `{name}` | {budget:,} | {mine[0].steps} | {cells} |"))
         lines += [line for _, line in sorted(found)]
     about = __doc__.partition("\n\n")[2]
     return "\n".join(["# The five-mode mixture at equal cost", "", about, *lines, ""])
@@ -287,23 +289,19 @@ def table(done: list[Row]) -> str:
 
 def draw(file: Path, done: list[Row]) -> None:
     """Each method's energy distance, over seeds, and its seconds at each budget."""
-
-    def of(name: str, budget: int) -> list[Row]:
-        return [row for row in done if (row.method, row.budget) == (name, budget)]
-
-    largest = {name: [row.energy for row in of(name, BUDGETS[-1])] for name in CASES}
-    order = sorted((n for n in CASES if largest[n]), key=lambda n: fmean(largest[n]), reverse=True)
+    best = {n: fmean(row.energy for row in seeds_of(done, n, BUDGETS[-1])) for n in CASES}
+    order = sorted(CASES, key=lambda name: best[name], reverse=True)
     figure = Figure(figsize=(11, 6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     for budget, colour, shift in zip(BUDGETS, ("C1", "C0"), (0.15, -0.15)):
         for place, name in enumerate(order):
-            mean, low, high = over_seeds([row.energy for row in of(name, budget)])
+            mine = seeds_of(done, name, budget)
+            mean, low, high = over_seeds([row.energy for row in mine])
             left.plot((low, high), [place + shift] * 2, color=colour, linewidth=1.5)
             label = f"{budget:,} passes" if place == 0 else None
             left.plot(mean, place + shift, "o", color=colour, label=label)
-            seconds = fmean(row.seconds for row in of(name, budget))
-            right.plot(seconds, place + shift, "o", color=colour)
+            right.plot(fmean(row.seconds for row in mine), place + shift, "o", color=colour)
     left.axvspan(-NOISE, NOISE, color="grey", alpha=0.2, linewidth=0)
     steps = {name: min(CASES[name].sampler.steps) for name in order}
     names = [f"{n}, {steps[n]} step{'s' * (steps[n] > 1)}" for n in order]
@@ -319,14 +317,13 @@ def main(out: Path, seeds: int) -> None:
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     file = out / "rows.jsonl"
-    done = (
-        [Row(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
-    )
+    lines = file.read_text().splitlines() if file.exists() else []
+    done = [Row(**json.loads(line)) for line in lines]
     total = len(BUDGETS) * len(CASES) * seeds
     for row in rows(list(done), seeds):
         done.append(row)
-        with file.open("a") as stream_of_rows:
-            stream_of_rows.write(json.dumps(asdict(row)) + "\n")
+        with file.open("a") as log:
+            log.write(json.dumps(asdict(row)) + "\n")
         print(f"{len(done)} of {total}: {row.method}, {row.budget:,}: {row.energy:.4f}", flush=True)
     write_whole(out / "README.md", table(done))
     draw(out / "comparison.png", done)

@@ -219,7 +219,7 @@ def shown(value: Any) -> str:
 
 
 def did_you_mean(word: Any, known: Collection[Any]) -> str:
-    """ "; did you mean …?" with the nearest of `known`, or nothing."""
+    """The words "; did you mean …?" with the nearest of `known`, or nothing."""
     names = {str(name).lower(): name for name in known}
     near = get_close_matches(str(word).lower()[:SHOWN], names, n=1)
     return f"; did you mean '{names[near[0]]}'?" if near else ""

@@ -11,12 +11,12 @@ import torch
 from eval import mixture
 from eval.mixture import (
     CASES,
+    base,
     distil,
     energy,
     energy_distance,
     five_modes,
     mlp_denoiser,
-    pretrained,
     trained,
 )
 from stepdistill.contest import over_seeds
@@ -44,8 +44,8 @@ def dmd2_energy(seed: int, updates: int) -> float:
     """DMD2 from an MLP that has seen the data."""
     rates = Optimiser(lr=5e-4, warmup=20, schedule="cosine"), Optimiser(lr=1e-3)
     training = Training(updates, 256, 1, *rates, average=0.99)
-    method, start = Dmd2(gan=0.03, gan_critic=0.1), pretrained(updates=1500, seed=seed)
-    return energy(distil(method, start, Sampler((1,)), training, seed), seed)
+    method = Dmd2(gan=0.03, gan_critic=0.1)
+    return energy(distil(method, base(seed), Sampler((1,)), training, seed), seed)
 
 
 def test_energy_distance_sees_a_lost_mode():
