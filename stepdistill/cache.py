@@ -28,7 +28,7 @@ from .data import Drawn, shuffled, stream
 from .denoiser import Guided
 from .method import Trajectory
 from .schema import ConfigError, Count, Positive, Seed, Steps
-from .solver import OneStep, ode_step, start
+from .solver import EVALUATIONS, OneStep, ode_step, start
 from .teacher import Teacher, teacher_sampler
 
 MANIFEST = "manifest.json"
@@ -85,6 +85,12 @@ def bytes_of(teacher: Teacher, settings: CacheSettings) -> int:
     return settings.samples * row
 
 
+def passes_of(teacher: Teacher, settings: CacheSettings) -> int:
+    """Network passes of one sample that the cache will take: every state's answer, and its step."""
+    nfe = 2 if settings.guidance and teacher.classes else teacher.nfe
+    return settings.samples * settings.steps * (1 + EVALUATIONS[settings.solver]) * nfe
+
+
 @torch.no_grad()
 def trajectories(teacher: Teacher, settings: CacheSettings, k: int) -> dict[str, Tensor]:
     """The tensors of shard k, on the CPU."""
@@ -97,7 +103,8 @@ def trajectories(teacher: Teacher, settings: CacheSettings, k: int) -> dict[str,
     if teacher.classes is not None:
         cond = torch.randint(teacher.classes, (m,), generator=generator)
 
-    guided, labels = at_guidance(teacher, w), None if cond is None else cond.to(device)
+    guided = at_guidance(teacher, w) if settings.guidance else teacher.guided
+    labels = None if cond is None else cond.to(device)
     times = times_of(teacher, settings)
     x = start(guided.process, noise, times[0]).to(device)
     states, answers = [x], []

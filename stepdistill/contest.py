@@ -1,8 +1,8 @@
 """Methods at equal cost: `stepdistill compare A B … --budget 1e6 --seeds 3`.
 
-Every config is trained at every budget with every seed, the updates of its stages scaled by one
-factor. A budget counts network passes of one sample: a forward is 1, a forward and its backward 3,
-whoever's network; a guided teacher's call is 2. All students are scored on the same noise. The
+Every config is trained at every budget with every seed, the updates of its stages and the samples
+of its cache scaled by one factor. A budget counts network passes of one sample: a forward is 1, a
+forward and its backward 3, whoever's network; a guided teacher's call is 2. All students are scored on the same noise. The
 summary has, for each config, budget and number of steps, the mean over seeds and its 95 % interval.
 """
 
@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from .cache import passes_of
 from .checkpoint import write_whole
 from .comparison import compare, seconds_of
 from .config import Run
@@ -83,8 +84,9 @@ def enter(run: Run, budgets: Sequence[float], seeds: int) -> Iterator[Entry]:
         session = Session(run, Path(folder), Accelerator(cpu=True))
         costs = Course.of(session).costs
         held = max(sum(role.bytes for role in roles(session)) for _ in walk(session))
+        total = passes_of(session.teacher, run.cache) if run.cache else 0
     trainings = [stage.training for stage in run.stages]
-    total = sum(t.updates * t.batch * t.accumulation * c for t, c in zip(trainings, costs))
+    total += sum(t.updates * t.batch * t.accumulation * c for t, c in zip(trainings, costs))
     for budget in budgets:
         scaled = scale(run, budget / total)
         name = f"{run.name}-{budget:.3g}".replace("+", "")
@@ -93,10 +95,15 @@ def enter(run: Run, budgets: Sequence[float], seeds: int) -> Iterator[Entry]:
 
 
 def scale(run: Run, factor: float) -> Run:
-    """The run with `factor` times the updates in every stage, at least one."""
-    trainings = [s.training for s in run.stages]
-    trainings = [replace(t, updates=max(1, round(t.updates * factor))) for t in trainings]
-    return replace(run, stages=[replace(s, training=t) for s, t in zip(run.stages, trainings)])
+    """The run with `factor` times its updates and cached samples, at least one of each."""
+
+    def scaled(number: int) -> int:
+        return max(1, round(number * factor))
+
+    trainings = [replace(s.training, updates=scaled(s.training.updates)) for s in run.stages]
+    stages = [replace(s, training=t) for s, t in zip(run.stages, trainings)]
+    cache = run.cache and replace(run.cache, samples=scaled(run.cache.samples))
+    return replace(run, stages=stages, cache=cache)
 
 
 def summarise(entry: Entry, rows: Sequence[Row], runs: Path) -> Iterator[Summary]:

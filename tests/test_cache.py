@@ -56,6 +56,18 @@ def test_trajectories_are_the_guided_teachers(teacher, solver):
     assert torch.allclose(shard["states"][:, -1], x, atol=1e-6)
 
 
+@pytest.mark.parametrize("w, told", [(1.0, None), (2.0, None), (2.0, (1.0, 4.0))])
+@pytest.mark.parametrize("solver", ["ddim", "heun"])
+def test_its_passes_are_those_that_the_network_sees(w, told, solver):
+    teacher = Teacher.from_pipeline(load_pipeline("digits"), w)
+    settings = replace(SETTINGS, guidance=told, solver=solver)
+    seen = []
+    teacher.denoiser.net.register_forward_hook(lambda net, given, out: seen.append(len(given[0])))
+    for k in range(settings.shards):
+        cache.trajectories(teacher, settings, k)
+    assert sum(seen) == cache.passes_of(teacher, settings)
+
+
 def test_an_interrupted_build_equals_one_that_was_not(teacher, built, tmp_path, monkeypatch):
     """Killed between shards, with one half-written and one damaged: bit for bit the same."""
     other, real = tmp_path / "other", cache.write_shard

@@ -10,6 +10,7 @@ from stepdistill.comparison import compare, seconds_of
 from stepdistill.config import ConfigError, read
 from stepdistill.contest import contest, enter
 from stepdistill.evaluation.report import read_results
+from stepdistill.method import load
 
 SMALL = """
 name: {name}
@@ -78,6 +79,19 @@ def test_budgets_scale_every_stage_alike(configs):
     two = replace(configs[1], stages=[*configs[0].stages, *configs[1].stages])
     ((run,),) = [e.runs for e in enter(two, [10 * (3 * 8 * 6 + 2 * 8 * 13)], seeds=1)]
     assert [stage.training.updates for stage in run.stages] == [30, 20]
+
+
+def test_a_cache_is_paid_from_the_budget(tmp_path):
+    """128 trajectories of 4 DDIM steps take 8 passes each, 50 updates of 8 samples 3 or more."""
+    settings = {"name": "three", "method": "dmd", "settings": "{ratio: 1}", "updates": 50}
+    file = tmp_path / "three.yaml"
+    file.write_text(SMALL.format(**settings) + "cache: {samples: 128, steps: 4}\n")
+    run = read(str(file))
+    (method,) = [load(stage.method)() for stage in run.stages]
+    updates = 50 * 8 * method.passes(run.sampler).work(1)
+    (entry,) = enter(run, [(updates + 128 * 8) / 2], seeds=1)
+    assert entry.runs[0].cache.samples == 64
+    assert entry.runs[0].stages[0].training.updates == 25
 
 
 def test_a_contest_is_summed_up_over_seeds(configs, tmp_path):
