@@ -2,8 +2,9 @@
 
 Every config is trained at every budget with every seed, the updates of its stages and the samples
 of its cache scaled by one factor. A budget counts network passes of one sample: a forward is 1, a
-forward and its backward 3, whoever's network; a guided teacher's call is 2. All students are scored on the same noise. The
-summary has, for each config, budget and number of steps, the mean over seeds and its 95 % interval.
+forward and its backward 3, whoever's network; a guided teacher's call is 2. All students are scored
+on the same noise. The summary has, for each config, budget and number of steps, the mean over seeds
+and its 95 % interval.
 """
 
 import json

@@ -16,7 +16,7 @@ everything back, so watching changes no training.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from . import bands
 from .adapters import load_own, own_tensors
+from .bands import Stage
 from .data import stream
 from .denoiser import AnyDenoiser, Denoiser
 from .drift import compare
@@ -305,7 +307,8 @@ def complaint(name: str, value: float, allowed: tuple[float, float]) -> str:
 class Signal(NamedTuple):
     """A signal as last seen, the range it may be in, and what to make of it.
 
-    watch: out of its range, but not for long enough to be an alarm.
+    watch: out of its range, but not for long enough to be an alarm. usual: least and most of
+    healthy runs of the method at this point, where known.
     """
 
     name: str
@@ -313,6 +316,7 @@ class Signal(NamedTuple):
     low: float
     high: float
     verdict: Literal["healthy", "watch", "alarm"]
+    usual: bands.Range | None = None
 
 
 class Record(NamedTuple):
@@ -322,18 +326,28 @@ class Record(NamedTuple):
     alarms: list[str]
 
 
-def record_of(log: Iterable[dict[str, Any]], health: Health) -> Record:
+def record_of(log: Iterable[dict[str, Any]], health: Health, stages: Sequence[Stage]) -> Record:
     """The record of the rows of a run's log, whose limits were those of `health`."""
     rows = [row for row in log if row["player"] == "health"]
     told = [row for row in rows if "alarm" in row]
     alarms = [f"stage {r['stage'] + 1}, update {r['update']}: {r['text']}" for r in told]
-    probes = [row for row in rows if "alarm" not in row]
-    if not probes:
+    seen = list(probes(rows))
+    if not seen:
         return Record([], alarms)
-    last, signals = probes[-1], []
-    raised = {r["alarm"]: r["begins"] for r in told if r["stage"] == last["stage"]}
-    for name in (key for key in last if key not in PLACE):
+    (stage, update, last), signals = seen[-1], []
+    method, updates = stages[stage]
+    raised = {r["alarm"]: r["begins"] for r in told if r["stage"] == stage}
+    for name, value in last.items():
         low, high = health.allowed(name)
-        fits = "healthy" if low <= last[name] <= high else "watch"
-        signals.append(Signal(name, last[name], low, high, "alarm" if raised.get(name) else fits))
+        fits = "healthy" if low <= value <= high else "watch"
+        verdict = "alarm" if raised.get(name) else fits
+        usual = bands.usual(method, name, update / updates)
+        signals.append(Signal(name, value, low, high, verdict, usual))
     return Record(signals, alarms)
+
+
+def probes(log: Iterable[dict[str, Any]]) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """(stage, update in it, signals) of every probe in the rows of a log."""
+    for row in log:
+        if row["player"] == "health" and "alarm" not in row:
+            yield row["stage"], row["update"], {k: row[k] for k in row if k not in PLACE}

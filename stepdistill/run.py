@@ -20,6 +20,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import distributed
 
+from .bands import along
 from .cache import bytes_of
 from .checkpoint import DiskError, is_full, unwritten, write_whole
 from .config import ConfigError, Run, text_of
@@ -193,6 +194,7 @@ def report(
 ) -> None:
     """results.json, report.md and report.html in the run's folder."""
     run = session.run
+    stages = [(stage.method, stage.training.updates) for stage in run.stages]
     write_report(
         session.folder,
         Report(
@@ -205,7 +207,8 @@ def report(
             grids=[same_noise(contenders, suite, run.seed)],
             films=films(session),
             worst=worst(contenders, suite, run.evaluation.n, run.evaluation.seed),
-            health=record_of(logged(session.folder / "log.jsonl"), run.health),
+            health=record_of(logged(session.folder / "log.jsonl"), run.health, stages),
+            bands={f"health: {signal}": spans for signal, spans in along(stages).items()},
             config=text_of(run),
         ),
     )

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from toys import cast, tiny_images
 
 from eval.health import BROKEN, HEALTHY, Spoiled, warm_student, watched
+from stepdistill import bands
+from stepdistill.catalogue import catalogue
 from stepdistill.checkpoint import latest
 from stepdistill.config import ConfigError, Run, Stage, read
 from stepdistill.critic import lag
@@ -469,7 +471,7 @@ def test_an_alarm_may_stop_training_and_the_same_command_goes_on(tmp_path):
     assert [(a["update"], a["alarm"], a["begins"]) for a in alarms] == [(2, "diversity", True)]
 
 
-def test_what_a_report_is_told(tmp_path):
+def test_what_a_report_is_told(tmp_path, monkeypatch):
     place = {"player": "health", "turn": 0, "skipped": 0}
     logged = [
         place | {"stage": 0, "update": 2, "lag": 1.0, "distance": 0.5},
@@ -482,11 +484,14 @@ def test_what_a_report_is_told(tmp_path):
     ]
     file = tmp_path / "log.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in logged))
-    record = record_of(rows(file), Health())
+    monkeypatch.setattr(bands, "known", lambda: {"two": {"lag": [None] * 5 + [(1.0, 2.0)] * 5}})
+    record = record_of(rows(file), Health(), [("one", 4), ("two", 10)])
     verdicts = {s.name: s.verdict for s in record.signals}
     assert verdicts == {"lag": "alarm", "mean": "healthy", "std": "watch", "distance": "healthy"}
     (lagging,) = (s for s in record.signals if s.name == "lag")
     assert lagging[1:4] == (7.0, -math.inf, Health().lag)
+    usual = {s.name: s.usual for s in record.signals}
+    assert usual == {"lag": (1.0, 2.0), "mean": None, "std": None, "distance": None}
     assert record.alarms[:2] == ["stage 1, update 4: wrong", "stage 2, update 1: bad"]
     assert len(record.alarms) == 4
     drawn = curves(file)
@@ -497,7 +502,34 @@ def test_what_a_report_is_told(tmp_path):
 def test_a_run_that_was_never_probed_has_an_empty_record(tmp_path):
     row = {"player": "student", "stage": 0, "update": 5, "turn": 9, "dmd": 1.0}
     (tmp_path / "log.jsonl").write_text(json.dumps(row) + "\n")
-    assert record_of(rows(tmp_path / "log.jsonl"), Health()) == ([], [])
+    assert record_of(rows(tmp_path / "log.jsonl"), Health(), [("dmd2", 5)]) == ([], [])
+
+
+def test_bands_are_the_least_and_the_most_in_each_tenth_of_a_stage(monkeypatch):
+    seen = [
+        ("a", 0.05, {"lag": 2.0}),
+        ("a", 0.09, {"lag": 3.0, "mean": 0.1}),
+        ("a", 1.0, {"lag": 1.5}),
+        ("b", 0.5, {"lag": 1.0}),
+    ]
+    found = bands.collect(seen)
+    assert found["a"]["lag"] == [(2.0, 3.0), *[None] * 8, (1.5, 1.5)]
+    assert found["a"]["mean"][0] == (0.1, 0.1) and found["b"]["lag"][5] == (1.0, 1.0)
+    monkeypatch.setattr(bands, "known", lambda: found)
+    assert bands.usual("a", "lag", 0.0) == (2.0, 3.0) and bands.usual("a", "lag", 0.5) is None
+    assert bands.usual("mine.method", "lag", 0.5) is None
+    spans = bands.along([("b", 100), ("a", 20)])
+    assert spans["lag"] == [(50, 60, 1.0, 1.0), (100, 102, 2.0, 3.0), (118, 120, 1.5, 1.5)]
+
+
+def test_the_bands_that_travel_with_the_package():
+    """Of distillation methods, to the end of their stage."""
+    distilling = {entry.name for entry in catalogue()} - {"diffusion", "agd", "guidance"}
+    assert bands.known().keys() <= distilling
+    for signals in bands.known().values():
+        for band in signals.values():
+            assert len(band) == bands.PARTS and band[-1]
+            assert all(low <= high for low, high in filter(None, band))
 
 
 BAD = {

@@ -100,6 +100,7 @@ def report_of(name: str) -> Report:
             f"student: {name}": [(1.0, 3.0), (2.0, float("nan")), (3.0, 0.1)],
             f"{name}: score": [(2.0, 1.0), (3.0, 0.5)],
         },
+        bands={f"{name}: score": [(0.0, 2.5, 0.4, 1.2)]},
         stages=[(2, name), (3, name)],
         grids=[Grid(name, images(2, 12), ["teacher", name])],
         films=[Film(name, images(2, 3), ["1", "2", name])],
@@ -108,7 +109,7 @@ def report_of(name: str) -> Report:
             [
                 Signal(f"lag {name}", 0.03, 0.0, 0.1, "healthy"),
                 Signal("drift", math.nan, -math.inf, 2.0, "alarm"),
-                Signal("diversity", 0.6, 0.7, math.inf, "watch"),
+                Signal("diversity", 0.6, 0.7, math.inf, "watch", (0.9, 1.1)),
             ],
             [name],
         ),
@@ -223,9 +224,9 @@ def test_health_and_costs_are_told_in_both_forms(tmp_path: Path):
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "* **alarm**: x\n" in markdown and "| training x | x |" in markdown
     signs = [
-        ("lag x", "0.03", "0 – 0.1", "healthy"),
-        ("drift", "not finite", "≤ 2", "alarm"),
-        ("diversity", "0.6", "≥ 0.7", "watch"),
+        ("lag x", "0.03", "0 – 0.1", "–", "healthy"),
+        ("drift", "not finite", "≤ 2", "–", "alarm"),
+        ("diversity", "0.6", "≥ 0.7", "0.9 – 1.1", "watch"),
     ]
     for sign in signs:
         assert f"| {' | '.join(sign)} |" in markdown
@@ -384,6 +385,14 @@ def test_curves_are_grouped_by_player_losses_first():
         ("other", ["other"]),
     ]
     assert training_panels({"student: a": [], "student: b": [(0.0, float("nan"))]}) == []
+
+
+def test_a_curve_is_drawn_over_what_healthy_runs_had():
+    curve = Curve([(5.0, 1.0)], [(10, "dmd2")], player=0, band=[(0, 4, 0.5, 2), (4, 8, 0.6, 0.7)])
+    axes = Figure().add_subplot()
+    _draw_training(axes, [curve], LIGHT)
+    boxes = [patch.get_paths()[0].get_extents() for patch in axes.collections]
+    assert [box.bounds for box in boxes] == [(0, 0.5, 4, 1.5), (4, 0.6, 4, pytest.approx(0.1))]
 
 
 def test_stages_are_marked_on_every_curve_of_a_run():

@@ -175,6 +175,12 @@ def test_sampling_is_the_schedulers(times):
     close(clean, ours, rtol=1e-5, atol=1e-5)
 
 
+def test_a_step_without_a_difference_is_refused():
+    with pytest.raises(ValueError, match="step: belongs to the tangent 'difference'"):
+        Scm(step=0.1)
+    assert Scm(step=0.1, tangent="difference").step == 0.1
+
+
 def test_passes():
     assert Scm().passes(Sampler())[:] == (1, 2, 1)
     assert Scm(tangent="difference").passes(Sampler()).frozen == 3

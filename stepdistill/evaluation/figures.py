@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 from PIL import Image
 from torch import Tensor
 
+from stepdistill.bands import Span
 from stepdistill.evaluation.suite import REAL, TEACHER, Row
 from stepdistill.evaluation.table import STUDENT
 
@@ -119,12 +120,13 @@ class Series:
 class Curve:
     """One logged number over all updates of a run, and where its stages end.
 
-    player: its place among the players, which has a colour.
+    player: its place among the players, which has a colour. band: what healthy runs had.
     """
 
     points: list[Point]
     stages: Sequence[Stage]
     player: int
+    band: Sequence[Span] = ()
 
 
 def quality_panels(rows: Sequence[Row]) -> list[Panel]:
@@ -140,11 +142,15 @@ def quality_panels(rows: Sequence[Row]) -> list[Panel]:
     return panels
 
 
-def training_panels(curves: dict[str, list[Point]], stages: Sequence[Stage] = ()) -> list[Panel]:
+def training_panels(
+    curves: dict[str, list[Point]],
+    stages: Sequence[Stage] = (),
+    bands: Mapping[str, Sequence[Span]] | None = None,
+) -> list[Panel]:
     """One panel a player, one picture a quantity; points that are not finite are left out.
 
     curves: "player: quantity" → [(update, value), …]. stages: in order, updates counted from the
-    start of the run.
+    start of the run. bands: "player: quantity" → what healthy runs had.
     """
     players: dict[str, list[tuple[str, str]]] = {}
     for name in curves:
@@ -155,7 +161,8 @@ def training_panels(curves: dict[str, list[Point]], stages: Sequence[Stage] = ()
         pictures = []
         for quantity, name in sorted(players[player], key=_quantity_order):
             points = [(x, y) for x, y in curves[name] if abs(y) < float("inf")]
-            title, curve = HOUSEKEEPING.get(quantity, quantity), [Curve(points, stages, place)]
+            title = HOUSEKEEPING.get(quantity, quantity)
+            curve = [Curve(points, stages, place, (bands or {}).get(name, ()))]
             pictures += [_both(title, _draw_training, curve, TRAINING)] if points else []
         panels += [Panel(player or "other", pictures)] if pictures else []
     return panels
@@ -275,6 +282,8 @@ def _draw_training(axes: Axes, curves: list[Curve], theme: Theme) -> None:
     x, y = zip(*curve.points, strict=True)
     color = theme.students[curve.player % len(theme.students)]
     axes.plot(x, y, color=color, linewidth=1.2, marker="." if len(x) == 1 else None)
+    for begin, end, low, high in curve.band:
+        axes.fill_between((begin, end), low, high, color=theme.grid, linewidth=0, zorder=0)
     axes.set_xlabel("update", color=theme.ink, fontsize=9.5)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=(1, 2, 5, 10)))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))

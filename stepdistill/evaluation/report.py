@@ -20,6 +20,7 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
+from stepdistill.bands import Span
 from stepdistill.evaluation.figures import Point, Stage, mosaic, quality_panels, training_panels
 from stepdistill.evaluation.outliers import Outlier, Outliers
 from stepdistill.evaluation.suite import REAL, Row
@@ -29,6 +30,7 @@ from stepdistill.schema import ConfigError
 
 HERE = files("stepdistill.evaluation")
 ACROSS, STRIP = 5, 10  # images in a row under the slider, and in a row of the static grid
+HEALTH = ("last value", "allowed", "usual on digits", "verdict")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,8 @@ class Film:
 class Report:
     """All that a report shows; what is empty is left out.
 
-    curves: "player: quantity" → [(update, value), …]. stages: (last update, method) of each, in
+    curves: "player: quantity" → [(update, value), …]. bands: the same → [(from update, to update,
+    least, most), …] of healthy runs. stages: (last update, method) of each, in
     order, updates counted from the start of the run. costs, provenance: name → text.
     config: the resolved configuration.
     """
@@ -67,6 +70,7 @@ class Report:
     provenance: dict[str, str]
     costs: dict[str, str] = field(default_factory=dict)
     curves: dict[str, list[Point]] = field(default_factory=dict)
+    bands: dict[str, list[Span]] = field(default_factory=dict)
     stages: Sequence[Stage] = ()
     grids: Sequence[Grid] = ()
     films: Sequence[Film] = ()
@@ -147,11 +151,12 @@ def page(report: Report) -> str:
         columns=columns_of(report.rows),
         notes=[_code_parts(note) for note in NOTES],
         quality=quality_panels(report.rows),
-        training=training_panels(report.curves, report.stages),
+        training=training_panels(report.curves, report.stages, report.bands),
         grids=[_Pictures.of(grid) for grid in report.grids],
         films=[(film, _frames(film)) for film in report.films],
         worst=[(one, [_card(outlier) for outlier in one.found]) for one in report.worst],
         signals=[(signal, *_signal(signal)) for signal in report.health.signals],
+        health=HEALTH,
         provenance=_provenance(report),
     )
 
@@ -231,7 +236,7 @@ def markdown(report: Report) -> str:
     ]
     if report.health.signals:
         signals = [[s.name, *_signal(s), s.verdict] for s in report.health.signals]
-        lines += _table(["training health", "last value", "allowed", "verdict"], signals)
+        lines += _table(["training health", *HEALTH], signals)
     if report.costs:
         lines += _table(["cost", ""], [list(item) for item in report.costs.items()])
     lines += _table(["provenance", ""], [list(item) for item in _provenance(report).items()])
@@ -258,12 +263,13 @@ def _provenance(report: Report) -> dict[str, str]:
     return {**report.provenance, "images a row": f"{report.rows[0].n:,}"}
 
 
-def _signal(signal: Signal) -> tuple[str, str]:
-    """Last value and allowed range of a signal as text."""
+def _signal(signal: Signal) -> tuple[str, str, str]:
+    """Last value, allowed and usual range of a signal as text."""
     value = f"{signal.value:.3g}" if math.isfinite(signal.value) else "not finite"
+    usual = f"{signal.usual[0]:.3g} – {signal.usual[1]:.3g}" if signal.usual else "–"
     low, high = math.isfinite(signal.low), math.isfinite(signal.high)
     if low and high:
-        return value, f"{signal.low:.3g} – {signal.high:.3g}"
+        return value, f"{signal.low:.3g} – {signal.high:.3g}", usual
     if low:
-        return value, f"≥ {signal.low:.3g}"
-    return value, f"≤ {signal.high:.3g}" if high else "any"
+        return value, f"≥ {signal.low:.3g}", usual
+    return value, f"≤ {signal.high:.3g}" if high else "any", usual

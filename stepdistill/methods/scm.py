@@ -47,6 +47,11 @@ class Scm(Method):
     identity_at_clean = True
     paper = "sCM (arXiv:2410.11081)"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tangent == "forward" and self.step != STEP:
+            raise ValueError("step: belongs to the tangent 'difference': ask for that")
+
     @property
     def extras(self) -> tuple[str, ...]:
         return ("logvar",) if self.adaptive else ()
