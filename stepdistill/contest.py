@@ -8,12 +8,14 @@ and its 95 % interval.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from accelerate import Accelerator
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -30,6 +32,32 @@ from .session import Session
 from .train import Course
 
 SPACES = {"domain-cnn": "frechet", "random-conv": "frechet_random"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a student's distance is drawn against, and which of a config's students are shown."""
+
+    label: str
+    of: Callable[["Summary"], float]
+    fewest_steps: bool = True
+    all_budgets: bool = True
+
+    def shown(self, summaries: Sequence["Summary"]) -> list["Summary"]:
+        """Those in the fewest steps, or at the largest budget, or both."""
+        fewest = min(s.steps for s in summaries)
+        largest = max(s.budget for s in summaries)
+        few = [s for s in summaries if s.steps == fewest or not self.fewest_steps]
+        return [s for s in few if s.budget == largest or self.all_budgets]
+
+
+STEPS = Cost("evaluations an image, largest budget", lambda s: s.steps, False, False)
+COSTS = (
+    Cost("network passes of one sample, fewest steps", lambda s: s.budget),
+    STEPS,
+    Cost("seconds of training, fewest steps", lambda s: s.seconds),
+    Cost("MiB held in training, fewest steps", lambda s: s.bytes / 2**20, all_budgets=False),
+)
 
 
 @dataclass(frozen=True)
@@ -146,22 +174,36 @@ def table(summaries: Sequence[Summary], teachers: Sequence[Row], real: Row) -> s
 
 
 def draw(file: Path, summaries: Sequence[Summary], teachers: Sequence[Row]) -> None:
-    """Distance in the fewest steps against the budget, one line a config, teachers as levels."""
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    """Distances in both spaces against all costs, one colour a config, the teacher in grey."""
+    figure = Figure(figsize=(16, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (space, score) in zip(figure.subplots(1, 2), SPACES.items()):
-        for config in dict.fromkeys(s.config for s in summaries):
-            mine = [s for s in summaries if s.config == config]
-            fewest = min(s.steps for s in mine)
-            points = sorted((s.budget, *getattr(s, score)) for s in mine if s.steps == fewest)
-            x, y, low, high = zip(*points)
-            axes.plot(x, y, "o-", markersize=4, label=f"{config}, {fewest}")
-            axes.fill_between(x, low, high, alpha=0.15)
-        for row in teachers:
-            axes.axhline(getattr(row, score), color="grey", linewidth=0.8, linestyle=":")
-            place = {"xy": (1, getattr(row, score)), "xycoords": axes.get_yaxis_transform()}
-            axes.annotate(f"teacher, {row.steps}", **place, fontsize=8, color="grey")
-        axes.set(xscale="log", yscale="log", title=space, xlabel="network passes of one sample")
-    figure.axes[0].set_ylabel("Fréchet distance")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
-    figure.savefig(file, dpi=120)
+    configs = list(dict.fromkeys(s.config for s in summaries))
+    for row, (space, score) in zip(figure.subplots(2, 4, sharey="row"), SPACES.items()):
+        row[0].set_ylabel(f"Fréchet distance, {space}")
+        for axes, cost in zip(row, COSTS):
+            axes.set(xscale="log", yscale="log", xlabel=cost.label)
+            for i, config in enumerate(configs):
+                mine = cost.shown([s for s in summaries if s.config == config])
+                points = sorted((cost.of(s), *getattr(s, score)) for s in mine)
+                x, y, low, high = zip(*points)
+                ends = ([a - b for a, b in zip(y, low)], [b - a for a, b in zip(y, high)])
+                style = {"color": colormaps["tab20"](i % 20), "markersize": 5, "linewidth": 1}
+                axes.errorbar(x, y, ends, fmt="o-", elinewidth=0.6, label=config, **style)
+            draw_teacher(axes, [(t.steps, getattr(t, score)) for t in teachers], cost is STEPS)
+        row[0].set_ylim(top=1.5 * max(getattr(s, score)[2] for s in summaries))
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right", fontsize=9)
+    figure.savefig(file, dpi=100)
+
+
+def draw_teacher(axes: Axes, points: Sequence[tuple[int, float]], along: bool) -> None:
+    """The teacher's (steps, distance): a curve along an axis of steps, levels beside others."""
+    if along:
+        axes.plot(*zip(*sorted(points)), "s--", color="grey", markersize=4)
+        return
+    for steps, distance in points:
+        axes.axhline(distance, color="grey", linewidth=0.8, linestyle=":")
+        place = {"xy": (1, distance), "xycoords": axes.get_yaxis_transform()}
+        text = {"xytext": (-2, 2), "textcoords": "offset points", "ha": "right"}
+        text["annotation_clip"] = True
+        axes.annotate(f"teacher, {steps}", **place, **text, fontsize=8, color="grey")
