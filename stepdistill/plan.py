@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from torch import nn
 
 from .adapters import parameter_count
+from .cache import bytes_of, passes_of
 from .config import Run
 from .session import Session, accelerator_of, nfe_of
 
@@ -34,6 +35,9 @@ def measured(run: Run, folder: Path) -> list[Line]:
     """The lines of all stages."""
     session = Session(run, folder, accelerator_of(replace(run, trackers=()), folder))
     lines, seconds = [], 0.0
+    if run.cache:
+        size, asked = (count(session.teacher, run.cache) for count in (bytes_of, passes_of))
+        lines.append(("teacher's trajectories", f"{asked:,} forward, {size / 1e6:.1f} MB"))
     session.rehearse_cache()
     for _ in walk(session):
         stage = session.stage_settings
