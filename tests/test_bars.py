@@ -125,6 +125,7 @@ FAMILIES = {
     "digits-pcm": {4: FOUR},
     "digits-pcm-vp": {2: ONE_OR_TWO},
     "digits-dmd": {1: ONE_OR_TWO},
+    "digits-dmd2-short": {1: ONE_OR_TWO},
     "digits-f-distill": {1: ONE_OR_TWO},
     "digits-diff-instruct": {1: ONE_OR_TWO},
     "digits-sid": {1: ONE_OR_TWO},
