@@ -78,6 +78,8 @@ def head_for(features: Tensor) -> nn.Module:
     """A head for features like these, (b, c, h, w) or (b, c), with torch's random weights.
 
     Raises ValueError for features of another shape."""
+    if not isinstance(features, Tensor):
+        raise ValueError("a realness head needs one tensor, its block puts out more: choose a part")
     if features.ndim == 2:
         width = features.shape[1]
         return nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))

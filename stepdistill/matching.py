@@ -109,14 +109,16 @@ class Matching(Method):
 class WithRealness(Matching):
     """Matching by a critic that also judges realness: one pass of it denoises and judges.
 
-    gan: λ, of the student's term;  gan_critic: μ; both 0 for no GAN. r1: weight of the approximate
-    R1 penalty, with perturbations of std `r1_width`.
+    gan: λ, of the student's term;  gan_critic: μ; both 0 for no GAN. block: path of the block whose
+    features are judged, None for the bottleneck; one near the output sees texture. r1: weight of
+    the approximate R1 penalty, with perturbations of std `r1_width`.
     """
 
     ratio: Count = 5
     gan: NotNegative = 3e-3
     gan_critic: NotNegative = 1e-2
     gan_loss: GanLoss = "softplus"
+    block: str | None = None
     r1: NotNegative = 0.0
     r1_width: Positive = 0.1
 

@@ -165,6 +165,11 @@ class Method(ABC):
         return False
 
     @property
+    def block(self) -> str | None:
+        """Path of the block whose features that head looks at, None for the bottleneck."""
+        return None
+
+    @property
     def needs_judge(self) -> bool:
         """Whether a head on the teacher's frozen network judges samples, in a critic's place."""
         return False

@@ -178,7 +178,7 @@ def critic_of(method: Method, teacher: Teacher, casting: Casting) -> Critic | No
             return Critic(denoiser)
     elif not method.needs_judge:
         return None
-    paths = (denoiser.block,) if twin else denoiser.places
+    paths = (method.block or denoiser.block,) if twin else denoiser.places
     purpose = "for a realness head to look at: train without a GAN"
     blocks = [part_of(denoiser, path, purpose) for path in paths]
     seen = features_of(denoiser, blocks, teacher)

@@ -29,6 +29,7 @@ from stepdistill.checkpoint import latest, save
 from stepdistill.config import ConfigError, Network, Run, Stage
 from stepdistill.data import stream
 from stepdistill.health import Monitor
+from stepdistill.informed import bare
 from stepdistill.method import Batch
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.dmd2 import Dmd2
@@ -541,6 +542,25 @@ def test_a_network_without_the_block_is_refused_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"^stages\.0: UNet2DModel has no block 'mid_block'") as e:
         session(tmp_path, ("dmd2",), V, mid_block_type=None)
     assert "\n" not in str(e.value)
+
+
+def test_the_head_looks_at_the_block_that_is_asked_for():
+    """In the critic's own network, whose features of another size get a head of their own."""
+    for name in ("adapters", "copies"):
+        casting = CASTINGS[name]
+        critics = [
+            cast(Dmd2(block=block), teacher_for(casting), casting).critic
+            for block in (None, "up_blocks.1")
+        ]
+        nets = [bare(critic.denoiser.net) for critic in critics]
+        assert critics[0].blocks == [nets[0].mid_block]
+        assert critics[1].blocks == [nets[1].up_blocks[1]]
+        sizes = [sum(p.numel() for p in critic.head.parameters()) for critic in critics]
+        assert sizes[0] != sizes[1]
+        with pytest.raises(ValueError, match="its block puts out more: choose a part"):
+            cast(Dmd2(block="down_blocks.0"), teacher_for(casting), casting)
+        with pytest.raises(ValueError, match="no block 'up_blocks.9' for a realness head"):
+            cast(Dmd2(block="up_blocks.9"), teacher_for(casting), casting)
 
 
 def test_an_unknown_role_is_refused():

@@ -28,8 +28,9 @@ class Dmd2(WithRealness):
     """ratio: critic turns for each of the student's.  gan: λ;  gan_critic: μ; both 0 for no GAN.
 
     rollout: how a student of several steps gets its input, from its own earlier steps or from
-    noised data. r1: weight of the approximate R1 penalty, with perturbations of std `r1_width`.
-    time, critic_time: laws of t in the two turns.
+    noised data. block: path of the block whose features are judged, None for the bottleneck. r1:
+    weight of the approximate R1 penalty, with perturbations of std `r1_width`. time, critic_time:
+    laws of t in the two turns.
     """
 
     rollout: Literal["backward", "noised_data"] = "backward"
