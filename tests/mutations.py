@@ -655,5 +655,33 @@ MUTATIONS = (
         "for v in (batch.x0, x))",
         ("test_matching.py::test_ladd_is_a_hinge_on_noised_samples_and_data",),
     ),
+    Mutation(
+        "a judge at the bottleneck, whatever was asked",
+        "roles.py",
+        "(method.block or denoiser.block,)",
+        "(denoiser.block,)",
+        ("test_roles.py::test_the_head_looks_at_the_block_that_is_asked_for",),
+    ),
+    Mutation(
+        "a cache that costs nothing",
+        "contest.py",
+        "passes_of(session.teacher, run.cache) if run.cache else 0",
+        "0",
+        ("test_comparison.py::test_a_cache_is_paid_from_the_budget",),
+    ),
+    Mutation(
+        "answers of a cache that are not counted",
+        "cache.py",
+        "(1 + EVALUATIONS[settings.solver])",
+        "EVALUATIONS[settings.solver]",
+        ("test_cache.py::test_its_passes_are_those_that_the_network_sees",),
+    ),
+    Mutation(
+        "bands that narrow",
+        "bands.py",
+        "(min(low, value), max(high, value))",
+        "(max(low, value), min(high, value))",
+        ("test_health.py::test_bands_are_the_least_and_the_most_in_each_tenth_of_a_stage",),
+    ),
 )
 FIRST = MUTATIONS[:4]

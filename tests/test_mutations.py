@@ -33,7 +33,8 @@ def copy(tmp_path: Path) -> Path:
     shutil.copytree(PACKAGE, tmp_path / "stepdistill", ignore=PYTHON_ALONE)
     (tmp_path / "stepdistill" / "__init__.py").write_text("")
     (tmp_path / "stepdistill" / "assets").symlink_to(PACKAGE / "assets")
-    (tmp_path / "pipelines").symlink_to(PACKAGE.parent / "pipelines")
+    for folder in ("pipelines", "configs"):
+        (tmp_path / folder).symlink_to(PACKAGE.parent / folder)
     return tmp_path
 
 
