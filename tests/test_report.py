@@ -243,6 +243,7 @@ def test_what_is_empty_is_left_out(tmp_path: Path):
     assert page.headings == ["Results", "Quality against cost", "How to read this", "Provenance"]
     assert "Configuration" not in page.text and "| cost |" not in markdown
     assert "alarm" not in markdown and "health" not in markdown
+    assert "Shaded" not in page.text and "Shaded" in page_of(report_of("x"), tmp_path).text
 
 
 def test_a_grid_of_one_sampler_has_no_slider(tmp_path: Path):
