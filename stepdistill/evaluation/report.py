@@ -60,9 +60,9 @@ class Report:
     """All that a report shows; what is empty is left out.
 
     curves: "player: quantity" → [(update, value), …]. bands: the same → [(from update, to update,
-    least, most), …] of healthy runs. stages: (last update, method) of each, in
-    order, updates counted from the start of the run. costs, provenance: name → text.
-    config: the resolved configuration.
+    least, most), …] of healthy runs. stages: (last update, method) of each, in order, updates
+    counted from the start of the run. costs, provenance: name → text. config: the resolved
+    configuration.
     """
 
     title: str
@@ -266,10 +266,14 @@ def _provenance(report: Report) -> dict[str, str]:
 def _signal(signal: Signal) -> tuple[str, str, str]:
     """Last value, allowed and usual range of a signal as text."""
     value = f"{signal.value:.3g}" if math.isfinite(signal.value) else "not finite"
-    usual = f"{signal.usual[0]:.3g} – {signal.usual[1]:.3g}" if signal.usual else "–"
-    low, high = math.isfinite(signal.low), math.isfinite(signal.high)
-    if low and high:
-        return value, f"{signal.low:.3g} – {signal.high:.3g}", usual
-    if low:
-        return value, f"≥ {signal.low:.3g}", usual
-    return value, f"≤ {signal.high:.3g}" if high else "any", usual
+    usual = _range(*signal.usual) if signal.usual else "–"
+    return value, _range(signal.low, signal.high), usual
+
+
+def _range(low: float, high: float) -> str:
+    """From least to most as text; an infinite end is left out."""
+    if math.isfinite(low) and math.isfinite(high):
+        return f"{low:.3g} – {high:.3g}"
+    if math.isfinite(low):
+        return f"≥ {low:.3g}"
+    return f"≤ {high:.3g}" if math.isfinite(high) else "any"
