@@ -18,7 +18,7 @@ from .cache import bytes_of, passes_of
 from .config import Run
 from .session import Session, accelerator_of, nfe_of
 
-MEASURED = 3  # updates, after one to warm up
+MEASURED = 3, 3.0  # at least so many updates, for at least so many seconds, after one to warm up
 FLOAT = 4  # bytes
 TRAINED = 4  # weight, gradient, and two moments of every optimiser offered
 
@@ -112,9 +112,12 @@ def passes(session: Session) -> list[Line]:
 
 def update_seconds(session: Session) -> float:
     """Seconds of one student update, measured."""
-    trainer = session.trainer
+    trainer, (updates, seconds) = session.trainer, MEASURED
     trainer.step()
-    start, before = time.perf_counter(), trainer.update
-    while trainer.update < min(before + MEASURED, trainer.training.updates):
+    start, before, took = time.perf_counter(), trainer.update, 0.0
+    while trainer.update < trainer.training.updates:
+        if trainer.update >= before + updates and took >= seconds:
+            break
         trainer.step()
-    return (time.perf_counter() - start) / max(trainer.update - before, 1)
+        took = time.perf_counter() - start
+    return took / max(trainer.update - before, 1)
