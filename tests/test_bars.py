@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
+from eval.guidance import GUIDANCES, ratio, share
 from stepdistill.evaluation.report import read_results
 from stepdistill.evaluation.suite import Row
+from stepdistill.session import reopen
 
 
 def run(config: str, runs: Path, *overrides: str) -> tuple[dict[tuple[str, int], Row], float]:
@@ -153,3 +156,26 @@ def test_a_method_on_digits(config, figure, tmp_path):
     for steps, of_teacher in FAMILIES[config].items():
         row = rows["student", steps]
         assert row.n == teacher[of_teacher].n and within(row, teacher[of_teacher], 1.0), steps
+
+
+# What guidance in one pass still misses at each of GUIDANCES. The goal is 0.25, not reached:
+# eval/results/tuning.md tells why.
+MISSED = {"digits-agd": (0.65, 0.6, 0.6), "digits-guidance": (1.0, 0.5, 0.55)}
+SMALL = ("evaluation.n=1000", "evaluation.steps=[32]", "evaluation.teacher_steps=[32]")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, marks=pytest.mark.full(shard=f"family-{c}")) for c in MISSED],
+)
+def test_guidance_in_one_pass(config, figure, tmp_path):
+    rows, _ = measured(config, tmp_path, figure, *SMALL)
+    assert read_costs(tmp_path / config)["training"] <= 10 * 60
+    assert rows["student", 32].nfe == 32 and rows["teacher", 32].nfe == 64
+    session = reopen(tmp_path / config, Accelerator(cpu=True))
+    for w, most in zip(GUIDANCES, MISSED[config]):
+        missed = ratio(session, w)
+        figure(f"missed at w = {w:g}", missed)
+        assert missed <= most
+    if config == "digits-agd":
+        assert share(session) <= 0.05
