@@ -115,9 +115,9 @@ def update_seconds(session: Session) -> float:
     trainer, (updates, seconds) = session.trainer, MEASURED
     trainer.step()
     start, before, took = time.perf_counter(), trainer.update, 0.0
-    while trainer.update < trainer.training.updates:
-        if trainer.update >= before + updates and took >= seconds:
-            break
+    while trainer.update < trainer.training.updates and (
+        trainer.update < before + updates or took < seconds
+    ):
         trainer.step()
         took = time.perf_counter() - start
     return took / max(trainer.update - before, 1)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -116,6 +116,12 @@ def test_digits_dmd2_under_a_table(figure, tmp_path):
     assert within(rows["student", 1], rows["teacher", 8], 1.0)
 
 
+def each_in_a_shard_of_its_own(configs: Iterable[str]) -> pytest.MarkDecorator:
+    """Run a test with every config, each in a shard named after it."""
+    params = [pytest.param(c, marks=pytest.mark.full(shard=f"family-{c}")) for c in configs]
+    return pytest.mark.parametrize("config", params)
+
+
 # Student's steps → the teacher's, which they are to be no worse than; trained within ten minutes.
 ONE_OR_TWO, FOUR = 4, 8
 FAMILIES = {
@@ -152,10 +158,7 @@ def teacher_rows(name: str) -> dict[int, Row]:
     return {row.steps: row for row in rows if row.model == "student"}
 
 
-@pytest.mark.parametrize(
-    "config",
-    [pytest.param(c, marks=pytest.mark.full(shard=f"family-{c}")) for c in FAMILIES],
-)
+@each_in_a_shard_of_its_own(FAMILIES)
 def test_a_method_on_digits(config, figure, tmp_path):
     teacher = teacher_rows("digits-teacher-vp" if config.endswith("-vp") else "digits-teacher")
     rows, _ = measured(config, tmp_path, figure, "evaluation.teacher_steps=[]")
@@ -174,10 +177,7 @@ MISSED = {"digits-agd": (0.65, 0.6, 0.6), "digits-guidance": (1.0, 0.5, 0.55)}
 SMALL = ("evaluation.n=1000", "evaluation.steps=[32]", "evaluation.teacher_steps=[32]")
 
 
-@pytest.mark.parametrize(
-    "config",
-    [pytest.param(c, marks=pytest.mark.full(shard=f"family-{c}")) for c in MISSED],
-)
+@each_in_a_shard_of_its_own(MISSED)
 def test_guidance_in_one_pass(config, figure, tmp_path):
     rows, _ = measured(config, tmp_path, figure, *SMALL)
     assert read_costs(tmp_path / config)["training"] <= 10 * 60
