@@ -258,8 +258,8 @@ MUTATIONS = (
     Mutation(
         "normaliser from the critic",
         "critic.py",
-        "(x - real).abs()",
-        "(x - fake).abs()",
+        "(fake - real) / spread(x, real)",
+        "(fake - real) / spread(x, fake)",
         ("test_dmd2.py::test_the_students_gradient_is_the_formulas",),
     ),
     Mutation(
@@ -411,10 +411,10 @@ MUTATIONS = (
     Mutation(
         "a critic that starts at the student's last stage",
         "roles.py",
-        "    if not method.needs_head:\n",
-        "    if casting.start is not None:\n"
-        "        load_own(denoiser.net, casting.start)\n"
-        "    if not method.needs_head:\n",
+        "        if casting.critic is not None:\n",
+        "        if casting.start is not None:\n"
+        "            load_own(denoiser.net, casting.start)\n"
+        "        if casting.critic is not None:\n",
         ("test_roles.py::test_a_next_stage_starts_from_the_averaged_student_and_a_new_critic",),
     ),
     Mutation(
