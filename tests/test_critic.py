@@ -170,21 +170,41 @@ def test_approximate_r1_of_a_quadratic_logit(width, measured):
     assert ours == pytest.approx(measured, abs=2.5e-3)
 
 
-def test_realness_is_the_log_ratio_at_its_optimum():
-    """p = N(1, 1), q = N(−0.5, 1), noised with α = 0.6, σ = 0.8: ℓ(x) = 0.9 x − 0.135."""
+def best_judge(degree):
+    """Coefficients, constant first, of the polynomial ℓ(x) that tells p = N(1, 1) from q = N(−0.5, 1),
+    both noised with α = 0.6, σ = 0.8, best."""
     levels = (np.arange(2000) + 0.5) / 2000
     real, fake = (torch.tensor(stats.norm(0.6 * m, 1).ppf(levels)) for m in (1.0, -0.5))
-    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([line], max_iter=100, tolerance_grad=1e-9)
+    judge = torch.zeros(degree + 1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([judge], max_iter=100, tolerance_grad=1e-9)
 
     def closure():
         optimiser.zero_grad()
-        loss = realness_loss(line[0] * fake + line[1], line[0] * real + line[1])
+        loss = realness_loss(polynomial(judge, fake), polynomial(judge, real))
         loss.backward()
         return loss
 
     optimiser.step(closure)
-    close(line, [0.9, -0.135], atol=5e-3)
+    return judge.detach()
+
+
+def polynomial(judge, x):
+    return sum(c * x**power for power, c in enumerate(judge))
+
+
+def test_realness_is_the_log_ratio_at_its_optimum():
+    """ℓ(x) = 0.9 x − 0.135."""
+    close(best_judge(1), [-0.135, 0.9], atol=5e-3)
+
+
+def test_the_gradient_of_a_judge_is_the_direction_of_a_critic():
+    """T18: −(σ²/α) ∇ℓ = D_F − D_T = −0.96, of a quadratic judge too."""
+    x = at([-0.5, 0.1, 0.8]).requires_grad_()
+    (slopes,) = torch.autograd.grad(polynomial(best_judge(2), x).sum(), x)
+    process = VariancePreserving(at([0.81, 0.36]))
+    p, q = (Gaussian(at([m]), 1.0, process)(x[:, None], at(1.0, 3)).x0 for m in (1.0, -0.5))
+    close((q - p)[:, 0], [-0.96] * 3, atol=1e-6)
+    close(-(0.64 / 0.6) * slopes, (q - p)[:, 0], atol=0.02)
 
 
 @names

@@ -35,8 +35,8 @@ from test_dmd2 import (
 from torch import nn
 
 from eval.mixture import MLP
-from stepdistill.critic import Critic, realness_loss
-from stepdistill.denoiser import Denoiser, Gaussian, GaussianMixture, Guided
+from stepdistill.critic import Critic
+from stepdistill.denoiser import Denoiser, GaussianMixture, Guided
 from stepdistill.method import Batch, Players, Trajectory
 from stepdistill.methods import sid as sid_module
 from stepdistill.methods.diff_instruct import DiffInstruct
@@ -46,7 +46,7 @@ from stepdistill.methods.f_distill import FDistill, weight
 from stepdistill.methods.ladd import Ladd
 from stepdistill.methods.sid import Sid
 from stepdistill.methods.vsd import Vsd
-from stepdistill.process import RectifiedFlow, VarianceExploding, VariancePreserving
+from stepdistill.process import RectifiedFlow, VarianceExploding
 from stepdistill.solver import Sampler
 
 DIVERGENCES = ("reverse_kl", "kl", "js", "softened_kl", "hellinger", "jeffreys", "neyman")
@@ -156,33 +156,6 @@ def test_sids_normaliser_is_a_samples_own_and_has_no_gradient():
     dx = ALPHA * slope(S) - 1  # of D_T − x
     g = (du * ((real - x) - 0.7 * u) + u * (dx - 0.7 * du)) / size
     close(torch.stack(ours), [g.mean(), (g * z).mean()], rtol=1e-10)
-
-
-# --- judges -----------------------------------------------------------------------------------
-
-
-def test_the_gradient_of_a_judge_is_the_direction_of_a_critic():
-    """T18: −(σ²/α) ∇ℓ = D_F − D_T = −0.96 for p = N(1, 1), q = N(−0.5, 1) at α = 0.6, σ = 0.8."""
-    process, levels = VariancePreserving(at([0.81, 0.36])), (np.arange(2000) + 0.5) / 2000
-    real, fake = (torch.tensor(stats.norm(0.6 * m, 1).ppf(levels)) for m in (1.0, -0.5))
-    quadratic = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([quadratic], max_iter=100, tolerance_grad=1e-9)
-
-    def judge(x):
-        return quadratic @ torch.stack([torch.ones_like(x), x, x**2])
-
-    def closure():
-        optimiser.zero_grad()
-        loss = realness_loss(judge(fake), judge(real))
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    x = at([-0.5, 0.1, 0.8]).requires_grad_()
-    (slopes,) = gradients(judge(x).sum(), x)
-    p, q = (Gaussian(at([m]), 1.0, process)(x[:, None], at(1.0, 3)).x0 for m in (1.0, -0.5))
-    close((q - p)[:, 0], [-0.96] * 3, atol=1e-6)
-    close(-(0.64 / 0.6) * slopes, (q - p)[:, 0], atol=0.02)
 
 
 # --- f-divergences ----------------------------------------------------------------------------
