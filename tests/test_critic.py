@@ -171,8 +171,9 @@ def test_approximate_r1_of_a_quadratic_logit(width, measured):
 
 
 def best_judge(degree):
-    """Coefficients, constant first, of the polynomial ℓ(x) that tells p = N(1, 1) from q = N(−0.5, 1),
-    both noised with α = 0.6, σ = 0.8, best."""
+    """ℓ(x) that best tells p = N(1, 1) from q = N(−0.5, 1), at α = 0.6, σ = 0.8: a polynomial.
+
+    Its coefficients, constant first."""
     levels = (np.arange(2000) + 0.5) / 2000
     real, fake = (torch.tensor(stats.norm(0.6 * m, 1).ppf(levels)) for m in (1.0, -0.5))
     judge = torch.zeros(degree + 1, dtype=torch.float64, requires_grad=True)
