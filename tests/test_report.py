@@ -3,7 +3,8 @@
 Mutations that must each fail a test here: autoescape off; `allow_nan=False` dropped; a headline
 that compares in one space only or takes the student at most steps; mosaics without rounding or
 alpha, or filled column by column; a policy that admits any style; stages of a run without their
-boundaries; all students of a comparison in one series; a dollar sign that starts a formula.
+boundaries; all students of a comparison in one series; a dollar sign that starts a formula; two
+of sixteen students that look alike.
 
 What a browser makes of the page is in test_browser.py.
 """
@@ -27,6 +28,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from stepdistill.evaluation.figures import (
+    CROWD,
     LIGHT,
     Curve,
     Series,
@@ -358,6 +360,33 @@ def test_students_of_several_sources_are_separate_series_of_separate_colours():
     colours = [c.lines[0].get_color() for c in axes.containers]
     assert len(set(colours)) == len(colours) == 3
     assert len(quality_panels(rows)) == 2  # such a name is no formula
+
+
+def of_many(count: int) -> list[Row]:
+    students = [replace(ROWS[4], source=f"runs/{i}", frechet=1.0 + i) for i in range(count)]
+    return [row for row in ROWS if row.model != "student"] + students
+
+
+def drawn(rows: list[Row]) -> tuple[list[str], set[tuple]]:
+    """The names in a quality picture's legend, and the looks of what is not the teacher."""
+    axes = Figure().add_subplot()
+    series = _series(rows, lambda r: r.nfe, lambda r: (r.frechet, r.low, r.high))
+    _draw_quality("cost")(axes, series, LIGHT)
+    looks = {(c.lines[0].get_color(), c.lines[0].get_marker()) for c in axes.containers}
+    return [text.get_text() for text in axes.get_legend().get_texts()], looks
+
+
+def test_more_students_than_colours_differ_by_marker_and_their_names_stand_below():
+    names, looks = drawn(of_many(CROWD))
+    assert len(set(names)) == len(looks) + 2 == CROWD + 3
+    few, many = (opened(quality_panels(of_many(n))[0].pictures[0].light) for n in (2, CROWD))
+    assert many.width == few.width and many.height > few.height
+
+
+def test_a_crowd_of_students_shares_one_look_and_name():
+    names, looks = drawn(of_many(CROWD + 1))
+    assert [name for name in names if "student" in name] == ["untrained-student", "17 students"]
+    assert len(looks) == 2
 
 
 def test_the_end_of_a_long_source_is_kept():

@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, product, repeat
 
 import torch
 from matplotlib.axes import Axes
@@ -34,6 +35,10 @@ SPACES: dict[str, Score] = {
 SIDE = 48  # least height of an image in a mosaic, in pixels
 LOG_RANGE = 20  # a curve that spans more is drawn on a log axis
 NAME = 30  # characters of a name in a legend
+MARKERS = "Ds^v"  # of students, once every colour is taken
+BESIDE = 3  # students whose names have room within the axes; those of more stand below
+CROWD = 16  # students that colours and markers tell apart; more share one look and name
+LINE = 0.2  # inches a line of a legend
 # Logged for every player, and shown after its losses.
 HOUSEKEEPING = {"gradient_norm": "gradient norm", "lr": "learning rate"}
 
@@ -198,9 +203,10 @@ def _quantity_order(named: tuple[str, str]) -> tuple[bool, str]:
 
 def _quality(rows: Sequence[Row], title: str, cost: Callable[[Row], float]) -> Panel:
     draw = _draw_quality(title)
-    pictures = [
-        _both(space, draw, _series(rows, cost, score), QUALITY) for space, score in SPACES.items()
-    ]
+    pictures = []
+    for space, score in SPACES.items():
+        series = _series(rows, cost, score)
+        pictures.append(_both(space, draw, series, _roomy(series)))
     return Panel(f"Fréchet distance against {title}", pictures)
 
 
@@ -210,7 +216,25 @@ def _series(rows: Sequence[Row], cost: Callable[[Row], float], score: Score) -> 
         mine = [row for row in rows if (row.model, row.source) == (model, source)]
         columns = zip(*sorted((cost(row), *score(row)) for row in mine), strict=True)
         result.append(Series(model, _name(model, source), *map(list, columns)))
-    return result
+    if not _crowd(result):
+        return result
+    names = chain([f"{_students(result)} students"], repeat(""))
+    return [replace(one, name=next(names)) if one.model == STUDENT else one for one in result]
+
+
+def _students(series: Sequence[Series]) -> int:
+    return sum(one.model == STUDENT for one in series)
+
+
+def _crowd(series: Sequence[Series]) -> bool:
+    return _students(series) > CROWD
+
+
+def _roomy(series: Sequence[Series]) -> Frame:
+    """The frame of a quality picture, taller where its names stand below the axes."""
+    named = sum(bool(one.name) for one in series)
+    names = LINE * -(-named // 2) if _students(series) > BESIDE else 0
+    return replace(QUALITY, height=QUALITY.height + names, below=QUALITY.below + names)
 
 
 def _name(model: str, source: str) -> str:
@@ -245,9 +269,12 @@ def _render(draw: Draw, data: list, theme: Theme, frame: Frame) -> str:
 
 def _draw_quality(xlabel: str) -> Draw:
     def draw(axes: Axes, series: list[Series], theme: Theme) -> None:
-        colors = iter(theme.students * len(series))
+        looks = product(MARKERS, theme.students)
+        if _crowd(series):
+            looks = repeat((".", theme.students[0]))
         for one in series:
-            _draw_series(axes, one, theme, next(colors) if one.model == STUDENT else None)
+            look = next(looks) if one.model == STUDENT else ("D", theme.untrained)
+            _draw_series(axes, one, theme, look)
         ticks = sorted({cost for one in series if one.model != REAL for cost in one.cost})
         axes.set_xscale("log")
         axes.set_xticks(_apart(ticks), [_tick(tick) for tick in _apart(ticks)])
@@ -255,14 +282,20 @@ def _draw_quality(xlabel: str) -> Draw:
         axes.set_xlabel(xlabel, color=theme.ink, fontsize=10)
         if all(value > 0 for one in series for value in one.value):
             _log_y(axes)
-        legend = axes.legend(fontsize=9, frameon=False, labelcolor=theme.ink, handlelength=1.6)
+        place = {"loc": "best"}
+        if _students(series) > BESIDE:
+            place = {"loc": "lower left", "bbox_to_anchor": (0, 0), "ncols": 2}
+            place["bbox_transform"] = axes.figure.transFigure
+        style = {"fontsize": 9, "frameon": False, "labelcolor": theme.ink, "handlelength": 1.6}
+        legend = axes.legend(**place, **style)
         legend.set_zorder(5)
         _as_written(legend.get_texts())
 
     return draw
 
 
-def _draw_series(axes: Axes, one: Series, theme: Theme, student: str | None) -> None:
+def _draw_series(axes: Axes, one: Series, theme: Theme, look: tuple[str, str]) -> None:
+    """look: marker and colour of what is neither the teacher nor real."""
     if one.model == REAL:
         line = axes.axhline(one.value[0], color=theme.real, linestyle=(0, (4, 3)))
         line.set_label(one.name)
@@ -272,9 +305,10 @@ def _draw_series(axes: Axes, one: Series, theme: Theme, student: str | None) -> 
     else:
         below = [max(0.0, v - low) for v, low in zip(one.value, one.low, strict=True)]
         above = [max(0.0, high - v) for v, high in zip(one.value, one.high, strict=True)]
-        style = {"fmt": "D:", "markersize": 6, "capsize": 3, "linewidth": 1.2, "zorder": 4}
-        style |= {"color": student or theme.untrained, "label": one.name}
-        axes.errorbar(one.cost, one.value, yerr=(below, above), **style)
+        marker, color = look
+        style = {"fmt": f"{marker}:", "markersize": 6, "capsize": 3, "linewidth": 1.2, "zorder": 4}
+        style |= {"color": color, "label": one.name or None}
+        axes.errorbar(one.cost, one.value, (below, above), **style)
 
 
 def _draw_training(axes: Axes, curves: list[Curve], theme: Theme) -> None:
