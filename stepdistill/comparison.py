@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
+from .cache import passes_of
 from .config import ConfigError, Run
 from .contenders import of_folder, of_run
 from .evaluation.report import Report, write_report
@@ -63,6 +64,9 @@ def cost_of(session: Session) -> Cost:
         updates += stage.training.updates
         own += n * (passes.trained + passes.frozen)
         taught += n * passes.teacher * nfe_of(run, i, method, session.teacher)
+    cached = [s.training.batch for s, m in zip(run.stages, session.methods) if m.needs_cache]
+    if cached:
+        taught += passes_of(session.teacher, run.cache) / cached[0]
     return Cost(updates, own, taught, seconds_of(session.folder / "log.jsonl"))
 
 

@@ -180,6 +180,10 @@ class Method(ABC):
         Raises ValueError for a sampler the method cannot train."""
         return None
 
+    def check_teacher(self, teacher: AnyDenoiser) -> None:
+        """Raises ValueError for a teacher the method, as it is set, cannot learn from."""
+        return None
+
     @abstractmethod
     def passes(self, sampler: Sampler) -> "Passes":
         """The network passes of one student update, counted by formula."""

@@ -101,7 +101,7 @@ def cast(method: Method, teacher: Teacher, casting: Casting) -> Players:
 def network(base: nn.Module, role: str, casting: Casting) -> nn.Module:
     """A network for `role`: a copy of the base, or a new adapter's view of it."""
     if not casting.is_low_rank(role):
-        net = deepcopy(base if casting.adapters is None else base.net)
+        net = deepcopy(base) if casting.adapters is None else without_roles(deepcopy(base.net))
         if casting.checkpointing:
             enable_checkpointing(net)
         return net
@@ -142,7 +142,8 @@ def guidance_adapters(teacher: Teacher) -> nn.Module:
     """New adapters for the teacher's network, at each of its blocks that the backbone names."""
     denoiser = teacher.denoiser
     parts = [part_of(denoiser, path, "for an adapter") for path in denoiser.places]
-    shapes = [tuple(seen.shape[1:]) for seen in features_of(denoiser, parts, teacher)]
+    # One at a time, for several come in the order of the pass, not of their paths.
+    shapes = [tuple(features_of(denoiser, [part], teacher)[0].shape[1:]) for part in parts]
     labels = 0 if teacher.classes is None else teacher.classes + 1
     kind = pipeline_class("guidance_adapters", "GuidanceAdapters")
     return kind(denoiser.places, shapes, labels)
@@ -207,7 +208,7 @@ def part_of(denoiser: Denoiser, path: str, purpose: str) -> nn.Module:
 
 @torch.no_grad()
 def features_of(denoiser: Denoiser, blocks: list[nn.Module], teacher: Teacher) -> list[Tensor]:
-    """What each block puts out for one sample of zeros."""
+    """What the blocks put out for one sample of zeros, in the order of the pass."""
     device = next(denoiser.net.parameters()).device
     x, t = torch.zeros(1, *teacher.event, device=device), torch.tensor([denoiser.process.t_max])
     label = teacher.labels(1)

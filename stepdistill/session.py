@@ -44,6 +44,7 @@ from .teacher import Teacher, load_pipeline, new_pipeline
 from .trainer import Trainer
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # ours (YAML reads "no" as false) → accelerate's
+HEARING = {"w", "adapters"}  # extras of a student that is told its guidance
 PACKAGES = ("stepdistill", "torch", "diffusers", "accelerate", "safetensors", "omegaconf")
 
 
@@ -87,11 +88,27 @@ def data_of(run: Run, teacher: Teacher, needed: bool = True) -> Data:
     return Images(images, labels, teacher.classes, run.data.dropout, run.seed)
 
 
-def check_guidance(methods: list[Method], teacher: Teacher) -> None:
-    """Raise ConfigError for methods that guide a teacher without classes."""
-    for i, method in enumerate(methods):
-        if method.guides and teacher.classes is None:
+def check_guidance(run: Run, methods: list[Method], teacher: Teacher) -> None:
+    """Raise ConfigError for a teacher that a stage cannot learn from, and for guidance, the run's,
+    a method's or the cache's, that would do nothing."""
+    told: set[str] = set()
+    for i, (stage, method) in enumerate(zip(run.stages, methods)):
+        own = stage.teacher == "run"
+        ranged = method.needs_cache and run.cache is not None and run.cache.guidance is not None
+        try:
+            method.check_teacher(teacher.guided if own else teacher.denoiser)
+        except ValueError as error:
+            raise ConfigError(f"stages.{i}: {error}") from error
+        if (method.guides or ranged) and teacher.classes is None:
             raise ConfigError(f"stages.{i}: guidance needs a class-conditional teacher")
+        if method.guides and not own and not told & HEARING:
+            raise ConfigError(f"stages.{i}: guides the last student, which is told no guidance")
+        if ranged and not HEARING & {*method.extras}:
+            raise ConfigError(f"stages.{i}: {stage.method} tells no student w: no cache.guidance")
+        told |= {*method.extras}
+    asked = [m.needs_cache or m.passes(run.sampler).teacher > 0 for m in methods]
+    if run.guidance != 1 and not any(asked):
+        raise ConfigError(f"guidance: {run.guidance:g} is for a teacher that no stage asks: use 1")
 
 
 def nfe_of(run: Run, stage: int, method: Method, teacher: Teacher) -> int:
@@ -155,7 +172,7 @@ class Session:
         self.teacher.denoiser.net.to(accelerator.device)
         looked_at = any(method.needs_data for method in self.methods)
         self.data = data_of(run, self.teacher, looked_at)
-        check_guidance(self.methods, self.teacher)
+        check_guidance(run, self.methods, self.teacher)
         self.acting = self.teacher  # the teacher of the present stage
         self.cache: Data | None = None
         self.pending: dict[str, dict[str, Any]] = {}  # a checkpoint's means that are not yet logged

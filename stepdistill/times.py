@@ -152,7 +152,7 @@ class TimeLaw:
         u = torch.rand(n, generator=generator, dtype=torch.float64)
         if self.name == "karras_index":
             grid = Grid("karras").times(process, 1000)[:-1].flip(0)
-            first, last = round(self.low * 1000), min(round(self.high * 1000), 999)
+            first, last = (min(round(end * 1000), 999) for end in (self.low, self.high))
             return grid[first + (u * (last + 1 - first)).long()]
         return self._place(process, shift_fraction(u, self.shift) if self.name == "shifted" else u)
 

@@ -4,13 +4,15 @@ import json
 from dataclasses import replace
 
 import pytest
+from accelerate import Accelerator
 from rich.console import Console
 
-from stepdistill.comparison import compare, seconds_of
+from stepdistill.comparison import compare, cost_of, seconds_of
 from stepdistill.config import ConfigError, read
 from stepdistill.contest import contest, enter
 from stepdistill.evaluation.report import read_results
 from stepdistill.method import load
+from stepdistill.session import Session
 
 SMALL = """
 name: {name}
@@ -68,6 +70,15 @@ def test_seconds_are_added_over_the_times_a_run_was_taken_up(tmp_path):
     rows = [place | {"seconds": s} for s in (1.0, 4.0, 0.5, 2.0, 2.0)]
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert seconds_of(log) == pytest.approx(4 + 2)
+
+
+def test_the_teachers_trajectories_are_counted(tmp_path):
+    """16 of 4 steps, by Heun and once more for each answer, beside the one call an update."""
+    changes = ("cache={samples: 16, steps: 4, solver: heun}", "stages.0.training.updates=5")
+    run = read("digits-dmd", (*changes, "stages.0.training.batch=8", "trackers=[]"))
+    made = Session(run, tmp_path, Accelerator(cpu=True))
+    (tmp_path / "log.jsonl").write_text("")
+    assert cost_of(made).teacher == 5 + 16 * 4 * 3 / 8
 
 
 def test_budgets_scale_every_stage_alike(configs):

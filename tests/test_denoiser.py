@@ -321,6 +321,14 @@ def test_guidance_extrapolates_means(name, w):
     close(guided.eps, expected.eps, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_other_convention_counts_from_zero(name):
+    """c + w (c − u), of CausVid and Self-Forcing, is our w + 1."""
+    x, t, two = normal(1, 5, 1), at(TIMES[name]), pair(name)
+    c, u = (two(x, t, cond).x0 for cond in ("c", None))
+    close(Guided(pair(name), 2.5, empty)(x, t, "c").x0, c + 1.5 * (c - u), rtol=1e-12, atol=1e-12)
+
+
 def test_guidance_costs_two_evaluations_and_one_where_neutral():
     x, t, two = normal(1, 2, 1), at([0.3, 0.8]), pair("rf")
     Guided(two, 3.0, empty)(x, t, "c")

@@ -234,8 +234,25 @@ def test_a_first_stage_has_no_last_student():
         read("digits-consistency", ("stages.0.teacher=last",))
 
 
+IDLE_GUIDANCE = {
+    ("digits-ladd", "guidance=2"): "guidance: 2 is for a teacher that no stage asks",
+    ("digits-vsd", "guidance=2"): "stages.0: dropout: a guided critic is asked without a label",
+    ("digits-dmd", "cache.guidance=[1, 3]"): "stages.0: dmd tells no student w: no cache.guidance",
+    (
+        "digits-lcm",
+        "stages=[{method: consistency}, "
+        "{method: lcm, teacher: last, settings: {steps: 16, guidance: [1, 3]}}]",
+    ): "stages.1: guides the last student, which is told no",
+    ("digits-dmd", "sampler.grid.start=0.7"): "sampler: dmd's pairs begin at pure noise",
+}
+
+
 def test_what_a_run_lacks_is_named(tmp_path):
     with pytest.raises(ConfigError, match="stages.0.method: needs the teacher's trajectories"):
         read("digits-agd", ("cache=null",))
     with pytest.raises(ConfigError, match="stages.0: guidance needs a class-conditional teacher"):
         session(tmp_path, "digits-guidance", "teacher=digits-vp", "guidance=1")
+    for changes, message in IDLE_GUIDANCE.items():
+        with pytest.raises(ConfigError, match=message):
+            session(tmp_path, *changes)
+

@@ -4,8 +4,8 @@ The Gaussian student, teacher and critic are those of test_dmd2, at one noise le
 taken from designs whose second moments are exact, so that means over them are expectations.
 """
 
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass, field, replace
+from itertools import count, product
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from test_dmd2 import (
     SIGMA,
     Affine,
     M,
+    Passes,
     Posterior,
     S,
     Trunk,
@@ -36,6 +37,7 @@ from torch import nn
 
 from eval.mixture import MLP
 from stepdistill.critic import Critic
+from stepdistill.data import stream
 from stepdistill.denoiser import Denoiser, GaussianMixture, Guided
 from stepdistill.method import Batch, Players, Trajectory
 from stepdistill.methods import sid as sid_module
@@ -45,9 +47,11 @@ from stepdistill.methods.dmd2 import Dmd2
 from stepdistill.methods.f_distill import FDistill, weight
 from stepdistill.methods.ladd import Ladd
 from stepdistill.methods.sid import Sid
+from stepdistill.methods.tdm import Tdm
 from stepdistill.methods.vsd import Vsd
-from stepdistill.process import RectifiedFlow, VarianceExploding
+from stepdistill.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from stepdistill.solver import Sampler
+from stepdistill.times import Grid
 
 DIVERGENCES = ("reverse_kl", "kl", "js", "softened_kl", "hellinger", "jeffreys", "neyman")
 
@@ -142,6 +146,42 @@ def test_sid_pulls_to_what_the_teacher_is_asked_instead(a, override, monkeypatch
     loss = Sid(a=a, time=NOISY).student_loss(p, design()).total
     (found,) = gradients(loss, student.mean)
     assert float(found) == pytest.approx(-(override - MU) * (1 - ALPHA * slope(S)) ** 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("a", GOLDEN_SID)
+def test_sid_of_equal_widths_is_golden(a, monkeypatch):
+    """T6: α = .7, σ² = .51, widths 1.3, means .8 and −.2: ∂/∂μ = −.1452657 whatever a."""
+    monkeypatch.setattr(sid_module, "spread", lambda x, real: torch.ones(1))
+    process = VariancePreserving(torch.tensor([0.81, 0.49], dtype=torch.float64))
+    k = 0.7 * 1.3**2 / (0.49 * 1.3**2 + 0.51)
+
+    class Exact(nn.Module):
+        def __init__(self, mean):
+            super().__init__()
+            self.mean = mean
+
+        def forward(self, x, t, cond=None):
+            return self.mean + k * (x - 0.7 * self.mean)
+
+    student = Affine(-0.2, 1.3)
+    players = [view(net, process=process) for net in (student, Exact(0.8), Exact(-0.2))]
+    p = Players(*players[:2], Critic(players[2]), sampler=Sampler((1,)))
+    loss = Sid(a=a, time=NOISY).student_loss(p, design()).total
+    (found,) = gradients(loss, student.mean)
+    assert float(found) == pytest.approx(-0.1452657, abs=1e-7)
+
+
+@pytest.mark.parametrize("h", [torch.sin, torch.square], ids=["sin", "square"])
+def test_an_exact_critics_error_is_uncorrelated_with_all_that_is_seen(h):
+    """T6, the score identity E[(D_F(x_t) − x) h(x_t)] = 0, by quadrature over z and ε."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    z, eps = (at(v.ravel().tolist()) for v in np.meshgrid(nodes, nodes))
+    w = at((np.outer(weights, weights) / (2 * np.pi)).ravel().tolist())
+    x = MU + V * z
+    x_t = ALPHA * x + SIGMA * eps
+    error = MU + slope(V) * (x_t - ALPHA * MU) - x
+    assert abs(float((w * error * h(x_t)).sum())) < 1e-9
+    assert abs(float((w * (error + 0.1) * h(x_t)).sum())) > 1e-3
 
 
 def test_sids_normaliser_is_a_samples_own_and_has_no_gradient():
@@ -245,6 +285,7 @@ def test_ratios_are_compared_within_a_part_of_time():
 
 PULLED = {
     "diff_instruct": DiffInstruct(time=NOISY),
+    "dmd": Dmd(time=NOISY),
     "vsd": Vsd(time=NOISY),
     "sid": Sid(time=NOISY),
     "f_distill": FDistill(time=NOISY),
@@ -257,7 +298,7 @@ def test_a_critic_that_agrees_with_the_teacher_leaves_the_student_alone(name):
     trunk, student = Trunk(), Affine()
     critic = Critic(view(trunk), nn.Linear(5, 1).double(), [trunk.block])
     p = Players(view(student), view(Trunk()), critic, sampler=Sampler((1,)))
-    loss = PULLED[name].student_loss(p, batch_of((6, 2)))
+    loss = PULLED[name].student_loss(p, cached(6, normal(3, 6, 2), normal(4, 6, 2)))
     first = next(iter(loss.terms.values()))
     assert all(float(g) == 0 for g in gradients(first, student.mean, student.std))
 
@@ -269,7 +310,7 @@ def test_only_the_student_gets_a_gradient(name):
     critic.net.requires_grad_(False)
     teacher.requires_grad_(False)
     p = Players(view(student), view(teacher), critic, sampler=Sampler((1,)))
-    PULLED[name].student_loss(p, batch_of((6, 2))).total.backward()
+    PULLED[name].student_loss(p, cached(6, normal(3, 6, 2), normal(4, 6, 2))).total.backward()
     assert student.mean.grad is not None
     assert all(q.grad is None for q in [*critic.net.parameters(), *teacher.parameters()])
 
@@ -330,6 +371,43 @@ def test_random_guidance_is_fixed_guidance_on_average():
     close((g(float(w[0])) + g(float(w[1]))) / 2, g(2.25), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "settings, w, critics",
+    [
+        ({}, 1.0, 1.0),
+        ({}, 3.0, 3.0),
+        ({"entropy": 0.4}, 3.0, 0.6),
+        ({"guidance": (2.0, 5.0)}, 3.0, None),
+    ],
+    ids=["plain", "guided", "entropic", "at random guidance"],
+)
+def test_vsds_gradient_under_guidance_is_the_formulas(settings, w, critics):
+    """σ² (ε_T^w − ε_F^w′), both mixed by hand from what the two know of x_t."""
+    real, fake, method = views(), views((0.9, 0.1)), Vsd(**settings)
+    student = Affine()
+    teacher = Guided(real, w, real.null)
+    student_view, critic = view(student, "x0", real.process), Critic(fake, frozen=True)
+    p = Players(student_view, teacher, critic, sampler=Sampler((1,)))
+    cond = torch.tensor([0, 1, 1, 0, 1, 0])
+    loss = method.student_loss(p, batch_of((6, 1), cond=cond)).total
+    ours = torch.stack(gradients(loss, student.mean, student.std))
+
+    given = batch_of((6, 1), cond=cond)
+    with torch.no_grad():
+        x, x_t, t = method.noised(p, given)
+    drawn = given.uniform(2.0, 5.0).double() if "guidance" in settings else at(w, 6)
+    w_fake = drawn if critics is None else at(critics, 6)
+    none = torch.full_like(cond, 2)
+
+    def mixed(mixture, w):
+        c, u = (mixture(x_t, t, label).eps for label in (cond, none))
+        return u + w[:, None] * (c - u)
+
+    g = t[:, None] ** 2 * (mixed(real, drawn) - mixed(fake, w_fake))  # σ = t
+    z = (x - MU) / V
+    close(ours, torch.stack([g.mean(), (g * z).mean()]), rtol=1e-6)
+
+
 def test_the_critic_is_not_told_a_share_of_conditions():
     mixture, n = views(), 20_000
     teacher, cond = Guided(mixture, 3.0, mixture.null), torch.ones(n).long()
@@ -337,6 +415,17 @@ def test_the_critic_is_not_told_a_share_of_conditions():
     assert float((told == 2).double().mean()) == pytest.approx(0.1, abs=0.01)
     assert set(told.tolist()) == {1, 2}
     assert Vsd().critic_cond(Players(None, mixture), None, batch_of((n, 1))) is None
+    critic = Watched(Affine())
+    p = one_step(Affine(), None, critic)
+    p.teacher = teacher
+    Vsd(dropout=0.5).critic_loss(p, batch_of((200, 1), cond=torch.ones(200).long()))
+    assert float((critic.conds[-1] == 2).double().mean()) == pytest.approx(0.5, abs=0.15)
+    Vsd(dropout=0.0).check_teacher(Guided(mixture, 1.0, mixture.null))
+    for settings, w in (({}, 3.0), ({"entropy": 0.5}, 1.0), ({"guidance": (1.0, 4.0)}, 1.0)):
+        with pytest.raises(ValueError, match="dropout: a guided critic is asked without a label"):
+            Vsd(dropout=0.0, **settings).check_teacher(Guided(mixture, w, mixture.null))
+    with pytest.raises(ValueError, match="entropy: needs a class-conditional teacher"):
+        Vsd(entropy=0.5).check_teacher(mixture)
 
 
 # --- regression -------------------------------------------------------------------------------
@@ -346,6 +435,18 @@ def cached(n, z, y):
     times = at([1.0, 0.0])
     path = Trajectory(times, torch.stack([z, y], 1), y[:, None], torch.ones(n).double())
     return replace(batch_of((n, 2)), path=path)
+
+
+def test_dmds_direction_is_that_of_dmd2():
+    """T2, of the same noise and times."""
+    found = []
+    for method in (Dmd(time=NOISY, regression=0.0), Dmd2(time=NOISY, gan=0.0, gan_critic=0.0)):
+        student = Affine()
+        p = one_step(student, Posterior(M, S), Posterior(MU, V))
+        loss = method.student_loss(p, cached(6, normal(3, 6, 2), normal(4, 6, 2))).total
+        found.append(torch.stack(gradients(loss, student.mean, student.std)))
+    close(found[0], found[1], rtol=1e-12)
+    assert float(found[0].abs().min()) > 0.1
 
 
 def test_dmds_regression_is_on_the_cached_pairs():
@@ -370,6 +471,8 @@ def test_dmds_regression_is_on_the_cached_pairs():
     assert float(both_terms) == pytest.approx(float(gradients(alone, student.mean)[0]) - 0.15)
     with pytest.raises(ValueError, match="one step"):
         method.trained_times(PROCESS, Sampler((1, 2)))
+    with pytest.raises(ValueError, match="begin at pure noise"):
+        method.trained_times(PROCESS, Sampler((1,), Grid(start=0.7)))
 
 
 # --- adversarial only -------------------------------------------------------------------------
@@ -412,3 +515,94 @@ def test_ladd_is_a_hinge_on_noised_samples_and_data():
         assert float(noise.std()) == pytest.approx(1, abs=0.3)
     eps = [(x - alpha * c) / sigma for x, c in ((fake, loss.carry.x), (real, given.x0))]
     assert float((eps[0] - eps[1]).abs().min()) > 1e-6  # noise of their own
+
+
+# --- what a cycle asks ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Heard(Denoiser):
+    """A student that keeps where it is told to go."""
+
+    heard: list = field(default_factory=list)
+
+    def __call__(self, x_t, t, cond=None):
+        self.heard.append(self.to)
+        return super().__call__(x_t, t, cond)
+
+
+MATCHING = {
+    "dmd": Dmd(),
+    "dmd2": Dmd2(ratio=2, rollout="noised_data"),
+    "f_distill": FDistill(ratio=2),
+    "diff_instruct": DiffInstruct(ratio=2),
+    "sid": Sid(ratio=2),
+    "tdm": Tdm(ratio=2),
+    "ladd": Ladd(ratio=2),
+    "vsd": Vsd(ratio=2),
+    "vsd, guided": Vsd(ratio=2),
+    "vsd, entropic": Vsd(ratio=2, entropy=0.3),
+}
+
+
+def cycle(method, guidance=1.0):
+    """Players of every role, what they were asked in one cycle, and a batch for it."""
+    flow = RectifiedFlow()
+    nets = student, trunk, teacher = Trunk(seed=1), Trunk(seed=2), Trunk(seed=3)
+    if method.needs_judge:
+        trunk = teacher
+    critic = Critic(
+        view(trunk, "flow", flow), nn.Linear(5, 1).double(), [trunk.block], method.needs_judge
+    )
+    sampler = Sampler((1,) if isinstance(method, Dmd) else (1, 2, 4), gamma=0.0)
+    p = Players(
+        Heard(student, flow, "flow"),
+        Guided(view(teacher, "flow", flow), guidance, torch.zeros_like),
+        critic,
+        sampler=sampler,
+    )
+    for net in nets:
+        net.requires_grad_(net is student or (net is trunk and not method.needs_judge))
+    return p, nets
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_a_student_is_always_told_where_its_step_goes(name):
+    method = MATCHING[name]
+    p, _ = cycle(method)
+    for k, turn in enumerate(method.turns()):
+        given = replace(cached(6, normal(3, 6, 2), normal(4, 6, 2)), shared=stream(1, k))
+        loss = turn.loss(p, replace(given, cond=torch.ones(6).long()))
+        p.carry = loss.carry or p.carry
+    assert len(p.student.heard) >= 1
+    assert not any(to is None for to in p.student.heard)
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_passes_are_those_counted(name):
+    """All work of a cycle, a backward as two forwards, as seen at the networks' first layers."""
+    method, w = MATCHING[name], 3.0 if name == "vsd, guided" else 1.0
+    p, nets = cycle(method, w)
+    p.sampler = Sampler((1,) if isinstance(method, Dmd) else (4,), gamma=0.0)
+    lengths = range(1) if isinstance(method, Dmd) else range(4)
+    total = 0.0
+    for turn in method.turns():
+        for length in lengths:
+            shared = next(
+                k for k in count()
+                if len(method.exit_times(p, batch_of((1, 1), shared=k))) == length + 1
+            )  # fmt: skip
+            for net in nets:
+                net.requires_grad_(False)
+            moved = p.student.net if turn.player == "student" else p.critic.net
+            moved.requires_grad_(True)
+            seen = Passes(*(net.block[0] for net in nets))
+            given = replace(cached(6, normal(3, 6, 2), normal(4, 6, 2)), shared=stream(1, shared))
+            loss = turn.loss(p, replace(given, cond=torch.ones(6).long()))
+            loss.total.backward()
+            p.carry = loss.carry or p.carry
+            total += (seen.forwards + 2 * seen.backwards) / len(lengths)
+            for net in nets:
+                net.block[0]._forward_hooks.clear()
+    nfe = 2 if w != 1 else 1
+    assert total == pytest.approx(method.passes(p.sampler).work(nfe))

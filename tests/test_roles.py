@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from cases import normal
+from cases import at, normal
 from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from torch import nn
 from toys import tiny_images, tiny_unet
@@ -31,6 +31,7 @@ from stepdistill.data import stream
 from stepdistill.health import Monitor
 from stepdistill.informed import bare
 from stepdistill.method import Batch
+from stepdistill.methods.agd import Agd
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.dmd2 import Dmd2
 from stepdistill.roles import Adapters, Casting, cast
@@ -433,6 +434,27 @@ def test_a_next_stage_starts_from_the_averaged_student_and_a_new_critic(name):
 
     again = cast(Consistency(), teacher, replace(casting, start=start))
     assert same(snapshot(again, teacher)["target"], start)
+
+
+def test_a_critic_of_its_own_carries_nothing_of_the_students_adapter():
+    casting = Casting(Sampler((1, 2)), replace(ADAPTERS, roles=("student",)))
+    p = cast(Dmd2(), teacher_for(casting), casting)
+    own = own_tensors(p.critic.net)
+    assert {f"network.{name}" for name in plain_net(teacher_for(casting)).state_dict()} < {*own}
+    assert not any("lora" in name for name in own)
+
+
+def test_guidance_adapters_fit_blocks_of_unequal_widths():
+    """On a UNet whose parts are not registered in the order in which they are passed."""
+    net = tiny_unet(widths=(8, 16))
+    teacher = Teacher.from_pipeline(DDPMPipeline(net, FlowMatchEulerDiscreteScheduler()), 1.0)
+    p = cast(Agd(), teacher, Casting(extras=("adapters",)))
+    for adapter in p.student.net.inputs.adapters:
+        torch.nn.init.normal_(adapter.up.weight, std=0.3)
+    x, t, cond = normal(1, 2, 1, 8, 8).float(), at(0.5, 2), torch.tensor([0, 1])
+    with torch.no_grad():
+        plain, told = (replace(p.student, w=w)(x, t, cond).raw for w in (1.0, 3.0))
+    assert not torch.allclose(plain, told, atol=1e-4)
 
 
 def test_a_student_of_another_shape_cannot_start_a_stage():

@@ -100,6 +100,48 @@ def test_the_published_target_is_another():
     assert slope_of("published", "x0") == pytest.approx(0.4252, abs=1e-3)
 
 
+def test_what_the_student_makes_and_where_it_arrives_are_not_independent():
+    """§6: Var x_s is 1.7424, not .8784; the plain regression of x̂₀ has the slope .5756."""
+    e, n = normal(1, 400_000), normal(2, 400_000)
+    x_s = (0.8 * 0.9 + 0.6) * e
+    assert float(x_s.var()) == pytest.approx(1.7424, rel=0.01)
+    independent = 0.8 * 0.9 * e + 0.6 * n
+    assert float(independent.var()) == pytest.approx(0.8784, rel=0.01)
+    s, t = at(0.0, len(e)), at(1.0, len(e))
+    x_t = TABLE.renoise(x_s[:, None], n[:, None], s, t)[:, 0]
+    assert float((0.9 * e * x_t).mean() / x_t.square().mean()) == pytest.approx(0.5756, abs=3e-3)
+
+
+@pytest.mark.parametrize("target", ["interval", "published"])
+@pytest.mark.parametrize("prediction", ["x0", "eps", "flow"])
+def test_the_critics_loss_is_the_formulas(target, prediction):
+    """Of three coordinates at several τ, written in numpy: weights as well as slopes."""
+    process = PROCESSES["rf"]
+    critic = Denoiser(MLP(3, 5), process, prediction)
+    p = Players(Denoiser(MLP(3), process, "v"), None, Critic(critic), sampler=FOUR)
+    method = Tdm(critic_target=target)
+    loss = method.critic_loss(p, batch(32, d=3))
+    point = method.point(p, batch(32, d=3))
+    x0, x_s, n, x_t = (v.detach().numpy() for v in point[:4])
+    s, t = (v.numpy()[:, None] for v in (point.s, point.t))
+    with torch.no_grad():
+        guess = critic(point.x_t, point.t)
+    beta = np.sqrt(t**2 - ((1 - t) / (1 - s) * s) ** 2)  # α = 1 − t, σ = t
+    if target == "interval":
+        eps = t * n / beta
+        clean = (x_t - t * eps) / (1 - t)
+        goal = {"x0": clean, "eps": eps, "flow": eps - clean}[prediction]
+        least = np.minimum(((1 - t) / t) ** 2, 5) if prediction == "x0" else 1.0
+        by_hand = least * (beta / t) ** 2 * (guess.raw.numpy() - goal) ** 2
+    else:
+        mixed = (x_t - (1 - t) * x0) / t
+        importance = np.exp((n**2 - mixed**2).sum(1, keepdims=True) / (2 * 3))
+        weight = importance * np.minimum(((1 - t) / t) ** 2, 5)
+        by_hand = weight * (guess.x0.numpy() - x0) ** 2
+    assert float(loss.total.detach()) == pytest.approx(by_hand.mean(), rel=1e-9)
+    assert ("lag" in loss.shown) == (target == "interval")
+
+
 @pytest.mark.parametrize("name", ["rf", "vp", "ve"])
 def test_the_students_gradient_is_the_formulas(name):
     """(D_F − D_T)/N on x̂₀, against a finite difference with the bracket held."""
@@ -166,6 +208,8 @@ def test_turns_and_samplers():
         method.trained_times(PROCESSES["rf"], Sampler((4,)))
     assert method.trained_times(PROCESSES["rf"], FOUR).tolist() == [1, 0.75, 0.5, 0.25]
     assert not method.needs_data
+    with pytest.raises(ValueError, match="margin: must be below 0.5"):
+        Tdm(margin=0.5)
 
 
 def test_passes_are_those_counted():

@@ -140,12 +140,12 @@ def test_log_normal_law(name):
 
 
 def test_edm_index_values():
-    """Entries 20, 500 and 980 of DMD2's thousand noise levels."""
+    """Entries 20, 500, 980 and the last of DMD2's thousand noise levels."""
     levels = [
         float(TimeLaw("karras_index", low=i, high=i).draw(VarianceExploding(), 1, generator()))
-        for i in (0.02, 0.5, 0.98)
+        for i in (0.02, 0.5, 0.98, 1.0)
     ]
-    close(levels, [0.00323, 2.53, 72.05], rtol=2e-3)
+    close(levels, [0.00323, 2.53, 72.05, 80.0], rtol=2e-3)
 
 
 def test_a_fifth_of_the_way_down_edms_levels():
@@ -154,7 +154,9 @@ def test_a_fifth_of_the_way_down_edms_levels():
     close(levels[[5, 3, 1]], [0.002, 0.965, 24.408], rtol=5e-4)
 
 
-@pytest.mark.parametrize("low, high, first, last", [(0.02, 0.98, 20, 980), (0.0, 1.0, 0, 999)])
+@pytest.mark.parametrize(
+    "low, high, first, last", [(0.02, 0.98, 20, 980), (0.0, 1.0, 0, 999), (0.995, 1.0, 995, 999)]
+)
 def test_karras_index_law_is_uniform_over_its_entries(low, high, first, last):
     levels = Grid("karras").times(VarianceExploding(), 1000)[:-1].flip(0)
     law = TimeLaw("karras_index", low=low, high=high)

@@ -17,14 +17,16 @@ from stepdistill.solver import Sampler, ddim_step, rollout, start
 from stepdistill.times import Grid, TimeLaw
 
 
-def tiny_unet(seed: int = 0, classes: int | None = 3) -> UNet2DModel:
+def tiny_unet(
+    seed: int = 0, classes: int | None = 3, widths: tuple[int, int] = (8, 8)
+) -> UNet2DModel:
     """A UNet of a few thousand parameters on 8×8 pictures, every weight drawn afresh."""
     net = UNet2DModel(
         sample_size=8,
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(8, 8),
+        block_out_channels=widths,
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
         norm_num_groups=4,

@@ -19,7 +19,7 @@ from ..matching import Matching
 from ..method import Batch, Loss, Passes, Players, Sample
 from ..process import NoiseProcess
 from ..schema import NotNegative
-from ..solver import Sampler
+from ..solver import Sampler, clean_end
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Dmd(Matching):
         dmd = pull(x, matching_direction(x, real, fake))
 
         z, y = batch.path.x[:, 0], batch.path.x[:, -1]
-        guess = p.student(z, batch.path.times[0].expand(len(z)), batch.cond).x0
+        guess = clean_end(p.student, z, batch.path.times[0], batch.cond)
         regression = distance(self.distance, guess, y, self.huber).mean()
         terms = {"dmd": dmd, "regression": self.regression * regression}
         return Loss(terms, carry=Sample(x.detach(), batch.cond))
@@ -57,7 +57,10 @@ class Dmd(Matching):
     def trained_times(self, process: NoiseProcess, sampler: Sampler) -> Tensor:
         if sampler.steps != (1,):
             raise ValueError("dmd trains a student of one step: sampler.steps [1]")
-        return super().trained_times(process, sampler)
+        times = super().trained_times(process, sampler)
+        if times[0] < process.t_max:
+            raise ValueError("dmd's pairs begin at pure noise, so must its student: grid.start 1")
+        return times
 
     def passes(self, sampler: Sampler) -> Passes:
         plain = super().passes(sampler)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..critic import fooling_loss, matching_direction, pull
 from ..matching import WithRealness
 from ..method import Batch, Loss, Players, Sample
-from ..solver import Sampler
+from ..solver import Sampler, clean_end
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Dmd2(WithRealness):
             return super().simulate(p, batch, times)
         t = times[-1].expand(len(batch.x0))
         x_t = p.student.process.add_noise(batch.x0, batch.noise(), t)
-        return p.student(x_t, t, batch.cond).x0
+        return clean_end(p.student, x_t, times[-1], batch.cond)
 
     def steps_before(self, sampler: Sampler) -> float:
         return super().steps_before(sampler) if self.rollout == "backward" else 0.0

@@ -43,9 +43,10 @@ def weight(divergence: Divergence, r: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FDistill(WithRealness):
-    """divergence: f.  bins: parts of time in which r is normalised, 0 for none.  gan: λ.
+    """divergence: f.  bins: parts of time in which r is normalised, 0 for none: a sample that is
+    alone in its part has r = 1, so keep them well below the batch.  gan: λ.
 
-    Other settings are those of `dmd2`; a GAN is needed, for its head tells r.
+    Other settings are those of `matching.WithRealness`; a GAN is needed, for its head tells r.
     """
 
     divergence: Divergence = "js"
@@ -68,7 +69,7 @@ class FDistill(WithRealness):
         (h,) = per_sample(x, h / h.mean())
         f = pull(x, h * matching_direction(x, real, estimate.x0))
         terms = {"f": f, "gan": self.gan * fooling_loss(realness, self.gan_loss)}
-        return Loss(terms, {"h": h.std()}, Sample(x.detach(), batch.cond))
+        return Loss(terms, {"h": h.std(correction=0)}, Sample(x.detach(), batch.cond))
 
     def ratio_of(self, realness: Tensor, t: Tensor, process: NoiseProcess) -> Tensor:
         """r (b,) of logits (b,) at times t (b,)."""

@@ -18,17 +18,17 @@ k, s and τ are drawn for each sample. Needs no data; sampled with `sampler.gamm
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..critic import denoising_error, lag, matching_direction, pull
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, heading
 from ..matching import Matching
 from ..method import Batch, Loss, Passes, Players, Turn
 from ..process import Estimate, NoiseProcess, per_sample
-from ..schema import Share
+from ..schema import Range
 from ..solver import Sampler, ddim_step, states
 
 
@@ -49,7 +49,7 @@ class Tdm(Matching):
     from both ends.  ratio: critic turns for each of the student's."""
 
     critic_target: Literal["interval", "published"] = "interval"
-    margin: Share = 0.05
+    margin: Annotated[float, Range(0, 0.5, below=True)] = 0.05
 
     paper = "TDM (arXiv:2503.06674)"
 
@@ -68,8 +68,11 @@ class Tdm(Matching):
         with torch.no_grad():
             at = self.point(p, batch)
         guess = p.critic(at.x_t, at.t, batch.cond)
-        of = self.interval_error if self.critic_target == "interval" else self.published_error
-        error = of(p.critic.denoiser, at, guess)
+        if self.critic_target == "published":
+            # No lag: its weight knows the noise, so even the best critic's error has a mean.
+            error = self.published_error(p.critic.denoiser, at, guess)
+            return Loss({"denoising": error.square().mean()})
+        error = self.interval_error(p.critic.denoiser, at, guess)
         return Loss({"denoising": error.square().mean()}, {"lag": lag(error)})
 
     def interval_error(self, critic: Denoiser, at: Point, guess: Estimate) -> Tensor:
@@ -99,7 +102,7 @@ class Tdm(Matching):
         with torch.no_grad():
             walk = states(p.student, batch.noise(), times, batch.cond, None, 0.0)
             x_t = torch.stack(list(walk))[k, torch.arange(b)]
-        here = p.student(x_t, times[k], batch.cond)
+        here = heading(p.student, ends[k])(x_t, times[k], batch.cond)
 
         x_s = ddim_step(process, here, ends[k]).detach()
         u = torch.rand(b, generator=batch.local, dtype=torch.float64)

@@ -16,6 +16,7 @@ frozen network: `adapters: {roles: [critic]}`. Needs no data.
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ..critic import pull
 from ..denoiser import AnyDenoiser, Cond, Guided
@@ -63,8 +64,19 @@ class Vsd(Matching):
         """The critic, guided as the teacher is, or as `entropy` asks."""
         if not isinstance(teacher, Guided):
             return critic
-        w = teacher.w if self.entropy is None else 1.0 - self.entropy
-        return replace(teacher, denoiser=critic, w=w)
+        return replace(teacher, denoiser=critic, w=self.critic_guidance(teacher))
+
+    def critic_guidance(self, teacher: Guided) -> Tensor | float:
+        return teacher.w if self.entropy is None else 1.0 - self.entropy
+
+    def check_teacher(self, teacher: AnyDenoiser) -> None:
+        if not isinstance(teacher, Guided):
+            if self.entropy is not None:
+                raise ValueError("entropy: needs a class-conditional teacher, not a student")
+            return
+        guided = self.guidance is not None or self.critic_guidance(teacher) != 1
+        if self.dropout == 0 and guided:
+            raise ValueError("dropout: a guided critic is asked without a label too: use 0.1")
 
     def critic_cond(self, p: Players, cond: Cond, batch: Batch) -> Cond:
         if not isinstance(p.teacher, Guided):
@@ -74,5 +86,7 @@ class Vsd(Matching):
 
     def passes(self, sampler: Sampler) -> Passes:
         plain = super().passes(sampler)
-        # Guidance asks the critic twice in the student's turn, wherever it asks the teacher twice.
-        return plain._replace(frozen=plain.frozen + 1)
+        if self.entropy is not None:
+            return plain._replace(frozen=plain.frozen + 1)
+        # In the student's turn the critic is asked as often as the teacher.
+        return plain._replace(frozen=plain.frozen - 1, teacher=2)
