@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from scipy import stats
 from torch import Tensor
 
+from stepdistill.checkpoint import write_whole
 from stepdistill.config import Run, read
 from stepdistill.contenders import of_student
 from stepdistill.evaluation.suite import Suite, digits_suite, evaluate
@@ -149,8 +150,10 @@ def main(folder: Path, seeds: int) -> None:
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "rows.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = [Row(**json.loads(line)) for line in lines]
+    lines = file.read_text().splitlines(True) if file.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    write_whole(file, "".join(whole))
+    rows = [Row(**json.loads(line)) for line in whole]
     suite = digits_suite()
     for seed in range(seeds):
         for row in rows_of(seed, suite, {r.variant for r in rows if r.seed == seed}):

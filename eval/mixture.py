@@ -1,13 +1,15 @@
-"""All methods on the five-mode mixture at equal cost, with an exact teacher.
+"""The distillation methods on the five-mode mixture at equal cost, with an exact teacher.
 
     python eval/mixture.py eval/results/mixture 3
 
 Every method starts from one MLP that has seen the data, and is trained at each budget with each
 seed. A budget counts network passes of one sample: a forward is 1, a forward and its backward 3,
-whoever's network. The score is the energy distance of 4,000 samples in the student's fewest steps
-to the truth, whose own noise is ± 0.002. Every row is appended to rows.jsonl as it is made, so that
-a stopped comparison goes on; README.md has the mean over seeds and its 95 % interval. Without
-guidance `lcm` is `consistency`.
+whoever's network; `dmd` pays for its pairs. The score is the energy distance of 4,000 samples in
+the student's fewest steps to the truth, whose own noise is ± 0.002. Every row is appended to
+rows.jsonl as it is made, so that a stopped comparison goes on; in another folder, or without that
+file, it begins anew. README.md has the mean over seeds and its 95 % interval. Learning rates warm
+up over 50 updates, at the smaller budget half the training of a method with five critic turns.
+Without guidance `lcm` is `consistency`; `guidance` and `agd`, which only guide, are left out.
 """
 
 import json
@@ -34,14 +36,16 @@ from stepdistill.data import Drawn, stream
 from stepdistill.denoiser import Denoiser, GaussianMixture, Guided
 from stepdistill.method import Method, Players, Trajectory, load
 from stepdistill.pairs import Pairs
+from stepdistill.plan import FLOAT, TRAINED
 from stepdistill.process import NoiseProcess, Prediction, RectifiedFlow
 from stepdistill.roles import Casting, cast
-from stepdistill.solver import Sampler, solve_ode
+from stepdistill.solver import EVALUATIONS, Sampler, solve_ode
 from stepdistill.times import Grid, TimeLaw
 from stepdistill.trainer import Optimiser, Trainer, Training
 
 SAMPLES, BATCH = 4000, 256
 BUDGETS = (1_000_000, 4_000_000)
+PAIRS = 16  # steps to the end of a pair, by Heun
 NOISE = 2e-3  # of an energy distance of 4,000 samples
 
 
@@ -160,7 +164,7 @@ class MixturePairs:
 
     @classmethod
     def of(cls, mixture: GaussianMixture, n: int, generator: torch.Generator) -> "MixturePairs":
-        noise, times = torch.randn(n, 2, generator=generator), Grid().times(mixture.process, 16)
+        noise, times = torch.randn(n, 2, generator=generator), Grid().times(mixture.process, PAIRS)
         ends = torch.stack(list(solve_ode(mixture, noise, times, solver="heun")), 1)
         return cls(Trajectory(times, ends, ends[:, 1:], torch.ones(n)))
 
@@ -194,20 +198,27 @@ def base(seed: int) -> Denoiser:
     return pretrained(updates=1500, seed=seed)
 
 
-def distil(
+def trainer_of(
     method: Method, start: Denoiser, sampler: Sampler, training: Training, seed: int
-) -> Players:
-    """The players after training from `start`, by the exact teacher; the student is the average."""
+) -> Trainer:
+    """What trains a student from `start` by the exact teacher."""
     mixture = five_modes()
     casting = Casting(sampler, target=training.target, extras=method.extras, seed=(seed,))
     players = cast(method, MixtureTeacher(mixture, start), casting)
     pairs = MixturePairs.of(mixture, SAMPLES, stream(seed, 8)) if method.needs_cache else None
     data = pairs or MixtureData(mixture)
-    trainer = Trainer(method, players, data, training, Accelerator(cpu=True), (seed,))
+    return Trainer(method, players, data, training, Accelerator(cpu=True), (seed,))
+
+
+def distil(
+    method: Method, start: Denoiser, sampler: Sampler, training: Training, seed: int
+) -> Players:
+    """The players after training from `start`; the student is the average."""
+    trainer = trainer_of(method, start, sampler, training, seed)
     while not trainer.done:
         trainer.step()
-    load_own(players.student.net, trainer.averaged())
-    return players
+    load_own(trainer.players.student.net, trainer.averaged())
+    return trainer.players
 
 
 def energy(players: Players, seed: int) -> float:
@@ -253,15 +264,40 @@ def rows(done: list[Row], seeds: int) -> Iterator[Row]:
                     yield row_of(name, budget, seed)
 
 
+def updates_of(name: str, budget: int) -> int:
+    """How many updates a budget pays for."""
+    method = method_of(name)
+    left = budget - SAMPLES * PAIRS * EVALUATIONS["heun"] * method.needs_cache
+    return max(1, round(left / (BATCH * method.passes(CASES[name].sampler).work(1))))
+
+
 def row_of(name: str, budget: int, seed: int) -> Row:
     """One training and its score."""
-    sampler = CASES[name].sampler
-    updates = max(1, round(budget / (BATCH * method_of(name).passes(sampler).work(1))))
+    sampler, updates = CASES[name].sampler, updates_of(name, budget)
     base(seed)  # all methods share it, so none is charged for it
     start = time.perf_counter()
     players = trained(name, seed, updates)
     seconds = time.perf_counter() - start
     return Row(name, budget, seed, min(sampler.steps), updates, energy(players, seed), seconds)
+
+
+def read(file: Path) -> list[Row]:
+    """What a comparison of now would make, without a torn last line and rows of other updates."""
+    whole = [line for line in file.read_text().splitlines(True) if line.endswith("\n")]
+    made = [Row(**json.loads(line)) for line in whole]
+    known = [row for row in made if row.method in CASES and row.budget in BUDGETS]
+    return [row for row in known if row.updates == updates_of(row.method, row.budget)]
+
+
+@cache
+def kibibytes(name: str) -> float:
+    """What the trained roles hold from update to update; the teacher is a formula."""
+    case, few = CASES[name], CASES[name].training(1)
+    trainer = trainer_of(method_of(name), base(0), case.sampler, few, 0)
+    trained = [p.numel() for moved in trainer.moved.values() for p in moved]
+    averages = [trainer.average] + ([] if trainer.target is None else [trainer.target])
+    averaged = [p.numel() for average in averages for p in average.averaged]
+    return FLOAT * (TRAINED * sum(trained) + sum(averaged)) / 2**10
 
 
 def seeds_of(done: list[Row], name: str, budget: int) -> list[Row]:
@@ -271,8 +307,8 @@ def seeds_of(done: list[Row], name: str, budget: int) -> list[Row]:
 
 def table(done: list[Row]) -> str:
     """The comparison as Markdown, the best of a budget first."""
-    lines = ["| method | passes | steps | energy distance | updates | seconds |"]
-    lines.append("|---|---:|---:|---:|---:|---:|")
+    lines = ["| method | passes | steps | energy distance | updates | seconds | KiB |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
     for budget in BUDGETS:
         found = []
         for name in CASES:
@@ -280,7 +316,7 @@ def table(done: list[Row]) -> str:
             mean, low, high = over_seeds([row.energy for row in mine])
             seconds = fmean(row.seconds for row in mine)
             spread = f"{mean:.4f} ({low:.4f} – {high:.4f})"
-            cells = f"{spread} | {mine[0].updates:,} | {seconds:.0f}"
+            cells = f"{spread} | {mine[0].updates:,} | {seconds:.0f} | {kibibytes(name):,.0f}"
             found.append((mean, f"| `{name}` | {budget:,} | {mine[0].steps} | {cells} |"))
         lines += [line for _, line in sorted(found)]
     about = __doc__.partition("\n\n")[2]
@@ -291,9 +327,11 @@ def draw(file: Path, done: list[Row]) -> None:
     """Each method's energy distance, over seeds, and its seconds at each budget."""
     best = {n: fmean(row.energy for row in seeds_of(done, n, BUDGETS[-1])) for n in CASES}
     order = sorted(CASES, key=lambda name: best[name], reverse=True)
-    figure = Figure(figsize=(11, 6), layout="constrained")
+    figure = Figure(figsize=(12, 6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    left, right, last = figure.subplots(1, 3, sharey=True, width_ratios=(2, 1, 0.6))
+    last.plot([kibibytes(name) for name in order], range(len(order)), "o", color="grey")
+    last.set(xlabel="KiB held in training", xlim=(0, None))
     for budget, colour, shift in zip(BUDGETS, ("C1", "C0"), (0.15, -0.15)):
         for place, name in enumerate(order):
             mine = seeds_of(done, name, budget)
@@ -317,8 +355,8 @@ def main(out: Path, seeds: int) -> None:
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     file = out / "rows.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    done = [Row(**json.loads(line)) for line in lines]
+    done = read(file) if file.exists() else []
+    write_whole(file, "".join(json.dumps(asdict(row)) + "\n" for row in done))
     total = len(BUDGETS) * len(CASES) * seeds
     for row in rows(list(done), seeds):
         done.append(row)

@@ -69,8 +69,8 @@ for solver in ("ddim", "heun"):
 # %% [markdown]
 # ## A student of the digits teacher
 #
-# Three hundred updates of `configs/demo.yaml`'s first stage, and what one step makes before, on the
-# way and after.
+# Three hundred updates of `configs/demo.yaml`'s first stage, in batches of half the size, and what
+# one step makes before, on the way and after.
 
 # %%
 run = stepdistill.read("demo", ("stages.0.training.updates=300", "stages.0.training.batch=64"))

@@ -9,8 +9,10 @@
 # # Distribution matching and the critic
 #
 # Consistency asks for the same image; distribution matching only for the same distribution. A
-# second denoiser, the critic, follows what the student makes. Where its answer differs from the
-# teacher's, the student's samples are too dense, and $F(x_t) - T(x_t)$ points out of there.
+# second denoiser, the critic, follows what the student makes. Where its answer $F(x_t)$ differs
+# from the teacher's $T(x_t)$, the student's samples are too dense or too sparse, and $T - F$ points
+# to where there should be more: it is $\sigma^2/\alpha$ times the slope of
+# $\log p_{teacher}/p_{student}$.
 
 # %%
 import matplotlib.pyplot as plt

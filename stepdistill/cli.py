@@ -48,6 +48,7 @@ Runs = Annotated[Path, typer.Option(help="The folder that holds run folders.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 BLOCKS = 3  # fresh seed blocks of a comparison
 BUDGET = "Network passes of one sample to train each config with; may be given several times."
+SEEDS = "Seeds at every budget; 3 if none is said."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
 
@@ -209,7 +210,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("comparison"),
     n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 10_000,
     budget: Annotated[list[float] | None, typer.Option(min=1, help=BUDGET)] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Seeds at every budget.")] = 3,
+    seeds: Annotated[int | None, typer.Option(min=1, max=100, help=SEEDS)] = None,
     debug: Debug = False,
 ) -> None:
     """Train several configs and score their students and teacher in one table, costs included."""
@@ -217,12 +218,14 @@ def compare(
         require_writable(runs)
         require_writable(out)
         from .comparison import compare as train_and_score
-        from .config import read
+        from .config import ConfigError, read
         from .contest import contest
 
+        if seeds and not budget:
+            raise ConfigError("--seeds: repeats runs of equal --budget: give one")
         wanted = [read(config) for config in configs]
         if budget:
-            contest(wanted, budget, seeds, runs, out, (n, BLOCKS), console)
+            contest(wanted, budget, seeds or 3, runs, out, (n, BLOCKS), console)
             console.print(f"summary: {out / 'comparison.md'}")
         else:
             console.print(table(train_and_score(wanted, runs, out, (n, BLOCKS), console)))

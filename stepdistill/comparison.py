@@ -3,24 +3,26 @@
 """
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from accelerate import Accelerator
 from rich.console import Console
 
 from .cache import passes_of
 from .config import ConfigError, Run
-from .contenders import of_folder, of_run
+from .contenders import UNTRAINED, of_folder, of_run
 from .evaluation.report import Report, write_report
-from .evaluation.suite import Contender, Row, digits_suite, evaluate
+from .evaluation.suite import TEACHER, Contender, Row, digits_suite, evaluate
 from .gallery import same_noise, worst
 from .progress import progress
 from .run import trained
-from .session import Session, nfe_of, reopen, versions
-from .train import rows as logged
+from .session import Session, accelerator_of, nfe_of, open_folder, reopen, versions
+from .train import seconds_of
+from .trainer import TrainingFailed
 
 SEED = 2000
+NAMED = 8  # sources that a report names in its heading
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,57 @@ def compare(
 ) -> list[Row]:
     """Train each run below `runs`, or go on with it, then score all students as `score` does.
 
-    What a folder already holds is not trained again. Raises ConfigError if two share a name."""
+    What a folder already holds is not trained again. Raises ConfigError, before anything is
+    written, for runs that cannot be trained or do not fit in one table, and TrainingFailed, at the
+    end, if some could not be trained to theirs."""
+    require_comparable(wanted, runs)
+    for run in wanted:
+        with TemporaryDirectory() as folder:
+            Session(run, Path(folder), accelerator_of(replace(run, trackers=()), Path(folder)))
+    costs = train_all(wanted, runs, console)
+    rows = score([runs / name for name in costs], "digits", out, size, None, console, costs)
+    require_all(wanted, costs, out)
+    return rows
+
+
+def require_comparable(wanted: list[Run], runs: Path) -> None:
+    """Raise ConfigError for names, teachers or folders that forbid a comparison."""
     names = [run.name for run in wanted]
     if len(set(names)) < len(names):
         raise ConfigError(f"compare: {', '.join(names)}: names one run twice")
-    costs = {}
+    scored = [run for run in wanted if run.evaluation.teacher_steps and run.teacher is not None]
+    teachers = {f"{run.teacher}, w = {run.guidance:g}" for run in scored}
+    if len(teachers) > 1:
+        raise ConfigError(f"compare: one teacher a table, got {'; '.join(sorted(teachers))}")
     for run in wanted:
-        session = trained(run, runs / run.name, console)
+        if (runs / run.name / "config.yaml").is_file():
+            open_folder(run, runs / run.name)
+
+
+def train_all(wanted: list[Run], runs: Path, console: Console) -> dict[str, str]:
+    """Train every run to its end; what each cost, by name, without those whose training failed.
+
+    Raises TrainingFailed if all did."""
+    costs, failed = {}, None
+    for run in wanted:
+        try:
+            session = trained(run, runs / run.name, console)
+        except TrainingFailed as error:
+            console.print(f"{run.name}: {error}", markup=False)
+            failed = error
+            continue
         costs[run.name] = str(cost_of(session))
         session.accelerator.end_training()
-    return score([runs / name for name in names], "digits", out, size, None, console, costs)
+    if failed is not None and not costs:
+        raise failed
+    return costs
+
+
+def require_all(wanted: list[Run], costs: dict[str, str], out: Path) -> None:
+    """Raise TrainingFailed if a run has no cost, for it was not trained to its end."""
+    missing = [run.name for run in wanted if run.name not in costs]
+    if missing:
+        raise TrainingFailed(f"{', '.join(missing)}: not trained; {out} has the others")
 
 
 def cost_of(session: Session) -> Cost:
@@ -68,12 +111,6 @@ def cost_of(session: Session) -> Cost:
     if cached:
         taught += passes_of(session.teacher, run.cache) / cached[0]
     return Cost(updates, own, taught, seconds_of(session.folder / "log.jsonl"))
-
-
-def seconds_of(log: Path) -> float:
-    """Seconds of training in a log, whose clock starts anew whenever a run is taken up."""
-    clock = [0.0, *(row["seconds"] for row in logged(log)), 0.0]
-    return sum(now for now, after in pairwise(clock) if after < now)
 
 
 def score(
@@ -102,7 +139,7 @@ def score(
         "versions": ", ".join(map(" ".join, versions().items())),
     }
     report = Report(
-        title="Comparison: " + ", ".join(source.name for source in sources),
+        title=title_of(sources),
         rows=rows,
         costs=costs or {},
         provenance=provenance | measured.provenance,
@@ -113,9 +150,15 @@ def score(
     return rows
 
 
+def title_of(sources: list[Path]) -> str:
+    """The report's heading; many names are in its tables alone."""
+    few = ", ".join(source.name for source in sources)
+    return f"Comparison: {few}" if len(sources) <= NAMED else f"Comparison of {len(sources)}"
+
+
 def gather(sources: list[Path], steps: int | None) -> tuple[list[Contender], bool]:
     """The contenders of all sources; a guided teacher that several runs share appears once."""
-    found: dict[tuple[str, str, int], Contender] = {}
+    found: dict[tuple[object, str, int], Contender] = {}
     kinds = set()
     for source in sources:
         if (source / "config.yaml").is_file():
@@ -123,16 +166,18 @@ def gather(sources: list[Path], steps: int | None) -> tuple[list[Contender], boo
             kinds.add(session.teacher.classes)
             shared = f"{session.run.teacher or source}, w = {session.run.guidance:g}"
             for c in of_run(session):
-                owner = str(source) if c.model == "student" else shared
-                found.setdefault((owner, c.model, c.steps), replace(c, source=owner))
+                # Untrained students differ by how they are sampled.
+                same = {TEACHER: shared, UNTRAINED: repr(session.run.sampler)}.get(c.model, source)
+                owner = shared if c.model == TEACHER else str(source)
+                found.setdefault((same, c.model, c.steps), replace(c, source=owner))
         else:
             contender, classes = of_folder(source, steps)
             kinds.add(classes)
-            key = (str(source), contender.model, contender.steps)
+            key = (source, contender.model, contender.steps)
             found[key] = replace(contender, source=str(source))
     if len(kinds) > 1:
         raise ConfigError("eval: conditional and unconditional models do not fit in one table")
-    teachers = {owner for owner, model, _ in found if model == "teacher"}
+    teachers = {owner for owner, model, _ in found if model == TEACHER}
     if len(teachers) > 1:
         raise ConfigError(f"eval: one teacher a table, got {'; '.join(sorted(teachers))}")
     return list(found.values()), kinds.pop() is not None

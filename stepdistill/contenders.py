@@ -18,6 +18,8 @@ from .session import Session
 from .solver import Sampler, sample
 from .teacher import Teacher, load_pipeline, pipeline_folder, teacher_sampler
 
+UNTRAINED = "untrained-student"  # the teacher, sampled as its student is
+
 Draw = Callable[[Tensor, Cond, torch.Generator], Tensor]
 
 
@@ -29,7 +31,7 @@ def of_run(session: Session) -> list[Contender]:
     if session.run.network is None:
         found += [of_teacher(teacher, n) for n in evaluation.teacher_steps]
         fewest = min(evaluation.steps)
-        found.append(of_student("untrained-student", teacher.denoiser, sampler, fewest))
+        found.append(of_student(UNTRAINED, teacher.denoiser, sampler, fewest))
     return found + [of_student("student", student, sampler, n) for n in evaluation.steps]
 
 

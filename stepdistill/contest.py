@@ -4,16 +4,17 @@ Every config is trained at every budget with every seed, the updates of its stag
 of its cache scaled by one factor. A budget counts network passes of one sample: a forward is 1, a
 forward and its backward 3, whoever's network; a guided teacher's call is 2. All students are scored
 on the same noise. The summary has, for each config, budget and number of steps, the mean over seeds
-and its 95 % interval.
+and its 95 % interval. Seconds are those of training alone, without the teacher's trajectories; the
+memory is what all roles hold from update to update.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from accelerate import Accelerator
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,15 +23,16 @@ from rich.console import Console
 
 from .cache import passes_of
 from .checkpoint import write_whole
-from .comparison import compare, seconds_of
-from .config import Run
+from .comparison import require_all, require_comparable, score, train_all
+from .config import ConfigError, Run
 from .evaluation.metrics import interval
 from .evaluation.suite import TEACHER, Row
 from .evaluation.table import STUDENT
 from .plan import roles, walk
-from .session import Session
-from .train import Course
+from .session import Session, accelerator_of
+from .train import Course, seconds_of
 
+TOLERANCE = 0.05  # of a budget
 SPACES = {"domain-cnn": "frechet", "random-conv": "frechet_random"}
 
 
@@ -96,51 +98,74 @@ def contest(
 ) -> list[Summary]:
     """Train, score and summarise; what lies below `runs` already is not trained again.
 
-    Writes comparison.md, comparison.json and comparison.png beside the report of all students."""
+    Writes comparison.md, comparison.json and comparison.png beside the report of all students.
+    Raises ConfigError, before anything is written, for configs that cannot be trained, scaled or
+    compared, and TrainingFailed, at the end, if some could not be trained to theirs."""
     entries = [entry for run in configs for entry in enter(run, budgets, seeds)]
-    rows = compare([run for entry in entries for run in entry.runs], runs, out, size, console)
+    wanted = [run for entry in entries for run in entry.runs]
+    require_comparable(wanted, runs)
+    costs = train_all(wanted, runs, console)
+    rows = score([runs / name for name in costs], "digits", out, size, None, console, costs)
     summaries = [s for entry in entries for s in summarise(entry, rows, runs)]
     teachers = [row for row in rows if row.model == TEACHER]
     write_whole(out / "comparison.json", json.dumps([asdict(s) for s in summaries], indent=1))
     write_whole(out / "comparison.md", table(summaries, teachers, rows[-1]))
     draw(out / "comparison.png", summaries, teachers)
+    require_all(wanted, costs, out)
     return summaries
 
 
 def enter(run: Run, budgets: Sequence[float], seeds: int) -> Iterator[Entry]:
-    """A config at each budget."""
+    """A config at each budget. Raises ConfigError if it cannot be scaled to one."""
     with TemporaryDirectory() as folder:
-        session = Session(run, Path(folder), Accelerator(cpu=True))
-        costs = Course.of(session).costs
+        accelerator = accelerator_of(replace(run, trackers=()), Path(folder))
+        session = Session(run, Path(folder), accelerator)
         held = max(sum(role.bytes for role in roles(session)) for _ in walk(session))
-        total = passes_of(session.teacher, run.cache) if run.cache else 0
-    trainings = [stage.training for stage in run.stages]
-    total += sum(t.updates * t.batch * t.accumulation * c for t, c in zip(trainings, costs))
     for budget in budgets:
-        scaled = scale(run, budget / total)
+        if not 1 <= budget < inf:
+            raise ConfigError(f"--budget {budget:g}: must be a number of network passes")
+        scaled = scale(run, budget / work(run, session))
+        spent = work(scaled, session)
+        if not abs(spent / budget - 1) <= TOLERANCE:
+            raise ConfigError(
+                f"--budget {budget:g}: {run.name} would take {spent:,.0f} passes, for its updates "
+                "are whole: choose a larger one"
+            )
         name = f"{run.name}-{budget:.3g}".replace("+", "")
         made = [replace(scaled, name=f"{name}-{seed}", seed=seed) for seed in range(seeds)]
         yield Entry(run.name, budget, made, held)
 
 
+def work(run: Run, session: Session) -> float:
+    """Network passes of one sample that a run takes; session: one of the same methods."""
+    trainings, costs = [stage.training for stage in run.stages], Course.of(session).costs
+    total = sum(t.updates * t.batch * t.accumulation * c for t, c in zip(trainings, costs))
+    cached = run.cache is not None and any(method.needs_cache for method in session.methods)
+    return total + (passes_of(session.teacher, run.cache) if cached else 0)
+
+
 def scale(run: Run, factor: float) -> Run:
-    """The run with `factor` times its updates and cached samples, at least one of each."""
+    """The run with `factor` times its updates and cached samples, at least one of each.
+
+    Its warm-up stays as it is."""
 
     def scaled(number: int) -> int:
-        return max(1, round(number * factor))
+        return min(max(1, round(number * factor)), 10**9)
 
     trainings = [replace(s.training, updates=scaled(s.training.updates)) for s in run.stages]
     stages = [replace(s, training=t) for s, t in zip(run.stages, trainings)]
-    cache = run.cache and replace(run.cache, samples=scaled(run.cache.samples))
-    return replace(run, stages=stages, cache=cache)
+    if run.cache is None:
+        return replace(run, stages=stages)
+    samples, path = scaled(run.cache.samples), run.cache.path
+    own = path and f"{path}-{samples}"  # a cache of another size is another
+    return replace(run, stages=stages, cache=replace(run.cache, samples=samples, path=own))
 
 
 def summarise(entry: Entry, rows: Sequence[Row], runs: Path) -> Iterator[Summary]:
     """One summary for each number of steps."""
-    folders = [runs / run.name for run in entry.runs]
-    sources = {str(folder) for folder in folders}
-    seconds = [seconds_of(folder / "log.jsonl") for folder in folders]
+    sources = {str(runs / run.name) for run in entry.runs}
     mine = [row for row in rows if row.source in sources and row.model == STUDENT]
+    seconds = [seconds_of(Path(source) / "log.jsonl") for source in {row.source for row in mine}]
     for steps in sorted({row.steps for row in mine}):
         scores = [
             over_seeds([getattr(row, score) for row in mine if row.steps == steps])
@@ -178,30 +203,33 @@ def draw(file: Path, summaries: Sequence[Summary], teachers: Sequence[Row]) -> N
     figure = Figure(figsize=(16, 8), layout="constrained")
     FigureCanvasAgg(figure)
     configs = list(dict.fromkeys(s.config for s in summaries))
-    for row, (space, score) in zip(figure.subplots(2, 4, sharey="row"), SPACES.items()):
+    for row, (space, field) in zip(figure.subplots(2, 4, sharey="row"), SPACES.items()):
         row[0].set_ylabel(f"Fréchet distance, {space}")
         for axes, cost in zip(row, COSTS):
             axes.set(xscale="log", yscale="log", xlabel=cost.label)
             for i, config in enumerate(configs):
                 mine = cost.shown([s for s in summaries if s.config == config])
-                points = sorted((cost.of(s), *getattr(s, score)) for s in mine)
+                points = sorted((cost.of(s), *getattr(s, field)) for s in mine)
                 x, y, low, high = zip(*points)
                 ends = ([a - b for a, b in zip(y, low)], [b - a for a, b in zip(y, high)])
                 style = {"color": colormaps["tab20"](i % 20), "markersize": 5, "linewidth": 1}
-                axes.errorbar(x, y, ends, fmt="o-", elinewidth=0.6, label=config, **style)
-            draw_teacher(axes, [(t.steps, getattr(t, score)) for t in teachers], cost is STEPS)
-        row[0].set_ylim(top=1.5 * max(getattr(s, score)[2] for s in summaries))
+                fewest = min(s.steps for s in mine)
+                name = f"{config}, {fewest} step{'s' * (fewest > 1)}"
+                axes.errorbar(x, y, ends, fmt="o-", elinewidth=0.6, label=name, **style)
+            levels = [(t.nfe, t.steps, getattr(t, field)) for t in teachers]
+            draw_teacher(axes, levels, along=cost is STEPS)
+        row[0].set_ylim(top=1.5 * max(getattr(s, field)[2] for s in summaries))
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right", fontsize=9)
     figure.savefig(file, dpi=100)
 
 
-def draw_teacher(axes: Axes, points: Sequence[tuple[int, float]], along: bool) -> None:
-    """The teacher's (steps, distance): a curve along an axis of steps, levels beside others."""
-    if along:
-        axes.plot(*zip(*sorted(points)), "s--", color="grey", markersize=4)
-        return
-    for steps, distance in points:
+def draw_teacher(axes: Axes, points: Sequence[tuple[int, int, float]], along: bool) -> None:
+    """The teacher's (NFE, steps, distance): a curve along an axis of NFE, levels beside others."""
+    if along and points:
+        nfe, _, distances = zip(*sorted(points))
+        axes.plot(nfe, distances, "s--", color="grey", markersize=4)
+    for _, steps, distance in () if along else points:
         axes.axhline(distance, color="grey", linewidth=0.8, linestyle=":")
         place = {"xy": (1, distance), "xycoords": axes.get_yaxis_transform()}
         text = {"xytext": (-2, 2), "textcoords": "offset points", "ha": "right"}

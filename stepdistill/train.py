@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import FrameType
@@ -96,7 +97,9 @@ class Course:
 
 
 class Log:
-    """The rows of log.jsonl, and the means that are not yet one; only the main process writes."""
+    """The rows of log.jsonl, and the means that are not yet one; only the main process writes.
+
+    Opened, it holds what was logged up to the session's place, and its clock goes on from there."""
 
     def __init__(self, session: Session) -> None:
         self.course = Course.of(session)
@@ -104,7 +107,8 @@ class Log:
         self.path = session.folder / "log.jsonl" if main else Path(os.devnull)
         self.means = {player: Means(**saved) for player, saved in session.pending.items()}
         self.losses: dict[str, dict[str, float]] = {}  # as last written, by player
-        self.started = time.perf_counter()
+        truncate(self.path, session.stage, session.trainer.turn)
+        self.started = time.perf_counter() - seconds_of(self.path)
 
     def add(self, step: StepLog) -> None:
         means = self.means.setdefault(step.player, Means())
@@ -164,7 +168,6 @@ def train(session: Session, observe: Observer, tell: Tell = lambda line: None) -
     after saving.
     """
     log = Log(session)
-    truncate(log.path, session.stage, session.trainer.turn)
     train_stage(session, log, observe, tell)
     while not session.finished:
         skipped = session.trainer.skipped
@@ -282,6 +285,14 @@ def rows(log: Path) -> Iterator[dict]:
     """The rows of a log, without what a crash or an accident left unreadable."""
     with log.open("rb") as file:
         yield from (row for line in file if (row := row_of(line)) is not None)
+
+
+def seconds_of(log: Path) -> float:
+    """Seconds of training in a log, caches not included; 0 if there is none.
+
+    Where its clock starts anew, as it did in older logs, the parts are added."""
+    logged = [row["seconds"] for row in rows(log)] if log.is_file() else []
+    return sum(now for now, after in pairwise([*logged, 0.0]) if after < now)
 
 
 def row_of(line: bytes) -> dict | None:

@@ -104,7 +104,7 @@ def test_plan_says_what_a_run_costs(tmp_path, monkeypatch):
     assert "trajectories" not in words
     # 10 trajectories of 2 steps, in each an answer and Heun's two, of a guided teacher.
     cache = "cache={samples: 10, steps: 2, solver: heun, guidance: [1, 2]}"
-    few = call("plan", "digits-dmd", cache)
+    few = call("plan", "digits-agd", cache)
     assert "teacher's trajectories 120 forward, 0.0 MB" in " ".join(few.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []
 

@@ -7,12 +7,14 @@ import pytest
 from accelerate import Accelerator
 from rich.console import Console
 
-from stepdistill.comparison import compare, cost_of, seconds_of
+from stepdistill.comparison import compare, cost_of
 from stepdistill.config import ConfigError, read
 from stepdistill.contest import contest, enter
 from stepdistill.evaluation.report import read_results
 from stepdistill.method import load
-from stepdistill.session import Session
+from stepdistill.session import Session, create
+from stepdistill.train import seconds_of
+from stepdistill.trainer import Optimiser, TrainingFailed
 
 SMALL = """
 name: {name}
@@ -58,10 +60,37 @@ def test_configs_are_trained_and_scored_in_one_table(configs, tmp_path):
     assert [row.frechet for row in again] == [row.frechet for row in rows]
 
 
-def test_a_run_is_compared_once(configs, tmp_path):
-    with pytest.raises(ConfigError, match="names one run twice"):
-        compare([configs[0]] * 2, tmp_path / "runs", tmp_path / "out", (20, 2), QUIET)
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(configs, tmp_path):
+    one, two = configs
+    guided, unfit = replace(two, guidance=2.0), replace(two, teacher="digits-vp", guidance=2.0)
+    unfit = replace(unfit, evaluation=replace(unfit.evaluation, teacher_steps=()))
+    for wanted, message in (
+        ([one, one], "names one run twice"),
+        ([one, guided], "one teacher a table, got digits, w = 1; digits, w = 2"),
+        ([one, unfit], "guidance"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compare(wanted, tmp_path / "runs", tmp_path / "out", (20, 2), QUIET)
     assert not (tmp_path / "runs").exists()
+    create(replace(two, seed=5), tmp_path / "runs" / "two")
+    with pytest.raises(ConfigError, match="holds a run with another configuration"):
+        compare(configs, tmp_path / "runs", tmp_path / "out", (20, 2), QUIET)
+    assert not (tmp_path / "runs" / "one").exists()
+
+
+def test_a_run_that_fails_does_not_keep_the_others_from_their_table(configs, tmp_path):
+    (stage,) = configs[0].stages
+    wild = replace(stage.training, optimiser=Optimiser(lr=1e30, clip=0.0), updates=60)
+    bad = replace(configs[0], name="bad", stages=[replace(stage, training=wild)])
+    out = tmp_path / "out"
+    with pytest.raises(TrainingFailed, match="bad: not trained; .*out has the others"):
+        compare([bad, configs[1]], tmp_path / "runs", out, (20, 2), QUIET)
+    assert {r.source for r in read_results(out / "results.json") if r.model == "student"} == {
+        str(tmp_path / "runs" / "two")
+    }
+    with pytest.raises(TrainingFailed, match="in a row were not finite"):
+        compare([bad], tmp_path / "runs", tmp_path / "alone", (20, 2), QUIET)
+    assert not (tmp_path / "alone").exists()
 
 
 def test_seconds_are_added_over_the_times_a_run_was_taken_up(tmp_path):
@@ -70,6 +99,7 @@ def test_seconds_are_added_over_the_times_a_run_was_taken_up(tmp_path):
     rows = [place | {"seconds": s} for s in (1.0, 4.0, 0.5, 2.0, 2.0)]
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert seconds_of(log) == pytest.approx(4 + 2)
+    assert seconds_of(tmp_path / "none.jsonl") == 0
 
 
 def test_the_teachers_trajectories_are_counted(tmp_path):
@@ -92,16 +122,23 @@ def test_budgets_scale_every_stage_alike(configs):
     assert [stage.training.updates for stage in run.stages] == [30, 20]
 
 
+@pytest.mark.parametrize("budget", [1.0, 130.0, float("nan"), float("inf"), 1e300])
+def test_budgets_that_whole_updates_miss_are_refused(configs, budget):
+    """One update of `two` takes 104 passes."""
+    with pytest.raises(ConfigError, match="--budget"):
+        list(enter(configs[1], [budget], seeds=1))
+
+
 def test_a_cache_is_paid_from_the_budget(tmp_path):
     """128 trajectories of 4 DDIM steps take 8 passes each, 50 updates of 8 samples 3 or more."""
     settings = {"name": "three", "method": "dmd", "settings": "{ratio: 1}", "updates": 50}
     file = tmp_path / "three.yaml"
-    file.write_text(SMALL.format(**settings) + "cache: {samples: 128, steps: 4}\n")
+    file.write_text(SMALL.format(**settings) + "cache: {samples: 128, steps: 4, path: kept}\n")
     run = read(str(file))
     (method,) = [load(stage.method)() for stage in run.stages]
     updates = 50 * 8 * method.passes(run.sampler).work(1)
     (entry,) = enter(run, [(updates + 128 * 8) / 2], seeds=1)
-    assert entry.runs[0].cache.samples == 64
+    assert entry.runs[0].cache.samples == 64 and entry.runs[0].cache.path == "kept-64"
     assert entry.runs[0].stages[0].training.updates == 25
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 
@@ -97,21 +98,31 @@ def test_every_way_of_matching_passes_the_gate(case, figure):
 
 def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(mixture, "BUDGETS", (20_000, 40_000))
-    monkeypatch.setattr(mixture, "CASES", {name: CASES[name] for name in ("dmd", "tdm")})
+    monkeypatch.setattr(mixture, "CASES", {name: CASES[name] for name in ("vsd", "tdm")})
     mixture.main(tmp_path, 1)
     whole = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert len(whole) == 4 and (tmp_path / "comparison.png").stat().st_size > 0
-    (tmp_path / "rows.jsonl").write_text("\n".join(whole[:3]) + "\n")
+    stale = json.dumps(json.loads(whole[3]) | {"updates": 1})
+    (tmp_path / "rows.jsonl").write_text("\n".join([*whole[:3], stale, whole[3][:20]]))
     mixture.main(tmp_path, 1)
     again = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert again[:3] == whole[:3]
     assert json.loads(again[3])["energy"] == json.loads(whole[3])["energy"]
     table = (tmp_path / "README.md").read_text()
-    assert table.count("| `dmd` |") == table.count("| `tdm` |") == 2
+    assert table.count("| `vsd` |") == table.count("| `tdm` |") == 2
+
+
+def test_the_committed_comparison_is_whole_and_of_these_budgets():
+    """Three rows of each method and budget, of as many updates as it pays for."""
+    lines = (RESULTS / "rows.jsonl").read_text().splitlines()
+    found = Counter((row.method, row.budget) for row in mixture.read(RESULTS / "rows.jsonl"))
+    assert found == {(name, budget): 3 for name in CASES for budget in mixture.BUDGETS}
+    assert len(lines) == found.total()
 
 
 @pytest.mark.full(shard="mixture-comparison")
 def test_the_committed_comparison_lies_inside_a_reruns_intervals(tmp_path, monkeypatch):
+    """At the smaller budget."""
     monkeypatch.setattr(mixture, "BUDGETS", mixture.BUDGETS[:1])
     mixture.main(tmp_path, 3)
     committed, rerun = (energies(folder) for folder in (RESULTS, tmp_path))

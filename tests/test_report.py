@@ -295,6 +295,8 @@ def test_headline_compares_in_both_spaces_and_in_time():
     assert "no worse than the teacher at 1 step (" in headline(weak)
     bad = [replace(r, frechet_random=99.0) if r.model == "student" else r for r in ROWS]
     assert "not in both spaces as good as the teacher at 1 step" in headline(bad)
+    better = replace(ROWS[5], source="runs/b", frechet=0.3)
+    assert headline([*ROWS, better]).startswith("In 1 step the best, runs/b, scores 0.300, 0.200")
 
 
 def test_headline_without_student_or_teacher():

@@ -36,13 +36,16 @@ class Column:
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """One sentence: the student at fewest steps against the teacher, in both spaces and in time."""
+    """One sentence: the student at fewest steps, of several the best in domain-cnn, against the
+    teacher, in both spaces and in time."""
     students = [row for row in rows if row.model == STUDENT]
     teachers = sorted((row for row in rows if row.model == TEACHER), key=lambda row: row.steps)
     if not students:
         return "; ".join(f"{_who(row)} {_both(row)}" for row in rows) + f" {SPACES}."
-    student = min(students, key=lambda row: row.steps)
-    text = f"In {_steps(student.steps)} the student scores {_both(student)} {SPACES}"
+    student = min(students, key=lambda row: (row.steps, row.frechet))
+    several = len({row.source for row in students}) > 1
+    which = f"the best, {student.source}," if several else "the student"
+    text = f"In {_steps(student.steps)} {which} scores {_both(student)} {SPACES}"
     matched = [row for row in teachers if _no_worse(student, row)]
     if matched:
         text += f": in both spaces no worse than {_who(matched[-1])} ({_both(matched[-1])})"
