@@ -36,7 +36,7 @@ from stepdistill.data import Drawn, stream
 from stepdistill.denoiser import Denoiser, GaussianMixture, Guided
 from stepdistill.method import Method, Players, Trajectory, load
 from stepdistill.pairs import Pairs
-from stepdistill.plan import FLOAT, TRAINED
+from stepdistill.plan import trained_roles
 from stepdistill.process import NoiseProcess, Prediction, RectifiedFlow
 from stepdistill.roles import Casting, cast
 from stepdistill.solver import EVALUATIONS, Sampler, solve_ode
@@ -294,10 +294,7 @@ def kibibytes(name: str) -> float:
     """What the trained roles hold from update to update; the teacher is a formula."""
     case, few = CASES[name], CASES[name].training(1)
     trainer = trainer_of(method_of(name), base(0), case.sampler, few, 0)
-    trained = [p.numel() for moved in trainer.moved.values() for p in moved]
-    averages = [trainer.average] + ([] if trainer.target is None else [trainer.target])
-    averaged = [p.numel() for average in averages for p in average.averaged]
-    return FLOAT * (TRAINED * sum(trained) + sum(averaged)) / 2**10
+    return sum(role.bytes for role in trained_roles(trainer)) / 2**10
 
 
 def seeds_of(done: list[Row], name: str, budget: int) -> list[Row]:

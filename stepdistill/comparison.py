@@ -4,7 +4,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -15,9 +14,10 @@ from .contenders import UNTRAINED, of_folder, of_run
 from .evaluation.report import Report, write_report
 from .evaluation.suite import TEACHER, Contender, Row, digits_suite, evaluate
 from .gallery import same_noise, worst
+from .plan import rehearsal
 from .progress import progress
 from .run import trained
-from .session import Session, accelerator_of, nfe_of, open_folder, reopen, versions
+from .session import Session, nfe_of, open_folder, reopen, versions
 from .train import seconds_of
 from .trainer import TrainingFailed
 
@@ -51,8 +51,8 @@ def compare(
     end, if some could not be trained to theirs."""
     require_comparable(wanted, runs)
     for run in wanted:
-        with TemporaryDirectory() as folder:
-            Session(run, Path(folder), accelerator_of(replace(run, trackers=()), Path(folder)))
+        with rehearsal(run):
+            pass
     costs = train_all(wanted, runs, console)
     rows = score([runs / name for name in costs], "digits", out, size, None, console, costs)
     require_all(wanted, costs, out)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -28,8 +27,8 @@ from .config import ConfigError, Run
 from .evaluation.metrics import interval
 from .evaluation.suite import TEACHER, Row
 from .evaluation.table import STUDENT
-from .plan import roles, walk
-from .session import Session, accelerator_of
+from .plan import rehearsal, roles, walk
+from .session import Session
 from .train import Course, seconds_of
 
 TOLERANCE = 0.05  # of a budget
@@ -117,9 +116,7 @@ def contest(
 
 def enter(run: Run, budgets: Sequence[float], seeds: int) -> Iterator[Entry]:
     """A config at each budget. Raises ConfigError if it cannot be scaled to one."""
-    with TemporaryDirectory() as folder:
-        accelerator = accelerator_of(replace(run, trackers=()), Path(folder))
-        session = Session(run, Path(folder), accelerator)
+    with rehearsal(run) as session:
         held = max(sum(role.bytes for role in roles(session)) for _ in walk(session))
     for budget in budgets:
         if not 1 <= budget < inf:

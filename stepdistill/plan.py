@@ -7,6 +7,7 @@ Wall time comes from a few measured updates on this machine.
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from .adapters import parameter_count
 from .cache import bytes_of, passes_of
 from .config import Run
 from .session import Session, accelerator_of, nfe_of
+from .trainer import Trainer
 
 MEASURED = 3, 3.0  # at least so many updates, for at least so many seconds, after one to warm up
 FLOAT = 4  # bytes
@@ -25,15 +27,23 @@ TRAINED = 4  # weight, gradient, and two moments of every optimiser offered
 Line = tuple[str, str]
 
 
+@contextmanager
+def rehearsal(run: Run) -> Iterator[Session]:
+    """A session of the run that leaves nothing behind: for what is asked before training.
+
+    Raises ConfigError for a run that cannot be trained."""
+    with TemporaryDirectory() as folder:  # a stage may keep the last one's student
+        yield Session(run, Path(folder), accelerator_of(replace(run, trackers=()), Path(folder)))
+
+
 def plan(run: Run) -> list[Line]:
     """(what, how much) lines. Trains a handful of updates in memory and leaves nothing behind."""
-    with TemporaryDirectory() as folder:  # a stage may keep the last one's student
-        return measured(run, Path(folder))
+    with rehearsal(run) as session:
+        return measured(run, session)
 
 
-def measured(run: Run, folder: Path) -> list[Line]:
+def measured(run: Run, session: Session) -> list[Line]:
     """The lines of all stages."""
-    session = Session(run, folder, accelerator_of(replace(run, trackers=()), folder))
     lines, seconds = [], 0.0
     if run.cache:
         size, asked = (count(session.teacher, run.cache) for count in (bytes_of, passes_of))
@@ -79,10 +89,14 @@ class Role:
 
 def roles(session: Session) -> list[Role]:
     """The roles of the present stage that hold something of their own."""
-    trainer = session.trainer
-    found = []
     net = session.teacher.denoiser.net  # without a teacher, the network that copies are made from
-    found.append(Role("teacher", parameter_count(net), parameter_bytes(net)))
+    teacher = Role("teacher", parameter_count(net), parameter_bytes(net))
+    return [teacher, *trained_roles(session.trainer)]
+
+
+def trained_roles(trainer: Trainer) -> list[Role]:
+    """The roles that move, and the target that follows one."""
+    found = []
     for name, moved in sorted(trainer.moved.items()):
         count = sum(p.numel() for p in moved)
         averages = name == "student"
