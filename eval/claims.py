@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from scipy import stats
 from torch import Tensor
 
-from stepdistill.checkpoint import write_whole
+from stepdistill.checkpoint import whole_lines, write_whole
 from stepdistill.config import Run, read
 from stepdistill.contenders import of_student
 from stepdistill.evaluation.suite import Suite, digits_suite, evaluate
@@ -150,8 +150,7 @@ def main(folder: Path, seeds: int) -> None:
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "rows.jsonl"
-    lines = file.read_text().splitlines(True) if file.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
+    whole = whole_lines(file)
     write_whole(file, "".join(whole))
     rows = [Row(**json.loads(line)) for line in whole]
     suite = digits_suite()

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from stepdistill.adapters import load_own
-from stepdistill.checkpoint import write_whole
+from stepdistill.checkpoint import whole_lines, write_whole
 from stepdistill.contest import over_seeds
 from stepdistill.critic import denoising_loss
 from stepdistill.data import Drawn, stream
@@ -283,8 +283,7 @@ def row_of(name: str, budget: int, seed: int) -> Row:
 
 def read(file: Path) -> list[Row]:
     """What a comparison of now would make, without a torn last line and rows of other updates."""
-    whole = [line for line in file.read_text().splitlines(True) if line.endswith("\n")]
-    made = [Row(**json.loads(line)) for line in whole]
+    made = [Row(**json.loads(line)) for line in whole_lines(file)]
     known = [row for row in made if row.method in CASES and row.budget in BUDGETS]
     return [row for row in known if row.updates == updates_of(row.method, row.budget)]
 
@@ -352,7 +351,7 @@ def main(out: Path, seeds: int) -> None:
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     file = out / "rows.jsonl"
-    done = read(file) if file.exists() else []
+    done = read(file)
     write_whole(file, "".join(json.dumps(asdict(row)) + "\n" for row in done))
     total = len(BUDGETS) * len(CASES) * seeds
     for row in rows(list(done), seeds):

@@ -206,6 +206,12 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that others are appended to, without a torn last one; none if missing."""
+    lines = path.read_text(encoding="utf-8").splitlines(True) if path.is_file() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
 def save_whole(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a file of tensors so that it is there whole or not at all; several processes may."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")

@@ -22,6 +22,7 @@ from .train import seconds_of
 from .trainer import TrainingFailed
 
 SEED = 2000
+SCORED = "scored.jsonl"  # in the report's folder, until there is a report
 NAMED = 8  # sources that a report names in its heading
 
 
@@ -124,8 +125,8 @@ def score(
 ) -> list[Row]:
     """Score every source on the same seed blocks and write results and report to `out`.
 
-    size: (n, blocks). Raises ConfigError for an unknown suite, sources that are neither run nor
-    pipeline, and conditional beside unconditional ones.
+    Stopped, the same call goes on. size: (n, blocks). Raises ConfigError for an unknown suite,
+    sources that are neither run nor pipeline, and conditional beside unconditional ones.
     """
     if suite != "digits":
         raise ConfigError(f"suite '{suite}': the only one is 'digits'")
@@ -133,7 +134,7 @@ def score(
     n, blocks = size
     measured = digits_suite(conditional=conditional)
     with progress(console, "evaluating") as observe:
-        rows = evaluate(contenders, measured, n, blocks, SEED, on_progress=observe)
+        rows = evaluate(contenders, measured, n, blocks, SEED, observe, out / SCORED)
     provenance = {
         "sources": ", ".join(map(str, sources)),
         "versions": ", ".join(map(" ".join, versions().items())),
@@ -147,6 +148,7 @@ def score(
         worst=worst(contenders, measured, n, SEED),
     )
     write_report(out, report)
+    (out / SCORED).unlink()
     return rows
 
 

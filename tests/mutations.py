@@ -698,9 +698,16 @@ MUTATIONS = (
         ("test_roles.py::test_the_head_looks_at_the_block_that_is_asked_for",),
     ),
     Mutation(
+        "scores of another evaluation",
+        "evaluation/scored.py",
+        "lines if first == head else []",
+        "lines",
+        ("test_evaluation.py::test_what_another_evaluation_scored_is_not_taken_up",),
+    ),
+    Mutation(
         "a cache that costs nothing",
         "contest.py",
-        "passes_of(session.teacher, run.cache) if run.cache else 0",
+        "passes_of(session.teacher, run.cache) if cached else 0",
         "0",
         ("test_comparison.py::test_a_cache_is_paid_from_the_budget",),
     ),

@@ -2,14 +2,16 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 from rich.console import Console
 
-from stepdistill.comparison import compare, cost_of
+from stepdistill.cli import BLOCKS
+from stepdistill.comparison import SCORED, compare, cost_of
 from stepdistill.config import ConfigError, read
-from stepdistill.contest import contest, enter
+from stepdistill.contest import SPACES, Summary, contest, enter
 from stepdistill.evaluation.report import read_results
 from stepdistill.method import load
 from stepdistill.session import Session, create
@@ -28,6 +30,7 @@ evaluation: {{n: 20, blocks: 2, steps: [1], teacher_steps: [1, 2]}}
 health: {{every: 0}}
 """
 QUIET = Console(quiet=True)
+RESULTS = Path(__file__).resolve().parents[1] / "eval" / "results" / "comparison"
 
 
 @pytest.fixture
@@ -49,6 +52,7 @@ def test_configs_are_trained_and_scored_in_one_table(configs, tmp_path):
     assert {("student", 1, "one"), ("student", 1, "two")} <= found
     assert sum(row.model == "teacher" for row in rows) == 2  # once each, for both students
     assert read_results(out / "results.json") == rows
+    assert not (out / SCORED).exists()  # for the report is there
     text = (out / "report.md").read_text()
     # One update is a loss on each of two micro-batches; Heun asks the teacher twice.
     assert "3 student updates, 12 passes of student and critic, 12 of the teacher" in text
@@ -157,3 +161,21 @@ def test_a_contest_is_summed_up_over_seeds(configs, tmp_path):
     assert "| `one` | 200 | 1 |" in text and "| teacher | – | 2 |" in text
     assert (out / "comparison.png").stat().st_size > 10_000
     assert json.loads((out / "comparison.json").read_text())[0]["config"] == "one"
+
+
+@pytest.mark.full(shard="digits-comparison")
+@pytest.mark.parametrize("config", ["digits-scm", "digits-pcm", "digits-sid", "digits-vsd"])
+def test_the_committed_comparison_lies_inside_a_reruns_intervals(config, tmp_path):
+    """One of each family, at the smaller budget."""
+    committed = [Summary(**s) for s in json.loads((RESULTS / "comparison.json").read_text())]
+    least = min(s.budget for s in committed)
+    n = read_results(RESULTS / "results.json")[0].n // BLOCKS
+    found = contest(
+        [read(config)], [least], 3, tmp_path / "runs", tmp_path / "out", (n, BLOCKS), QUIET
+    )
+    before = {s.steps: s for s in committed if s.config == config and s.budget == least}
+    assert before.keys() == {s.steps for s in found}
+    for summary in found:
+        for score in SPACES.values():
+            _, low, high = getattr(summary, score)
+            assert low <= getattr(before[summary.steps], score)[0] <= high

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -472,11 +473,51 @@ def test_paired_distance_is_measured_from_the_teacher_of_most_steps(scored):
     assert untrained.paired > 0.5
 
 
-def test_progress_counts_every_image(scored):
+def test_progress_counts_every_evaluation_and_image(scored):
     _, heard = scored
     done, totals = zip(*heard, strict=True)
-    assert set(totals) == {300 * 3 * 5} and done[-1] == totals[0]
-    assert list(done) == sorted(set(done))
+    assert set(totals) == {300 * 3 * (9 + 65 + 2 + 2 + 1)} and done[-1] == totals[0]
+    assert list(done) == sorted(done)
+
+
+def test_a_stopped_evaluation_goes_on(tmp_path):
+    def stop(done: int, total: int) -> None:
+        if done > 0.95 * total:
+            raise KeyboardInterrupt
+
+    file, calls = tmp_path / "out" / "scored.jsonl", []
+    whole = evaluate(CONTENDERS, SUITE, 40, 2, 0)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(CONTENDERS, SUITE, 40, 2, 0, stop, file)
+    assert file.read_text().count("\n") == 1 + 5 + 1  # all of a block, the teacher of the next
+    with file.open("a") as torn:
+        torn.write('{"contender": 0, "blo')
+    field = [replace(c, sample=counted(c, calls)) for c in CONTENDERS]
+    heard: list[tuple[int, int]] = []
+    rows = evaluate(field, SUITE, 40, 2, 0, lambda *x: heard.append(x), file)
+    assert [replace(r, seconds_per_image=None) for r in rows] == [
+        replace(r, seconds_per_image=None) for r in whole
+    ]
+    assert all(calls.count((c.model, c.steps)) == 2 for c in field)  # warm-up and the last block
+    assert heard[0][0] > 0 and heard[-1][0] == heard[-1][1]
+
+
+def counted(contender: Contender, calls: list):
+    def sample(*given):
+        calls.append((contender.model, contender.steps))
+        return contender.sample(*given)
+
+    return sample
+
+
+def test_what_another_evaluation_scored_is_not_taken_up(tmp_path):
+    file = tmp_path / "scored.jsonl"
+    dull = [replace(CONTENDERS[2], sample=toward_class_means(0.9))]
+    evaluate(dull, SUITE, 40, 2, 0, file=file)
+    taken = evaluate(CONTENDERS[2:3], SUITE, 40, 2, 0, file=file)
+    again = evaluate(CONTENDERS[2:3], SUITE, 40, 3, 0, file=file)
+    assert taken[0].frechet == evaluate(CONTENDERS[2:3], SUITE, 40, 2, 0)[0].frechet
+    assert again[0].n == 120
 
 
 def recording(calls: list):

@@ -14,6 +14,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
@@ -32,6 +34,7 @@ from stepdistill.evaluation.metrics import (
     precision_recall,
 )
 from stepdistill.evaluation.moments import Moments, frechet_distance
+from stepdistill.evaluation.scored import Score, Scored
 
 CHUNK = 250  # images generated at a time, which bounds memory
 KEPT = 2000  # features kept a block, for the metrics that compare pairs
@@ -157,31 +160,28 @@ def evaluate(
     blocks: int,
     seed: int,
     on_progress: Callable[[int, int], None] | None = None,
+    file: Path | None = None,
 ) -> list[Row]:
     """Score contenders on `blocks` ≥ 2 fresh blocks of n ≥ 20 images; the row "real" comes last.
 
-    on_progress(done, total) counts generated images. Raises ValueError for too few blocks or
-    images, and where a contender returns a wrong shape or values that are not finite.
+    on_progress(done, total) counts network evaluations, and the scoring of an image as one more.
+    file: where scores are kept as they are made; with the same contenders, which their first images
+    tell, what it holds is not made again. Raises ValueError for too few blocks or images, and where
+    a contender returns a wrong shape or values that are not finite.
     """
     _check(contenders, n, blocks)
     field = [*contenders, suite.real()]
     anchor = _most_steps(contenders)
-    for contender in field:
-        _generate(contender, next(_batches(suite, min(n, CHUNK), seed, blocks)))  # warm-up
-    scores: list[list[_Score]] = [[] for _ in field]
-    done, total = 0, n * blocks * len(field)
+    first = next(_batches(suite, min(n, CHUNK), seed, blocks))
+    warm = [_generate(contender, first)[0] for contender in field]
+    scored = Scored(file, _digest(warm, suite.provenance, n, blocks, seed))
+    done, total = 0, n * blocks * sum(map(_work, field))
     for block in range(blocks):
-        tallies = [_Tally(suite) for _ in field]
-        for batch in _batches(suite, n, seed, block):
-            made = [_generate(contender, batch) for contender in field]
-            for tally, (images, seconds) in zip(tallies, made, strict=True):
-                truth = None if anchor is None else made[anchor][0]
-                tally.add(images, batch.labels, truth, seconds)
-            done += len(batch.noise) * len(field)
+        for work in _score_block(field, suite, n, seed, block, scored):
+            done += work
             if on_progress:
                 on_progress(done, total)
-        for score, tally in zip(scores, tallies, strict=True):
-            score.append(tally.score())
+    scores = [[scored[i, block] for block in range(blocks)] for i in range(len(field))]
     base = None if anchor is None else fmean(s.diversity for s in scores[anchor])
     return [_row(c, s, n * blocks, base) for c, s in zip(field, scores, strict=True)]
 
@@ -195,26 +195,36 @@ def scored_images(
     return images, None if suite.classes is None else torch.cat([b.labels for b in batches])
 
 
+def _work(contender: Contender) -> int:
+    return contender.nfe + 1
+
+
+def _score_block(
+    field: Sequence[Contender], suite: Suite, n: int, seed: int, block: int, scored: Scored
+) -> Iterator[int]:
+    """Score those that this block has no score of, yielding the work that is done."""
+    anchor = _most_steps(field)
+    new = [i for i in range(len(field)) if (i, block) not in scored]
+    if new and anchor is not None:  # before the others, which are measured against its images
+        new = [anchor, *(i for i in new if i != anchor)]
+    yield n * sum(_work(field[i]) for i in set(range(len(field))) - set(new))
+    truths: list[Tensor] = []
+    for i in new:
+        tally = _Tally(suite)
+        for k, batch in enumerate(_batches(suite, n, seed, block)):
+            images, seconds = _generate(field[i], batch)
+            if i == anchor:
+                truths.append(images)
+            tally.add(images, batch.labels, truths[k] if truths else None, seconds)
+            yield len(images) * _work(field[i])
+        scored.add(i, block, tally.score())
+
+
 @dataclass(frozen=True)
 class _Batch:
     noise: Tensor
     labels: Tensor | None
     seed: int
-
-
-@dataclass(frozen=True)
-class _Score:
-    """What one block of one contender gives."""
-
-    frechet: float
-    frechet_random: float
-    kid: list[float]
-    precision: float
-    recall: float
-    diversity: float
-    accuracy: float | None
-    squared_gap: float | None
-    seconds: list[float]
 
 
 class _Tally:
@@ -243,11 +253,11 @@ class _Tally:
             self.squared_gaps.append((images - truth).double().square().flatten(1).mean(1))
         self.seconds.append(seconds)
 
-    def score(self) -> _Score:
+    def score(self) -> Score:
         suite = self.suite
         seen, textures, classes = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
         precision, recall = precision_recall(suite.manifold, Manifold.of(textures))
-        return _Score(
+        return Score(
             frechet=frechet_distance(suite.domain_moments, self.domain),
             frechet_random=frechet_distance(suite.random_moments, self.random),
             kid=kid_blocks(seen, suite.domain_features),
@@ -260,7 +270,7 @@ class _Tally:
         )
 
 
-def _row(contender: Contender, scores: list[_Score], n: int, base: float | None) -> Row:
+def _row(contender: Contender, scores: list[Score], n: int, base: float | None) -> Row:
     frechet, low, high = interval([s.frechet for s in scores])
     frechet_random, low_random, high_random = interval([s.frechet_random for s in scores])
     kid, kid_error = mean_and_error([value for s in scores for value in s.kid])
@@ -311,7 +321,8 @@ def _generate(contender: Contender, batch: _Batch) -> tuple[Tensor, float]:
     seconds = time.perf_counter() - start
     if images.shape != batch.noise.shape or not images.isfinite().all():
         raise ValueError(
-            f"{contender.model} at {contender.steps} steps returned shape {tuple(images.shape)} "
+            f"{contender.source} {contender.model} at {contender.steps} steps".lstrip()
+            + f" returned shape {tuple(images.shape)} "
             f"or values not finite: expected finite images {tuple(batch.noise.shape)}"
         )
     return images.float().clamp(-1, 1), seconds / len(images)
@@ -320,6 +331,14 @@ def _generate(contender: Contender, batch: _Batch) -> tuple[Tensor, float]:
 def _most_steps(contenders: Sequence[Contender]) -> int | None:
     teachers = [i for i, c in enumerate(contenders) if c.model == TEACHER]
     return max(teachers, key=lambda i: contenders[i].steps, default=None)
+
+
+def _digest(images: Sequence[Tensor], *settings: object) -> str:
+    """What images and settings share with no others."""
+    found = sha256(repr(settings).encode())
+    for made in images:
+        found.update(made.numpy().tobytes())
+    return found.hexdigest()
 
 
 def _mean(parts: list[Tensor]) -> float | None:
