@@ -29,7 +29,7 @@ from stepdistill.process import RectifiedFlow
 from stepdistill.solver import Sampler
 from stepdistill.trainer import Optimiser, Trainer, Training
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # networks this small gain nothing from more
 process = RectifiedFlow()
 angle = torch.arange(5) * (2 * torch.pi / 5)
 means = 1.5 * torch.stack([angle.cos(), angle.sin()], 1)
@@ -58,6 +58,8 @@ plt.show()
 
 # %% [markdown]
 # ## Training, and what a lagging critic does
+#
+# Two students, one difference: how many turns the critic takes for each of the student's.
 
 
 # %%
@@ -82,13 +84,13 @@ class Points:
         return Drawn(torch.zeros(size, 2), None)
 
 
-def train(ratio: int, rate: float, updates: int):
+def train(ratio: int, updates: int = 900):
     torch.manual_seed(0)
     student, fake = (Denoiser(Net(), process, "flow") for _ in range(2))
     players = Players(student, teacher, Critic(fake), sampler=Sampler((1,)))
     method = Dmd2(ratio=ratio, gan=0.0, gan_critic=0.0)
-    rates = Optimiser(lr=rate), Optimiser(lr=4e-3)
-    training = Training(updates, 256, 1, *rates, average=0.9)
+    rates = (Optimiser(lr=lr, schedule="cosine") for lr in (1e-2, 2e-3))
+    training = Training(updates, 128, 1, *rates, average=0.9)
     trainer = Trainer(method, players, Points(), training, Accelerator(cpu=True))
     lags, shown = [], []
     noise = torch.randn(1500, 2, generator=torch.Generator().manual_seed(1))
@@ -102,7 +104,7 @@ def train(ratio: int, rate: float, updates: int):
     return lags, shown
 
 
-runs = {"ratio 5": train(5, 3e-3, 900), "ratio 1, a hot student": train(1, 2e-2, 250)}
+runs = {"ratio 5": train(5), "ratio 1": train(1)}
 
 # %%
 figure, rows = plt.subplots(2, 4, figsize=(13, 6), layout="constrained")
@@ -112,12 +114,14 @@ for axes, (name, (lags, shown)) in zip(rows, runs.items()):
         panel.scatter(*means.T, color="tab:red", s=20)
         panel.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", title=f"{name}, {when}")
     window = torch.tensor(lags).unfold(0, 25, 25).mean(1)
-    axes[3].plot(window)
+    axes[3].plot(torch.linspace(0, 1, len(window)), window)
     axes[3].axhline(3, color="tab:red", linestyle=":")
-    axes[3].set(title="lag: 1 keeps up, 3 is an alarm", xlabel="critic's turns / 25", yscale="log")
+    axes[3].set(title="lag: 1 keeps up, 3 is an alarm", xlabel="share of training", yscale="log")
 plt.show()
 
 # %% [markdown]
 # `lag` is the size of the critic's mean error on the student's samples, in units of its standard
-# error: the optimal critic has mean zero whatever the noise. Training health watches it in every
-# run with a critic.
+# error: the optimal critic has mean zero whatever the noise. With five turns it stays near 1, and
+# the samples gather at all five modes. With one it never comes below the alarm: the direction tells
+# of samples that the student no longer makes, it is driven about, and whole modes stay empty.
+# Training health watches the lag in every run with a critic.
