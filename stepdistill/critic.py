@@ -57,6 +57,15 @@ class Critic:
         logits = self.head(*seen).flatten()
         return estimate, logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def judge_both(
+        self, x_t: Tensor, y_t: Tensor, t: Tensor, x_cond: Cond, y_cond: Cond
+    ) -> tuple[Estimate, Tensor, Tensor]:
+        """The estimate for x_t, its logits, and those of y_t at the same times, from one pass."""
+        cond = None if x_cond is None else torch.cat([x_cond, y_cond])
+        both, logits = self.judge(torch.cat([x_t, y_t]), t.repeat(2), cond)
+        fake, real = logits.chunk(2)
+        return Estimate(*(part[: len(x_t)] for part in both)), fake, real
+
 
 def denoising_loss(denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond) -> Tensor:
     """Mean squared error in the network's own prediction space, a scalar."""

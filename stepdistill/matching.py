@@ -139,11 +139,10 @@ class WithRealness(Matching):
         x, cond = self.sample(p, batch, carried)
         eps, t = batch.noise(), self.critic_time.draw(p.critic.process, len(x), batch.local)
         x_t = p.critic.process.add_noise(x, eps, t)
-
-        estimate, fake = p.critic.judge(x_t, t, cond)
-        error = denoising_error(p.critic.denoiser, estimate, x, eps, t)
         y_t = p.critic.process.add_noise(batch.x0, batch.noise(), t)
-        _, real = p.critic.judge(y_t, t, batch.cond)
+
+        estimate, fake, real = p.critic.judge_both(x_t, y_t, t, cond, batch.cond)
+        error = denoising_error(p.critic.denoiser, estimate, x, eps, t)
         terms = {
             "denoising": error.square().mean(),
             "realness": self.gan_critic * realness_loss(fake, real, self.gan_loss),

@@ -307,10 +307,17 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        "what is real taken for what is fake",
+        "critic.py",
+        "fake, real = logits.chunk(2)",
+        "real, fake = logits.chunk(2)",
+        ("test_critic.py::test_two_batches_are_judged_in_one_pass",),
+    ),
+    Mutation(
         "carried sample under another label",
         "matching.py",
-        "estimate, fake = p.critic.judge(x_t, t, cond)",
-        "estimate, fake = p.critic.judge(x_t, t, batch.cond)",
+        "p.critic.judge_both(x_t, y_t, t, cond, batch.cond)",
+        "p.critic.judge_both(x_t, y_t, t, batch.cond, batch.cond)",
         ("test_dmd2.py::test_the_carried_condition_belongs_to_the_carried_sample",),
     ),
     Mutation(

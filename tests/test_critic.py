@@ -327,6 +327,16 @@ def test_a_critic_answers_and_judges_in_one_pass(judged):
     assert not judged.trunk.block._forward_hooks
 
 
+def test_two_batches_are_judged_in_one_pass(judged):
+    x, y, t = normal(1, 4, 2), normal(2, 4, 2), at([0.1, 0.3, 0.6, 0.9])
+    estimate, fake, real = judged.critic.judge_both(x, y, t, None, None)
+    (alone, of_x), (_, of_y) = judged.critic.judge(x, t), judged.critic.judge(y, t)
+    close(fake, of_x, rtol=1e-12)
+    close(real, of_y, rtol=1e-12)
+    for part, one in zip(estimate, alone, strict=True):
+        close(part, one, rtol=1e-12)
+
+
 def test_logits_are_at_least_float32(judged):
     judged.critic.net.bfloat16()
     x, t = normal(1, 4, 2, dtype=torch.bfloat16), at([0.1, 0.3, 0.6, 0.9])

@@ -111,6 +111,13 @@ class Call:
     cond: object
     graph: bool
 
+    def halves(self):
+        """The two batches of a pass over both."""
+        parts = (self.x.chunk(2), self.t.chunk(2), (self.cond,) * 2)
+        if self.cond is not None:
+            parts = (*parts[:2], self.cond.chunk(2))
+        return [Call(*part, self.graph) for part in zip(*parts, strict=True)]
+
 
 class Watched(nn.Module):
     """A network that remembers its calls."""
@@ -575,12 +582,14 @@ def test_the_critics_terms_are_the_formulas(judged):
     batch = batch_of(None, cond=fresh, x0=data)
     loss = method.critic_loss(judged.p, batch, carried=True)
     assert not judged.student.calls
-    fake, real, there = judged.trunk.calls
-    assert fake.cond is cond and real.cond is fresh and there.cond is fresh
+    both, there = judged.trunk.calls
+    fake, real = both.halves()
+    assert torch.equal(fake.cond, cond) and torch.equal(real.cond, fresh) and there.cond is fresh
+    assert torch.equal(fake.t, real.t)
     eps = (fake.x - ALPHA * x) / SIGMA
     other = (real.x - ALPHA * data) / SIGMA
     assert float((eps - other).abs().max()) > 0.1
-    logits = [judged.logits(call) for call in judged.trunk.calls]
+    logits = [judged.logits(call) for call in (fake, real, there)]
     gan = F.softplus(logits[0]).mean() + F.softplus(-logits[1]).mean()
     close(loss.terms["denoising"], (judged.trunk.net(fake.x, None) - eps).square().mean())
     close(loss.terms["realness"], 0.7 * gan, rtol=1e-12)
@@ -597,7 +606,8 @@ def test_r1_perturbs_the_very_tensor_the_head_saw(judged):
     width, n = 0.1, 20_000
     batch = batch_of(None, x0=normal(3, n, 2))
     Dmd2(r1=1.0, r1_width=width, critic_time=NOISY).critic_loss(judged.p, batch)
-    _, real, there = judged.trunk.calls
+    both, there = judged.trunk.calls
+    _, real = both.halves()
     assert torch.equal(real.t, there.t)
     apart = ((there.x - real.x) / width).flatten()
     assert stats.kstest(apart.numpy(), stats.norm(0, 1).cdf).pvalue > 1e-3
@@ -680,7 +690,7 @@ def test_the_carried_condition_belongs_to_the_carried_sample(judged, micro):
         first = 3 * (turn // 3)
         turns = {0: [turn], 1: [first, turn], 2: [turn, turn]}[turn - first]
         wanted = [t * micro + k for k in range(micro) for t in turns]
-        assert [int(c[0]) for c in judged.trunk.conds] == wanted
+        assert [int(c[0]) for cond in judged.trunk.conds for c in cond.split(4)] == wanted
         assert (step.player == "student") == (turn == first)
 
 
@@ -934,20 +944,20 @@ def test_the_first_critic_turn_takes_the_carried_sample_and_the_others_fresh_one
 
 
 class Passes:
-    """Forwards of networks, and which of them a backward came through, seen at a first layer."""
+    """Forwards of `batch` samples, and which of them a backward came through, at first layers."""
 
-    def __init__(self, *layers):
-        self.forwards = self.backwards = 0
+    def __init__(self, batch, *layers):
+        self.batch, self.forwards, self.backwards = batch, 0, 0
         for layer in layers:
             layer.register_forward_hook(self.forward)
 
     def forward(self, _layer, _inputs, out):
-        self.forwards += 1
+        self.forwards += len(out) / self.batch
         if out.requires_grad:
             out.register_hook(self.backward)
 
-    def backward(self, _gradient):
-        self.backwards += 1
+    def backward(self, gradient):
+        self.backwards += len(gradient) / self.batch
 
 
 def tally(method, sampler):
@@ -967,7 +977,7 @@ def tally(method, sampler):
             )  # fmt: skip
             for name, net in players.items():
                 net.requires_grad_(name == turn.player)
-            ours, others = Passes(student.block[0], trunk.block[0]), Passes(teacher.block[0])
+            ours, others = Passes(2, student.block[0], trunk.block[0]), Passes(2, teacher.block[0])
             loss = turn.loss(p, batch_of((2, 2), shared=shared))
             loss.total.backward()
             p.carry = loss.carry or p.carry

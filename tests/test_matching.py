@@ -491,6 +491,9 @@ class Noting:
         self.seen.append((x.detach(), t, cond))
         return None, x.sum(1)
 
+    def judge_both(self, x, y, t, x_cond, y_cond):
+        return None, self.judge(x, t, x_cond)[1], self.judge(y, t, y_cond)[1]
+
 
 def test_ladd_is_a_hinge_on_noised_samples_and_data():
     process, n = RectifiedFlow(), 64
@@ -596,7 +599,7 @@ def test_passes_are_those_counted(name):
                 net.requires_grad_(False)
             moved = p.student.net if turn.player == "student" else p.critic.net
             moved.requires_grad_(True)
-            seen = Passes(*(net.block[0] for net in nets))
+            seen = Passes(6, *(net.block[0] for net in nets))
             given = replace(cached(6, normal(3, 6, 2), normal(4, 6, 2)), shared=stream(1, shared))
             loss = turn.loss(p, replace(given, cond=torch.ones(6).long()))
             loss.total.backward()

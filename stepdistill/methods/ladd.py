@@ -48,7 +48,7 @@ class Ladd(Matching):
         x, cond = self.sample(p, batch, carried)
         process, t = p.critic.process, self.critic_time.draw(p.critic.process, len(x), batch.local)
         x_t, y_t = (process.add_noise(v, batch.noise(), t) for v in (x, batch.x0))
-        (_, fake), (_, real) = p.critic.judge(x_t, t, cond), p.critic.judge(y_t, t, batch.cond)
+        _, fake, real = p.critic.judge_both(x_t, y_t, t, cond, batch.cond)
         shown = {"real": real.mean(), "fake": fake.mean()}
         return Loss({"realness": realness_loss(fake, real, self.gan_loss)}, shown)
 
