@@ -146,7 +146,7 @@ FAMILIES = {
 BEST = {
     "digits-scm": (4, 1.25),
     "digits-pcm": (4, 1.25),
-    "digits-f-distill": (1, 1.25),
+    "digits-dmd2-short": (1, 1.25),
     "digits-vsd": (1, 2.0),
 }
 RESULTS = Path(__file__).resolve().parents[1] / "eval" / "results"
