@@ -18,6 +18,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from rich.console import Console
 
 from .cache import passes_of
@@ -32,6 +33,7 @@ from .session import Session
 from .train import Course, seconds_of
 
 TOLERANCE = 0.05  # of a budget
+MARKERS = "os^Dv"  # of neighbours whose colours are alike
 SPACES = {"domain-cnn": "frechet", "random-conv": "frechet_random"}
 
 
@@ -43,6 +45,7 @@ class Cost:
     of: Callable[["Summary"], float]
     fewest_steps: bool = True
     all_budgets: bool = True
+    scale: str = "log"
 
     def shown(self, summaries: Sequence["Summary"]) -> list["Summary"]:
         """Those in the fewest steps, or at the largest budget, or both."""
@@ -57,7 +60,7 @@ COSTS = (
     Cost("network passes of one sample, fewest steps", lambda s: s.budget),
     STEPS,
     Cost("seconds of training, fewest steps", lambda s: s.seconds),
-    Cost("MiB held in training, fewest steps", lambda s: s.bytes / 2**20, all_budgets=False),
+    Cost("MiB held in training, fewest steps", lambda s: s.bytes / 2**20, True, False, "linear"),
 )
 
 
@@ -203,7 +206,11 @@ def draw(file: Path, summaries: Sequence[Summary], teachers: Sequence[Row]) -> N
     for row, (space, field) in zip(figure.subplots(2, 4, sharey="row"), SPACES.items()):
         row[0].set_ylabel(f"Fréchet distance, {space}")
         for axes, cost in zip(row, COSTS):
-            axes.set(xscale="log", yscale="log", xlabel=cost.label)
+            axes.set(xscale=cost.scale, yscale="log", xlabel=cost.label)
+            if cost.scale == "log":
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
             for i, config in enumerate(configs):
                 mine = cost.shown([s for s in summaries if s.config == config])
                 points = sorted((cost.of(s), *getattr(s, field)) for s in mine)
@@ -212,7 +219,8 @@ def draw(file: Path, summaries: Sequence[Summary], teachers: Sequence[Row]) -> N
                 style = {"color": colormaps["tab20"](i % 20), "markersize": 5, "linewidth": 1}
                 fewest = min(s.steps for s in mine)
                 name = f"{config}, {fewest} step{'s' * (fewest > 1)}"
-                axes.errorbar(x, y, ends, fmt="o-", elinewidth=0.6, label=name, **style)
+                line = f"{MARKERS[i % len(MARKERS)]}-"
+                axes.errorbar(x, y, ends, fmt=line, elinewidth=0.6, label=name, **style)
             levels = [(t.nfe, t.steps, getattr(t, field)) for t in teachers]
             draw_teacher(axes, levels, along=cost is STEPS)
         row[0].set_ylim(top=1.5 * max(getattr(s, field)[2] for s in summaries))
