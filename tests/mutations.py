@@ -707,8 +707,8 @@ MUTATIONS = (
     Mutation(
         "scores of another evaluation",
         "evaluation/scored.py",
-        "lines if first == head else []",
-        "lines",
+        "read(lines) if first == head else {}",
+        "read(lines)",
         ("test_evaluation.py::test_what_another_evaluation_scored_is_not_taken_up",),
     ),
     Mutation(

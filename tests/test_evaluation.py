@@ -516,6 +516,9 @@ def test_what_another_evaluation_scored_is_not_taken_up(tmp_path):
     evaluate(dull, SUITE, 40, 2, 0, file=file)
     taken = evaluate(CONTENDERS[2:3], SUITE, 40, 2, 0, file=file)
     again = evaluate(CONTENDERS[2:3], SUITE, 40, 3, 0, file=file)
+    head, *rows = file.read_text().splitlines(True)
+    file.write_text("".join([head, *rows[1:], "{}\n"]))
+    assert evaluate(CONTENDERS[2:3], SUITE, 40, 3, 0, file=file)[0].frechet == again[0].frechet
     assert taken[0].frechet == evaluate(CONTENDERS[2:3], SUITE, 40, 2, 0)[0].frechet
     assert again[0].n == 120
 

@@ -1,7 +1,7 @@
 """What one block of one contender scores, on disk as soon as it is made.
 
 The file's first line says what is evaluated; each further one is the score of one contender in one
-block. So a stopped evaluation goes on; what belongs to another one, or is torn, is made anew.
+block. So a stopped evaluation goes on; what belongs to another one, or is damaged, is made anew.
 """
 
 from __future__ import annotations
@@ -41,11 +41,8 @@ class Scored(dict[tuple[int, int], Score]):
         file.parent.mkdir(parents=True, exist_ok=True)
         head = json.dumps({"of": of}) + "\n"
         first, *lines = whole_lines(file) or [""]
-        kept = lines if first == head else []
-        write_whole(file, "".join([head, *kept]))
-        for row in map(json.loads, kept):
-            place = row.pop("contender"), row.pop("block")
-            self[place] = Score(**row)
+        self.update(read(lines) if first == head else {})
+        write_whole(file, "".join([head, *(lines if self else [])]))
 
     def add(self, contender: int, block: int, score: Score) -> None:
         """Keep one score."""
@@ -54,3 +51,12 @@ class Scored(dict[tuple[int, int], Score]):
             row = {"contender": contender, "block": block} | asdict(score)
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def read(lines: list[str]) -> dict[tuple[int, int], Score]:
+    """The scores in a file's lines, none if any is damaged."""
+    try:
+        rows = [json.loads(line) for line in lines]
+        return {(row.pop("contender"), row.pop("block")): Score(**row) for row in rows}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
