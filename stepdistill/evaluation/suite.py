@@ -174,7 +174,8 @@ def evaluate(
     anchor = _most_steps(contenders)
     first = next(_batches(suite, min(n, CHUNK), seed, blocks))
     warm = [_generate(contender, first)[0] for contender in field]
-    scored = Scored(file, _digest(warm, suite.provenance, n, blocks, seed))
+    settings = repr((suite.provenance, n, blocks, seed)).encode()
+    scored = Scored(file, sha256(settings + torch.cat(warm).numpy().tobytes()).hexdigest())
     done, total = 0, n * blocks * sum(map(_work, field))
     for block in range(blocks):
         for work in _score_block(field, suite, n, seed, block, scored):
@@ -207,7 +208,8 @@ def _score_block(
     new = [i for i in range(len(field)) if (i, block) not in scored]
     if new and anchor is not None:  # before the others, which are measured against its images
         new = [anchor, *(i for i in new if i != anchor)]
-    yield n * sum(_work(field[i]) for i in set(range(len(field))) - set(new))
+    if known := n * sum(_work(c) for i, c in enumerate(field) if i not in new):
+        yield known
     truths: list[Tensor] = []
     for i in new:
         tally = _Tally(suite)
@@ -320,10 +322,10 @@ def _generate(contender: Contender, batch: _Batch) -> tuple[Tensor, float]:
         images = contender.sample(batch.noise.clone(), batch.labels, generator).cpu()
     seconds = time.perf_counter() - start
     if images.shape != batch.noise.shape or not images.isfinite().all():
+        name = f"{contender.source} {contender.model}".lstrip()
         raise ValueError(
-            f"{contender.source} {contender.model} at {contender.steps} steps".lstrip()
-            + f" returned shape {tuple(images.shape)} "
-            f"or values not finite: expected finite images {tuple(batch.noise.shape)}"
+            f"{name} at {contender.steps} steps returned shape {tuple(images.shape)} or "
+            f"values not finite: expected finite images {tuple(batch.noise.shape)}"
         )
     return images.float().clamp(-1, 1), seconds / len(images)
 
@@ -331,14 +333,6 @@ def _generate(contender: Contender, batch: _Batch) -> tuple[Tensor, float]:
 def _most_steps(contenders: Sequence[Contender]) -> int | None:
     teachers = [i for i, c in enumerate(contenders) if c.model == TEACHER]
     return max(teachers, key=lambda i: contenders[i].steps, default=None)
-
-
-def _digest(images: Sequence[Tensor], *settings: object) -> str:
-    """What images and settings share with no others."""
-    found = sha256(repr(settings).encode())
-    for made in images:
-        found.update(made.numpy().tobytes())
-    return found.hexdigest()
 
 
 def _mean(parts: list[Tensor]) -> float | None:
