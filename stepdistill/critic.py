@@ -2,6 +2,7 @@
 
     pull(x, g) = ½ mean‖x − sg(x − g)‖²            gradient exactly g/numel: the surrogate through
                                                     which every score-distillation method acts
+    project         samples kept in [−1, 1], with the gradient of projected gradient descent
     denoising loss  E w ‖net(x_t, t) − target‖²     in the network's own prediction space; w = 1,
                                                     min(SNR, 5) where that is x₀ (arXiv:2303.09556)
     realness        a head on the critic's features, log p_real/p_fake at its optimum;
@@ -11,7 +12,7 @@
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +118,27 @@ def pull(x: Tensor, gradient: Tensor) -> Tensor:
     """A scalar whose gradient with respect to x is `gradient` / numel, in at least float32."""
     x = x.float() if x.dtype.itemsize < 4 else x
     return 0.5 * F.mse_loss(x, (x - gradient.to(x)).detach())
+
+
+class _Projection(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        outward = ((x <= -1) & (gradient > 0)) | ((x >= 1) & (gradient < 0))
+        return gradient.masked_fill(outward, 0)
+
+
+def project(x: Tensor) -> Tensor:
+    """x clamped to [−1, 1], with the projected gradient: 0 where a step down it leads further out.
+
+    `clamp` gives none outside either, so what strays there is never called back: it drifts off.
+    """
+    return _Projection.apply(x)
 
 
 def realness_loss(fake: Tensor, real: Tensor, kind: GanLoss = "softplus") -> Tensor:

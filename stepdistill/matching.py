@@ -18,7 +18,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from .critic import GanLoss, approximate_r1, denoising_error, lag, realness_loss
+from .critic import GanLoss, approximate_r1, denoising_error, lag, project, realness_loss
 from .denoiser import Cond
 from .method import Batch, Loss, Method, Passes, Players, Sample, Turn
 from .process import NoiseProcess
@@ -111,7 +111,8 @@ class WithRealness(Matching):
 
     gan: λ, of the student's term;  gan_critic: μ; both 0 for no GAN. block: path of the block whose
     features are judged, None for the bottleneck; one near the output sees texture. r1: weight of
-    the approximate R1 penalty, with perturbations of std `r1_width`.
+    the approximate R1 penalty, with perturbations of std `r1_width`. clip: whether samples are
+    kept in [−1, 1], as their images will be; without it a judge tells them by their background.
     """
 
     ratio: Count = 5
@@ -121,6 +122,7 @@ class WithRealness(Matching):
     block: str | None = None
     r1: NotNegative = 0.0
     r1_width: Positive = 0.1
+    clip: bool = False
 
     needs_data = True
 
@@ -132,6 +134,10 @@ class WithRealness(Matching):
     @property
     def needs_head(self) -> bool:
         return self.gan_critic > 0
+
+    def generate(self, p: Players, batch: Batch) -> Tensor:
+        x = super().generate(p, batch)
+        return project(x) if self.clip else x
 
     def critic_loss(self, p: Players, batch: Batch, carried: bool = False) -> Loss:
         if not self.needs_head:

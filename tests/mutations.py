@@ -284,6 +284,20 @@ MUTATIONS = (
         ("test_dmd2.py::test_the_fooling_gradient_passes_through_a_frozen_critic",),
     ),
     Mutation(
+        "samples that are not clipped",
+        "matching.py",
+        "project(x) if self.clip",
+        "x if self.clip",
+        ("test_dmd2.py::test_clipped_samples_are_what_all_networks_see_and_the_box_is_never_left",),
+    ),
+    Mutation(
+        "a clipped value pushed further out",
+        "critic.py",
+        "(x <= -1) & (gradient > 0)",
+        "(x <= -1) & (gradient < 0)",
+        ("test_critic.py::test_a_projected_descent_stays_at_the_edge_and_comes_back",),
+    ),
+    Mutation(
         "softplus fooling loss of the other sign",
         "critic.py",
         "else F.softplus(-fake).mean()",

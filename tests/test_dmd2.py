@@ -548,6 +548,28 @@ def test_the_critics_turn_is_least_at_the_posterior_mean(prediction):
     close(np.linalg.solve(curvature, -origin), [0.6923, 0.3846], atol=3e-3)
 
 
+def test_clipped_samples_are_what_all_networks_see_and_the_box_is_never_left(judged):
+    """By hand: of the pull's gradient, g/numel, no part that leads a clipped value further out."""
+    process = judged.p.student.process
+    method = Dmd2(gan=0.25, gan_critic=1.0, clip=True, time=NOISY)
+    loss = method.student_loss(judged.p, batch_of((500, 2)))
+    z, seen = judged.student.calls[0].x, judged.trunk.calls[0]
+    made = judged.student.net(z, None)
+    x = made.detach().clamp(-1, 1)
+    stray = made.abs() >= 1
+    assert 0.1 < float(stray.double().mean()) < 0.9
+    close(loss.carry.x, x, rtol=1e-12)
+    noise = (seen.x - ALPHA * x) / SIGMA
+    assert stats.kstest(noise.flatten().numpy(), stats.norm(0, 1).cdf).pvalue > 1e-3
+    real = judged.p.teacher(seen.x, seen.t, None).x0
+    fake = process.estimate(seen.x, judged.trunk.net(seen.x, None), seen.t, "eps").x0
+    g = matching_direction(x, real, fake)
+    outward = stray & (g.sign() == -made.sign())
+    assert 20 < int(outward.sum()) < int(stray.sum()) - 20
+    (ours,) = torch.autograd.grad(loss.terms["dmd"], judged.student.net.mean)
+    close(ours, (g * ~outward).mean(), rtol=1e-9)
+
+
 @dataclass
 class Judged:
     """Players whose critic has a head, and its parts."""
