@@ -124,14 +124,13 @@ def test_scores_are_proportional_to_the_difference_of_answers():
 
 
 def test_a_projected_descent_stays_at_the_edge_and_comes_back():
-    """x = ½‖x − a‖²: from outside, inside and the very edge, to targets a beyond and within."""
+    """L = ½‖x − a‖²: from outside, inside and the very edge, to targets a beyond and within."""
     x = torch.tensor([-1.5, -1.0, -0.5, 1.5, 1.5, 0.2], dtype=torch.float64, requires_grad=True)
     a = torch.tensor([-2.0, -2.0, -2.0, 2.0, 0.5, 2.0], dtype=torch.float64)
     kept = project(x)
     assert kept.tolist() == [-1.0, -1.0, -0.5, 1.0, 1.0, 0.2]
     (0.5 * (kept - a).square()).sum().backward()
     assert x.grad.tolist() == pytest.approx([0.0, 0.0, 1.5, 0.0, 0.5, -1.8])
-
 
 
 def test_softplus_losses_at_their_ends():
