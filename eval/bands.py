@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from stepdistill.bands import FILE, collect
-from stepdistill.checkpoint import write_whole
-from stepdistill.config import read
-from stepdistill.health import probes
-from stepdistill.train import rows
+from stepdistill.files import write_whole
+from stepdistill.runs.config import read
+from stepdistill.runs.log import rows
+from stepdistill.training.health.monitor import probes
+from stepdistill.training.health.reference import FILE, collect
 
 DIGITS = 3  # kept of each number
 

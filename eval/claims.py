@@ -21,11 +21,11 @@ from accelerate import Accelerator
 from scipy import stats
 from torch import Tensor
 
-from stepdistill.checkpoint import whole_lines, write_whole
-from stepdistill.config import Run, read
-from stepdistill.contenders import of_student
 from stepdistill.evaluation.suite import Suite, digits_suite, evaluate
-from stepdistill.session import Session
+from stepdistill.files import whole_lines, write_whole
+from stepdistill.jobs.samplers import of_student
+from stepdistill.runs.config import RunConfig, read
+from stepdistill.runs.stages import Stages
 
 WARM, UPDATES = 800, 100  # student updates of the consistency stage and of DMD2
 BATCH = 64
@@ -57,7 +57,7 @@ class Row:
     random_conv: float
 
 
-def settings(seed: int, overrides: tuple[str, ...] = ()) -> Run:
+def settings(seed: int, overrides: tuple[str, ...] = ()) -> RunConfig:
     return read("digits-dmd2", (f"seed={seed}", *stage(0, WARM), *stage(1, UPDATES), *overrides))
 
 
@@ -66,25 +66,25 @@ def stage(i: int, updates: int) -> tuple[str, str]:
     return f"{key}.updates={updates}", f"{key}.batch={BATCH}"
 
 
-def train(session: Session) -> None:
+def train(session: Stages) -> None:
     while not session.trainer.done:
         session.trainer.step()
 
 
-def score(session: Session, suite: Suite, variant: str) -> Row:
-    run = session.run
+def score(session: Stages, suite: Suite, variant: str) -> Row:
+    run = session.setup.run
     student = of_student("student", session.student(), run.sampler, 1)
     row, _ = evaluate([student], suite, 1000, 2, 5000)
     return Row(variant, run.seed, row.frechet, row.frechet_random)
 
 
-def cold(seed: int) -> Session:
+def cold(seed: int) -> Stages:
     """DMD2 from the teacher, with the passes of both stages."""
     both = settings(seed)
     first, second = (s.build().passes(both.sampler).work(1) for s in both.stages)
     updates = UPDATES + round(WARM * first / second)
     run = settings(seed, stage(1, updates))
-    session = Session(run, Path("."), Accelerator(cpu=True))
+    session = Stages.of(run, Path("."), Accelerator(cpu=True))
     session.next_stage()
     return session
 
@@ -98,7 +98,7 @@ def rows_of(seed: int, suite: Suite, done: set[str]) -> Iterator[Row]:
             session = cold(seed)
         else:
             run = settings(seed, VARIANTS.get(name, ()))
-            session = Session(run, Path("."), Accelerator(cpu=True))
+            session = Stages.of(run, Path("."), Accelerator(cpu=True))
             if start is None:
                 train(session)
                 start = session.trainer.averaged()

@@ -43,7 +43,7 @@ STAGE = ("updates=3", "batch=16")
 CACHE = ("samples=32", "shard=16", "steps=8")
 
 
-def short(config: str) -> stepdistill.Run:
+def short(config: str) -> stepdistill.RunConfig:
     """The config with three updates of few samples."""
     whole = stepdistill.read(config)
     asked = [f"stages.{i}.training.{key}" for i in range(len(whole.stages)) for key in STAGE]
@@ -58,9 +58,7 @@ def digest(config: str) -> dict[str, Any]:
         *_, last = sorted((result.folder / "checkpoints").iterdir())
         tensors = load_file(last / "state.safetensors")
         found = json.loads((result.folder / "results.json").read_text())
-        student = load_file(
-            result.student / "unet" / "diffusion_pytorch_model.safetensors"
-        )
+        student = load_file(result.student / "unet" / "diffusion_pytorch_model.safetensors")
     rows = [list(numbers(row)) for row in (*found["rows"], *found["floor"])]
     return {"config": config, "tensors": of(tensors), "student": of(student), "scores": rows}
 

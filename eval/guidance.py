@@ -15,36 +15,36 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stepdistill.averages import trainable
-from stepdistill.data import stream
+from stepdistill.data.loader import stream
 from stepdistill.denoiser import AnyDenoiser
-from stepdistill.session import Session, reopen
-from stepdistill.teacher import teacher_sampler
+from stepdistill.networks.views import trainable
+from stepdistill.runs.stages import TrainedRun, reopen
+from stepdistill.teachers.teacher import teacher_sampler
 
 GUIDANCES = (1.5, 3.0, 5.0)
 IMAGES, STEPS, SEED = 500, 32, 77
 
 
 @torch.no_grad()
-def ends(session: Session, denoiser: AnyDenoiser) -> Tensor:
+def ends(session: TrainedRun, denoiser: AnyDenoiser) -> Tensor:
     """Where the same noise ends, (IMAGES, *event)."""
     noise = torch.randn(IMAGES, *session.teacher.event, generator=stream(SEED))
     labels, sampler = session.teacher.labels(IMAGES), teacher_sampler(session.teacher)
     return sampler.draw(denoiser, noise, STEPS, labels, None)
 
 
-def ratio(session: Session, w: float) -> float:
+def ratio(session: TrainedRun, w: float) -> float:
     """RMSE to the guided ends, in units of the unguided teacher's."""
     teacher = session.teacher
     plain = ends(session, teacher.denoiser)
     guided = ends(session, replace(teacher.guided, w=w))
-    told = ends(session, replace(session.student(), w=w))
+    told = ends(session, replace(session.student, w=w))
     return float((told - guided).square().mean().sqrt() / (plain - guided).square().mean().sqrt())
 
 
-def share(session: Session) -> float:
+def share(session: TrainedRun) -> float:
     """Trained parameters, of the teacher's."""
-    moved = sum(p.numel() for p in trainable(session.trainer.nets["student"]))
+    moved = sum(p.numel() for p in trainable(session.student.net))
     return moved / sum(p.numel() for p in session.teacher.pipeline.unet.parameters())
 
 

@@ -17,18 +17,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stepdistill import digits
-from stepdistill.contenders import of_student
-from stepdistill.data import Data, Drawn, Images
+from stepdistill.data.loader import Data, Drawn, Images
+from stepdistill.data.sources import digits
 from stepdistill.evaluation.suite import Suite, digits_suite, evaluate
-from stepdistill.health import Alarm, Health, Monitor, averaged
+from stepdistill.jobs.samplers import of_student
 from stepdistill.method import Batch, Loss, Method, Passes, Players, Turn
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.dmd2 import Dmd2
-from stepdistill.roles import Casting, cast
 from stepdistill.solver import Sampler, rollout
-from stepdistill.teacher import Teacher, load_pipeline
-from stepdistill.trainer import Optimiser, Trainer, Training
+from stepdistill.teachers.loading import load_pipeline
+from stepdistill.teachers.teacher import Teacher
+from stepdistill.training.health.monitor import Alarm, Health, Monitor, averaged
+from stepdistill.training.players import PlayerSettings, make_players
+from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 WARM, UPDATES, EVERY = 200, 60, 10
 LINE = "\n"
@@ -118,7 +119,7 @@ def trainer_of(
     """A trainer of the digits teacher's student, and the teacher."""
     teacher = Teacher.from_pipeline(load_pipeline("digits"), guidance)
     images, labels = digits.load()
-    players = cast(method, teacher, Casting(Sampler((1,)), start=start))
+    players = make_players(method, teacher, PlayerSettings(Sampler((1,)), start=start))
     batches = data(Images(images, labels, teacher.classes))
     return Trainer(method, players, batches, training, Accelerator(cpu=True)), teacher
 
@@ -126,7 +127,7 @@ def trainer_of(
 def warm_student(observe: Callable[[Monitor], None] = lambda monitor: None) -> dict[str, Tensor]:
     """The averaged weights of a young consistency student; observe: called at start and probes."""
     optimiser = Optimiser(lr=1e-3, warmup=20, schedule="cosine")
-    training = Training(WARM, optimiser=optimiser, average=0.99)
+    training = Training(WARM, optimiser=optimiser, ema=0.99)
     trainer, teacher = trainer_of(Consistency(16), None, training)
     monitor = Monitor(Health(), trainer, teacher)
     observe(monitor)
@@ -147,7 +148,7 @@ class Watched(NamedTuple):
 def watched(case: Case, start: dict[str, Tensor]) -> Watched:
     """A case from the warm student's weights, or from the teacher."""
     student, critic = Optimiser(lr=case.lr, warmup=10), Optimiser(lr=3e-4, warmup=10)
-    training = Training(UPDATES, 64, optimiser=student, critic_optimiser=critic, average=0.99)
+    training = Training(UPDATES, 64, optimiser=student, critic_optimiser=critic, ema=0.99)
     begin = None if case.cold else start
     trainer, teacher = trainer_of(case.method, begin, training, case.guidance, case.data)
     monitor, found = Monitor(Health(every=EVERY), trainer, teacher), []

@@ -17,10 +17,9 @@ from accelerate import Accelerator
 from diffusers.utils.logging import disable_progress_bar
 from torch import Tensor
 
-from stepdistill.config import read
-from stepdistill.plan import roles
-from stepdistill.session import Session
-from stepdistill.teacher import new_pipeline
+from stepdistill.runs.config import read
+from stepdistill.runs.stages import Stages
+from stepdistill.teachers.loading import new_pipeline
 
 UNET = {
     "sample_size": 8,
@@ -52,17 +51,17 @@ def measure(overrides: tuple[str, ...]) -> Memory:
         new_pipeline(UNET, "FlowMatchEulerDiscreteScheduler", {}, 0).save_pretrained(folder)
         shape = (f"stages=[{DMD2}]", "sampler.steps=[1]", "evaluation.steps=[1]")
         run = read("smoke", (f"teacher={folder}", *shape, *overrides))
-        session = Session(run, Path("."), Accelerator(cpu=True))
+        session = Stages.of(run, Path("."), Accelerator(cpu=True))
     for _ in session.trainer.turns:
         session.trainer.step()
     named = session.teacher.denoiser.net.named_parameters()
     base = sum(p.untyped_storage().nbytes() for name, p in named if ".lora_" not in name)
     held = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in persistent(session)}
     total = sum(storage.nbytes() for storage in held.values())
-    return Memory(base, total, sum(role.bytes for role in roles(session)))
+    return Memory(base, total, sum(each.bytes for each in held(session.trainer, session.teacher)))
 
 
-def persistent(session: Session) -> Iterator[Tensor]:
+def persistent(session: Stages) -> Iterator[Tensor]:
     """Every tensor that lives from update to update."""
     trainer = session.trainer
     for net in (session.teacher.denoiser.net, *trainer.nets.values()):
@@ -73,7 +72,7 @@ def persistent(session: Session) -> Iterator[Tensor]:
     for optimiser in trainer.optimisers.values():
         for slot in optimiser.state.values():
             yield from (value for value in slot.values() if isinstance(value, Tensor))
-    yield from trainer.average.averaged
+    yield from trainer.ema.averaged
     if trainer.target is not None:
         yield from trainer.target.averaged
 

@@ -28,20 +28,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from stepdistill.adapters import load_own
-from stepdistill.checkpoint import whole_lines, write_whole
-from stepdistill.contest import over_seeds
-from stepdistill.critic import denoising_loss
-from stepdistill.data import Drawn, stream
-from stepdistill.denoiser import Denoiser, GaussianMixture, Guided
-from stepdistill.method import Method, Players, Trajectory, load
-from stepdistill.pairs import Pairs
-from stepdistill.plan import trained_roles
+from stepdistill.data.loader import Drawn, stream
+from stepdistill.denoiser import Denoiser, Guided
+from stepdistill.exact import GaussianMixture
+from stepdistill.families.pairs import Pairs
+from stepdistill.files import whole_lines, write_whole
+from stepdistill.jobs.benchmark import over_seeds
+from stepdistill.losses.denoising import denoising_loss
+from stepdistill.method import Method, Players, load
+from stepdistill.networks.views import load_own
 from stepdistill.process import NoiseProcess, Prediction, RectifiedFlow
-from stepdistill.roles import Casting, cast
-from stepdistill.solver import EVALUATIONS, Sampler, solve_ode
+from stepdistill.runs.costs import held_in_training
+from stepdistill.solver import EVALUATIONS, Sampler, Trajectory, solve_ode
 from stepdistill.times import Grid, TimeLaw
-from stepdistill.trainer import Optimiser, Trainer, Training
+from stepdistill.training.players import PlayerSettings, make_players
+from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 SAMPLES, BATCH = 4000, 256
 BUDGETS = (1_000_000, 4_000_000)
@@ -62,7 +63,7 @@ class Case:
     def training(self, updates: int) -> Training:
         rate = Optimiser(lr=self.lr, warmup=50, schedule="cosine")
         critic = Optimiser(lr=1e-3)
-        return Training(updates, BATCH, 1, rate, critic, average=0.998, target=self.target)
+        return Training(updates, BATCH, 1, rate, critic, ema=0.998, target_ema=self.target)
 
 
 HUBER = {"steps": 18, "solver": "heun", "distance": "pseudo_huber", "huber": 0.03}
@@ -203,9 +204,13 @@ def trainer_of(
 ) -> Trainer:
     """What trains a student from `start` by the exact teacher."""
     mixture = five_modes()
-    casting = Casting(sampler, target=training.target, extras=method.extras, seed=(seed,))
-    players = cast(method, MixtureTeacher(mixture, start), casting)
-    pairs = MixturePairs.of(mixture, SAMPLES, stream(seed, 8)) if method.needs_cache else None
+    casting = PlayerSettings(
+        sampler, target=training.target_ema, inputs=method.needs.inputs, seed=(seed,)
+    )
+    players = make_players(method, MixtureTeacher(mixture, start), casting)
+    pairs = (
+        MixturePairs.of(mixture, SAMPLES, stream(seed, 8)) if method.needs.trajectories else None
+    )
     data = pairs or MixtureData(mixture)
     return Trainer(method, players, data, training, Accelerator(cpu=True), (seed,))
 
@@ -267,7 +272,7 @@ def rows(done: list[Row], seeds: int) -> Iterator[Row]:
 def updates_of(name: str, budget: int) -> int:
     """How many updates a budget pays for."""
     method = method_of(name)
-    left = budget - SAMPLES * PAIRS * EVALUATIONS["heun"] * method.needs_cache
+    left = budget - SAMPLES * PAIRS * EVALUATIONS["heun"] * method.needs.trajectories
     return max(1, round(left / (BATCH * method.passes(CASES[name].sampler).work(1))))
 
 
@@ -293,7 +298,7 @@ def kibibytes(name: str) -> float:
     """What the trained roles hold from update to update; the teacher is a formula."""
     case, few = CASES[name], CASES[name].training(1)
     trainer = trainer_of(method_of(name), base(0), case.sampler, few, 0)
-    return sum(role.bytes for role in trained_roles(trainer)) / 2**10
+    return sum(each.bytes for each in held_in_training(trainer)) / 2**10
 
 
 def seeds_of(done: list[Row], name: str, budget: int) -> list[Row]:

@@ -14,17 +14,18 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiTTransformer2DModel, UNet2DModel
 
-from stepdistill import digits
-from stepdistill.backbones.labelled import call_labelled
-from stepdistill.contenders import contender
-from stepdistill.data import Images
+from stepdistill.data.loader import Images
+from stepdistill.data.sources import digits
 from stepdistill.denoiser import Denoiser
 from stepdistill.evaluation.suite import digits_suite, evaluate
+from stepdistill.jobs.samplers import sampled
 from stepdistill.method import Players
 from stepdistill.methods.diffusion import Diffusion
+from stepdistill.networks.views import load_own
 from stepdistill.process import RectifiedFlow
 from stepdistill.solver import Sampler
-from stepdistill.trainer import Optimiser, Trainer, Training
+from stepdistill.teachers.backbones.unet2d import call_labelled
+from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 
 def unet(channels: tuple[int, ...], attention: bool) -> UNet2DModel:
@@ -72,14 +73,14 @@ def trained(net: torch.nn.Module, seconds: float) -> tuple[Denoiser, int]:
     images, labels = digits.load()
     denoiser = Denoiser(net.eval(), RectifiedFlow(), "flow", call_labelled, 1000.0)
     training = Training(
-        updates=10**6, batch=128, average=0.998, optimiser=Optimiser(lr=2e-3, warmup=100)
+        updates=10**6, batch=128, ema=0.998, optimiser=Optimiser(lr=2e-3, warmup=100)
     )
     data = Images(images, labels, null=10, dropout=0.1)
     trainer = Trainer(Diffusion(), Players(denoiser), data, training, Accelerator(cpu=True))
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         trainer.step()
-    trainer.average.copy_to(net)
+    load_own(net, trainer.averaged())
     return denoiser, trainer.update
 
 
@@ -89,7 +90,7 @@ def row(name: str, seconds: float) -> str:
     denoiser, updates = trained(CANDIDATES[name](), seconds)
     euler = Sampler((), gamma=0.0)
     field = [
-        contender("student", n, n, denoiser, lambda z, c, g, n=n: euler.draw(denoiser, z, n, c, g))
+        sampled("student", n, n, denoiser, lambda z, c, g, n=n: euler.draw(denoiser, z, n, c, g))
         for n in (4, 32)
     ]
     four, many, _ = evaluate(field, digits_suite(), 1000, 3, seed=7)

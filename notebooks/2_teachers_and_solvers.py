@@ -16,9 +16,10 @@
 import matplotlib.pyplot as plt
 import torch
 
-from stepdistill.pictures import tile
+from stepdistill.jobs.sample import tile
 from stepdistill.solver import EVALUATIONS, solve_ode, start
-from stepdistill.teacher import Teacher, load_pipeline, teacher_sampler
+from stepdistill.teachers.loading import load_pipeline
+from stepdistill.teachers.teacher import Teacher, teacher_sampler
 
 torch.set_num_threads(2)
 teacher = Teacher.from_pipeline(load_pipeline("digits"))

@@ -20,10 +20,10 @@ import torch
 from accelerate import Accelerator
 
 import stepdistill
-from stepdistill.denoiser import Gaussian, GaussianMixture
-from stepdistill.pictures import tile
+from stepdistill.exact import Gaussian, GaussianMixture
+from stepdistill.jobs.sample import tile
 from stepdistill.process import RectifiedFlow
-from stepdistill.session import Session
+from stepdistill.runs.stages import Stages
 from stepdistill.solver import solve_ode
 from stepdistill.times import Grid
 
@@ -74,7 +74,7 @@ for solver in ("ddim", "heun"):
 
 # %%
 run = stepdistill.read("demo", ("stages.0.training.updates=300", "stages.0.training.batch=64"))
-session = Session(replace(run, stages=run.stages[:1]), Path("."), Accelerator(cpu=True))
+session = Stages.of(replace(run, stages=run.stages[:1]), Path("."), Accelerator(cpu=True))
 
 
 @torch.no_grad()

@@ -21,13 +21,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from stepdistill.critic import Critic
-from stepdistill.data import Drawn
-from stepdistill.denoiser import Denoiser, GaussianMixture
+from stepdistill.data.loader import Drawn
+from stepdistill.denoiser import Denoiser
+from stepdistill.exact import GaussianMixture
 from stepdistill.method import Players
 from stepdistill.methods.dmd2 import Dmd2
 from stepdistill.process import RectifiedFlow
 from stepdistill.solver import Sampler
-from stepdistill.trainer import Optimiser, Trainer, Training
+from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 torch.set_num_threads(1)  # networks this small gain nothing from more
 process = RectifiedFlow()
@@ -90,7 +91,7 @@ def train(ratio: int, updates: int = 900):
     players = Players(student, teacher, Critic(fake), sampler=Sampler((1,)))
     method = Dmd2(ratio=ratio, gan=0.0, gan_critic=0.0)
     rates = (Optimiser(lr=lr, schedule="cosine") for lr in (1e-2, 2e-3))
-    training = Training(updates, 128, 1, *rates, average=0.9)
+    training = Training(updates, 128, 1, *rates, ema=0.9)
     trainer = Trainer(method, players, Points(), training, Accelerator(cpu=True))
     lags, shown = [], []
     noise = torch.randn(1500, 2, generator=torch.Generator().manual_seed(1))

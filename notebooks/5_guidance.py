@@ -18,11 +18,13 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import torch
 
-from stepdistill.denoiser import GaussianMixture, Guided
-from stepdistill.pictures import tile
+from stepdistill.denoiser import Guided
+from stepdistill.exact import GaussianMixture
+from stepdistill.jobs.sample import tile
 from stepdistill.process import RectifiedFlow
 from stepdistill.solver import solve_ode
-from stepdistill.teacher import Teacher, load_pipeline, teacher_sampler
+from stepdistill.teachers.loading import load_pipeline
+from stepdistill.teachers.teacher import Teacher, teacher_sampler
 from stepdistill.times import Grid
 
 torch.set_num_threads(2)

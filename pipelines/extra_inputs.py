@@ -1,4 +1,4 @@
-"""More inputs for a finished network: where a step goes, and a guidance.
+"""More inputs for a finished network: the target time of a step, and a guidance.
 
 Self-contained: imports torch and diffusers only, and lies beside the weights in an exported folder.
 """
@@ -15,14 +15,14 @@ W_SCALE = 1000.0  # of w − 1, as in diffusers' pipelines with `time_cond_proj_
 
 
 class ExtraInputs(ModelMixin, ConfigMixin):
-    """An embedding that is added to a network's embedding of the time; zero at birth.
+    """An embedding that is added to a network's embedding of the time; zero at first.
 
-    inputs: any of "to", the time a step goes to, in the network's own units, and "w", the guidance
+    inputs: any of "s", the target time of a step, in the network's own units, and "w", the guidance
     in u + w(c − u), 1 neutral. width: of the network's embedding. path: its part that makes it.
     """
 
     @register_to_config
-    def __init__(self, inputs: tuple = ("to", "w"), width: int = 128, path: str = "time_embedding"):
+    def __init__(self, inputs: tuple = ("s", "w"), width: int = 128, path: str = "time_embedding"):
         super().__init__()
         self.features = Timesteps(FEATURES, flip_sin_to_cos=False, downscale_freq_shift=1)
         self.embeddings = torch.nn.ModuleList(
@@ -32,17 +32,17 @@ class ExtraInputs(ModelMixin, ConfigMixin):
             torch.nn.init.zeros_(embedding.linear_2.weight)
             torch.nn.init.zeros_(embedding.linear_2.bias)
 
-    def forward(self, to: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        """to, w: (b,), looked at where there is an input for them. The embedding (b, width)."""
-        values = {"to": to, "w": W_SCALE * (w - 1)}
+    def forward(self, s: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """s, w: (b,), looked at where there is an input for them. The embedding (b, width)."""
+        values = {"s": s, "w": W_SCALE * (w - 1)}
         parts = [
             embedding(self.features(values[name]).to(embedding.linear_1.weight.dtype))
             for name, embedding in zip(self.config.inputs, self.embeddings)
         ]
         return sum(parts)
 
-    def attach(self, net, t, to, w, labels: Optional[torch.Tensor] = None) -> list:
+    def attach(self, net, t, s, w, labels: Optional[torch.Tensor] = None) -> list:
         """Hooks on `net`, to be removed after the call that they are for; t is not looked at."""
-        extra = self(to, w)
+        extra = self(s, w)
         part = net.get_submodule(self.config.path)
         return [part.register_forward_hook(lambda _m, _i, out: out + extra.to(out.dtype))]

@@ -18,7 +18,7 @@ T_SCALE = 1.0
 
 
 class GuidanceAdapters(ModelMixin, ConfigMixin):
-    """block(x) ← block(x) + (w − 1) · A(block(x); w, t, label), zero at birth and at w = 1.
+    """block(x) ← block(x) + (w − 1) · A(block(x); w, t, label), zero at first and at w = 1.
 
     A of features on a plane is a narrow convolution that three tokens, w, t and the label, scale
     and shift; of other features, attention to the tokens. blocks: paths in the network. shapes: of
@@ -43,8 +43,8 @@ class GuidanceAdapters(ModelMixin, ConfigMixin):
             ]
         )
 
-    def attach(self, net, t, to, w, labels: Optional[torch.Tensor] = None) -> list:
-        """Hooks on `net`, to be removed after the call that they are for; `to` is not looked at."""
+    def attach(self, net, t, s, w, labels: Optional[torch.Tensor] = None) -> list:
+        """Hooks on `net`, to be removed after the call that they are for; s is not looked at."""
         tokens = self.tokens(t, w, labels)
         return [
             net.get_submodule(path).register_forward_hook(self._adding(adapter, tokens, w - 1))

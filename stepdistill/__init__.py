@@ -1,6 +1,7 @@
 """stepdistill: distil many-step diffusion models into one- and few-step students."""
 
-from .config import ConfigError, Run, read
-from .run import Result, distill
+from .jobs.distill import Result, distill
+from .runs.config import RunConfig, read
+from .schema import ConfigError
 
-__all__ = ["ConfigError", "Result", "Run", "distill", "read"]
+__all__ = ["ConfigError", "Result", "RunConfig", "distill", "read"]

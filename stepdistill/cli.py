@@ -68,8 +68,8 @@ def guarded(debug: bool) -> Iterator[None]:
 
 def verdict(error: Exception) -> tuple[str, int]:
     """The line for the user, and the exit code: 2 for bad input, 1 for all that fails later."""
-    from .checkpoint import CheckpointError
     from .schema import ConfigError
+    from .training.checkpoint import CheckpointError
 
     kind = type(error)
     line = (str(error).strip() or kind.__name__).splitlines()[0]
@@ -117,8 +117,8 @@ def run(
     """Train, export, evaluate and report: the whole job, resumable."""
     with guarded(debug):
         require_writable(runs)
-        from .config import read
-        from .run import distill
+        from .jobs.distill import distill
+        from .runs.config import read
 
         result = distill(read(config, tuple(overrides or ())), runs, console)
         console.print(table(result.rows))
@@ -135,13 +135,13 @@ def train(
     """Train only; `export` and `eval` take the run's folder."""
     with guarded(debug):
         require_writable(runs)
-        from .config import read
-        from .run import trained
+        from .jobs.distill import train_run
+        from .runs.config import read
 
         settings = read(config, tuple(overrides or ()))
-        session = trained(settings, runs / settings.name, console)
-        session.accelerator.end_training()
-        console.print(f"trained: {session.folder}")
+        stages = train_run(settings, runs / settings.name, console)
+        stages.setup.accelerator.end_training()
+        console.print(f"trained: {stages.folder.path}")
 
 
 @app.command()
@@ -156,7 +156,7 @@ def sample(
     """Write a grid of samples as one PNG."""
     with guarded(debug):
         require_writable(out.parent)
-        from .pictures import draw_grid
+        from .jobs.sample import draw_grid
 
         draw_grid(source, out, steps, count, seed)
         console.print(f"{count} images: {out}")
@@ -176,8 +176,8 @@ def export(
         require_writable(out.parent)
         from accelerate import Accelerator
 
-        from .export import export as write
-        from .session import reopen
+        from .export.export import export as write
+        from .runs.stages import reopen
 
         difference = write(reopen(folder, Accelerator(), best), out)
         console.print(f"exported to {out}; plain call equals the sampler to {difference:.1e}")
@@ -196,7 +196,7 @@ def evaluate(
     """Score students side by side and write one report."""
     with guarded(debug):
         require_writable(out)
-        from .comparison import score
+        from .jobs.evaluate import score
 
         rows = score(sources, suite, out, (n, blocks), steps, console)
         console.print(table(rows))
@@ -217,15 +217,16 @@ def compare(
     with guarded(debug):
         require_writable(runs)
         require_writable(out)
-        from .comparison import compare as train_and_score
-        from .config import ConfigError, read
-        from .contest import contest
+        from .jobs.benchmark import benchmark
+        from .jobs.compare import compare as train_and_score
+        from .runs.config import read
+        from .schema import ConfigError
 
         if seeds and not budget:
             raise ConfigError("--seeds: repeats runs of equal --budget: give one")
         wanted = [read(config) for config in configs]
         if budget:
-            contest(wanted, budget, seeds or 3, runs, out, (n, BLOCKS), console)
+            benchmark(wanted, budget, seeds or 3, runs, out, (n, BLOCKS), console)
             console.print(f"summary: {out / 'comparison.md'}")
         else:
             console.print(table(train_and_score(wanted, runs, out, (n, BLOCKS), console)))
@@ -234,12 +235,12 @@ def compare(
 
 @app.command()
 def methods() -> None:
-    """List the methods: paper, data, roles."""
-    from .catalogue import catalogue
+    """List the methods: paper, data, players."""
+    from .jobs.catalogue import catalogue
 
-    listing = Table("method", "paper", "needs data", "roles")
+    listing = Table("method", "paper", "needs data", "players")
     for entry in catalogue():
-        listing.add_row(entry.name, entry.paper, entry.data, entry.roles)
+        listing.add_row(entry.name, entry.paper, entry.data, entry.players)
     console.print(listing)
 
 
@@ -247,8 +248,8 @@ def methods() -> None:
 def plan(config: Config, overrides: Overrides = None, debug: Debug = False) -> None:
     """What a run will cost: memory by role, network passes, wall time on this machine."""
     with guarded(debug):
-        from .config import read
-        from .plan import plan as measure
+        from .runs.config import read
+        from .runs.plan import plan as measure
 
         lines = measure(read(config, tuple(overrides or ())))
         listing = Table("what", "how much")

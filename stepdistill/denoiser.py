@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .informed import told
+from .networks.inputs import conditioned
 from .process import Estimate, NoiseProcess, Prediction, per_sample
 
 Cond = Any
@@ -32,7 +32,7 @@ class AnyDenoiser(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate: ...
 
 
-def plain_call(net: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+def call_directly(net: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     """The calling convention net(x, t, cond) → output."""
     return net(x, t, cond)
 
@@ -49,28 +49,28 @@ class Denoiser:
     block: path of the part of the network whose output realness heads look at; empty for none.
     embedding: path of the part that embeds the time, (b, width); empty for none. places: paths of
         the parts that guidance adapters add to.
-    to, w: what a network with more inputs is told, see `informed`: where a step goes (b,), in the
-        process's clock, and the guidance to imitate, a number or (b,). Others do not look at them.
+    s, w: inputs of networks that have more of them, see `networks.inputs`: where a step goes (b,),
+        in the process's clock, and the guidance to imitate, a number or (b,). Others do not look.
     """
 
     net: nn.Module
     process: NoiseProcess
     prediction: Prediction
-    call: Callable[[nn.Module, Tensor, Tensor, Cond], Tensor] = plain_call
+    call: Callable[[nn.Module, Tensor, Tensor, Cond], Tensor] = call_directly
     time_scale: float = 1.0
     skip: bool = False
     block: str = ""
     embedding: str = ""
     places: tuple[str, ...] = ()
-    to: Tensor | None = None
+    s: Tensor | None = None
     w: Tensor | float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
         (scale,) = per_sample(x_t, self.process.input_scale(t))
         precise = torch.promote_types(x_t.dtype, torch.float32)
         net_t = (t * self.time_scale).to(x_t.device, precise)
-        to = None if self.to is None else (self.to * self.time_scale).to(net_t)
-        with told(self.net, net_t, to, self.w, cond):
+        net_s = None if self.s is None else (self.s * self.time_scale).to(net_t)
+        with conditioned(self.net, net_t, net_s, self.w, cond):
             output = self.call(self.net, scale * x_t, net_t, cond).to(x_t.dtype)
         estimate = self.process.estimate(x_t, output, t, self.prediction)
         return with_skip(self.process, x_t, t, estimate) if self.skip else estimate
@@ -81,9 +81,9 @@ class Denoiser:
         return self.net.logvar((t * self.time_scale).to(device, torch.float32))
 
 
-def heading(denoiser: AnyDenoiser, s: Tensor) -> AnyDenoiser:
-    """The denoiser, told that the step goes to s (b,), for networks that want to know."""
-    return replace(denoiser, to=s) if isinstance(denoiser, Denoiser) else denoiser
+def toward(denoiser: AnyDenoiser, s: Tensor) -> AnyDenoiser:
+    """The denoiser with the target time s (b,) of its step, for networks with that input."""
+    return replace(denoiser, s=s) if isinstance(denoiser, Denoiser) else denoiser
 
 
 def with_skip(process: NoiseProcess, x_t: Tensor, t: Tensor, estimate: Estimate) -> Estimate:
@@ -157,77 +157,3 @@ class Rescheduled:
         """The time (b,) of equal signal-to-noise ratio in the inner process's clock."""
         inner = self.denoiser.process
         return inner.time_at(self.process.log_snr(t)).clamp(inner.t_clean, inner.t_max)
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """The exact denoiser of N(m, s² I), and its exact flow map.
-
-        v_t² = α² s² + σ²,   x̂₀ = m + (α s²/v_t²)(x − α m),   ε̂ = (σ/v_t²)(x − α m),
-        Φ_{t→s}(x) = α_s m + (v_s/v_t)(x − α_t m).
-
-    mean: (*event,), with a condition, one row per class: (k, *event) and cond (b,) of classes.
-    """
-
-    mean: Tensor
-    std: float
-    process: NoiseProcess
-
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
-        alpha, sigma = per_sample(x_t, *self.process.scales(t))
-        mean = self._mean(x_t, cond)
-        offset = (x_t - alpha * mean) / (alpha**2 * self.std**2 + sigma**2)
-        return Estimate(x0=mean + alpha * self.std**2 * offset, eps=sigma * offset)
-
-    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond = None) -> Tensor:
-        """Where the probability-flow ODE carries x_t from t to s, (b, *event)."""
-        (a_t, s_t), (a_s, s_s) = (per_sample(x_t, *self.process.scales(u)) for u in (t, s))
-        mean = self._mean(x_t, cond)
-        spread = torch.sqrt((a_s**2 * self.std**2 + s_s**2) / (a_t**2 * self.std**2 + s_t**2))
-        return a_s * mean + spread * (x_t - a_t * mean)
-
-    def _mean(self, x: Tensor, cond: Cond) -> Tensor:
-        mean = self.mean.to(x)
-        return mean if cond is None else mean[cond]
-
-
-@dataclass(frozen=True)
-class GaussianMixture:
-    """The exact denoiser of Σ_k π_k N(μ_k, s² I).
-
-    means: (k, d); weights: (k,), summing to 1. A condition (b,) names one component; k itself is
-    the empty condition ∅, the whole mixture, as is None.
-    """
-
-    means: Tensor
-    std: float
-    process: NoiseProcess
-    weights: Tensor
-
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
-        alpha, sigma = per_sample(x_t, *self.process.scales(t))
-        var = (alpha * self.std) ** 2 + sigma**2
-        offset = x_t[:, None] - alpha[:, None] * self.means.to(x_t)
-        logits = self._log_prior(x_t, cond) - offset.square().sum(-1) / (2 * var)
-        weight = torch.softmax(logits, dim=1)[..., None]
-        pull = (weight * offset).sum(1) / var
-        centre = (weight * self.means.to(x_t)).sum(1)
-        return Estimate(x0=centre + alpha * self.std**2 * pull, eps=sigma * pull)
-
-    def null(self, cond: Tensor) -> Tensor:
-        """The empty condition, (b,)."""
-        return torch.full_like(cond, len(self.means))
-
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n exact draws (n, d) and the component (n,) each comes from."""
-        k = torch.multinomial(self.weights.double(), n, replacement=True, generator=generator)
-        noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
-        return self.means[k] + self.std * noise, k
-
-    def _log_prior(self, x: Tensor, cond: Cond) -> Tensor:
-        prior = self.weights.to(x).log().expand(len(x), -1)
-        if cond is None:
-            return prior
-        k = torch.arange(len(self.means), device=x.device)
-        excluded = (cond[:, None] != k) & (cond[:, None] != len(self.means))
-        return prior.masked_fill(excluded, -torch.inf)

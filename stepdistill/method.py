@@ -12,32 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .critic import Critic
+from .critic import Critic, Discriminator
 from .denoiser import AnyDenoiser, Cond, Denoiser
 from .process import NoiseProcess
 from .schema import check_fields
-from .solver import Sampler
-
-
-class Trajectory(NamedTuple):
-    """Whole trajectories of a guided teacher's ODE, from the cache.
-
-    times (n + 1,), falling; x (b, n + 1, *event), the states; x0 (b, n, *event), the guided x̂₀ at
-    all but the last; w (b,), the guidance.
-    """
-
-    times: Tensor
-    x: Tensor
-    x0: Tensor
-    w: Tensor
-
-    def to(self, device: torch.device) -> "Trajectory":
-        return Trajectory(self.times, *(v.to(device) for v in self[1:]))
+from .solver import Sampler, Trajectory
 
 
 @dataclass(frozen=True)
@@ -90,10 +74,10 @@ class Loss(NamedTuple):
 
 @dataclass
 class Players:
-    """The denoisers of a run; a method names those it needs in `roles`.
+    """The players of a stage; a method names those it needs.
 
     teacher is frozen and already guided; target is an average of the student, or the student;
-    origin is the student as the stage found it.
+    initial is the student as the stage found it; discriminator is a head on the teacher's network.
     sampler: how the student will be sampled, for methods that train on what it makes.
     """
 
@@ -101,12 +85,22 @@ class Players:
     teacher: AnyDenoiser | None = None
     critic: Critic | None = None
     target: Denoiser | None = None
-    origin: Denoiser | None = None
+    initial: Denoiser | None = None
+    discriminator: Discriminator | None = None
     carry: Sample | None = None
     sampler: Sampler = Sampler()
 
+    def trained(self) -> dict[str, nn.Module]:
+        """What each player that can move is trained in, by its name in a turn."""
+        movers = {
+            "student": self.student,
+            "critic": self.critic,
+            "discriminator": self.discriminator,
+        }
+        return {name: mover.net for name, mover in movers.items() if mover is not None}
+
     def at_guidance(self, w: Tensor) -> "Players":
-        """The same players with guidance w (b,) on the teacher, and told to who can hear it."""
+        """The same players at guidance w (b,), of the teacher and as an input of the others."""
         student, teacher = replace(self.student, w=w), replace(self.teacher, w=w)
         target = None if self.target is None else replace(self.target, w=w)
         return replace(self, student=student, teacher=teacher, target=target)
@@ -119,17 +113,38 @@ class Turn(NamedTuple):
     loss: Callable[[Players, Batch], Loss]
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a method, as it is set, asks of a run.
+
+    players: those it trains or asks. data: whether it looks at clean samples. trajectories: whether
+    it is trained on the teacher's cached trajectories. initial: whether the student as the stage
+    found it must be kept. guidance: whether it draws the teacher's guidance itself, instead of the
+    run's. discriminator: whose features its discriminator looks at, None for no discriminator.
+    tap: path of the block these come from, None for the backbone's own choice. inputs: what the
+    student's network needs beyond the teacher's, see `networks.inputs`. boundary: whether the
+    student's x̂₀ must tend to x_t as σ → 0.
+    """
+
+    players: tuple[str, ...] = ("student", "teacher")
+    data: bool = True
+    trajectories: bool = False
+    initial: bool = False
+    guidance: bool = False
+    discriminator: Literal["critic", "teacher"] | None = None
+    tap: str | None = None
+    inputs: tuple[str, ...] = ()
+    boundary: bool = False
+
+
 class Method(ABC):
     """Base of all methods.
 
-    roles: the players the method needs. needs_data: whether it looks at clean samples.
-    identity_at_clean: whether the student's x̂₀ must tend to x_t as σ → 0.
-    paper: title and arXiv id.
+    needs: what it asks of a run; a property where that depends on its settings. paper: title and
+    arXiv id.
     """
 
-    roles: ClassVar[tuple[str, ...]] = ("student", "teacher")
-    needs_data: ClassVar[bool] = True
-    identity_at_clean: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs()
     paper: ClassVar[str]
 
     def __post_init__(self) -> None:
@@ -138,41 +153,6 @@ class Method(ABC):
     @abstractmethod
     def turns(self) -> tuple[Turn, ...]:
         """One cycle of training. The trainer repeats it, one optimiser step per turn."""
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """What the student's network needs beyond the teacher's, see `informed.EXTRAS`."""
-        return ()
-
-    @property
-    def guides(self) -> bool:
-        """Whether it draws the teacher's guidance itself, instead of the run's."""
-        return False
-
-    @property
-    def needs_cache(self) -> bool:
-        """Whether it is trained on the teacher's cached trajectories."""
-        return False
-
-    @property
-    def needs_origin(self) -> bool:
-        """Whether the student as the stage found it must be kept."""
-        return False
-
-    @property
-    def needs_head(self) -> bool:
-        """Whether the critic must judge realness."""
-        return False
-
-    @property
-    def block(self) -> str | None:
-        """Path of the block whose features that head looks at, None for the bottleneck."""
-        return None
-
-    @property
-    def needs_judge(self) -> bool:
-        """Whether a head on the teacher's frozen network judges samples, in a critic's place."""
-        return False
 
     def trained_times(self, process: NoiseProcess, sampler: Sampler) -> Tensor | None:
         """The only times (n,) the student is ever asked at, or None for a continuum.

@@ -60,8 +60,8 @@ class NoiseProcess(ABC):
     t_min: float
     t_max: float
     sigma_data: float = 1.0
-    # The direction a·x̂₀ + b·ε̂ that stays constant along a straight step, see `through`.
-    line: tuple[float, float] = (-1.0, 1.0)
+    # The direction a·x̂₀ + b·ε̂ that stays constant along a straight step, see `along_frame`.
+    frame: tuple[float, float] = (-1.0, 1.0)
 
     @abstractmethod
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,13 +114,13 @@ class NoiseProcess(ABC):
         pair = self._solve(x_t, output, t, *self._form(prediction, t))
         return pair._replace(raw=output)
 
-    def through(self, x_t: Tensor, t: Tensor, direction: Estimate) -> Estimate:
-        """The pair (x₀, ε) consistent with x_t whose `line` a·x₀ + b·ε equals `direction`'s.
+    def along_frame(self, x_t: Tensor, t: Tensor, direction: Estimate) -> Estimate:
+        """The pair (x₀, ε) consistent with x_t whose `frame` a·x₀ + b·ε equals `direction`'s.
 
-        A DDIM step is an Euler step along this line, in the frame where the path is straight:
+        A DDIM step is an Euler step along it, in the frame where the path is straight:
         (−1, 1), the frame of rectified flow, is regular everywhere; VE uses EDM's, (0, 1).
         """
-        a, b = self.line
+        a, b = self.frame
         ones = torch.ones_like(exact(t))
         return self._solve(x_t, a * direction.x0 + b * direction.eps, t, a * ones, b * ones)
 
@@ -240,7 +240,7 @@ class TrigFlow(NoiseProcess):
 class VarianceExploding(NoiseProcess):
     """α = 1, σ = t ∈ [t_min, t_max] (arXiv:2206.00364). Networks see x_t/√(t² + σ_d²)."""
 
-    line = (0.0, 1.0)
+    frame = (0.0, 1.0)
 
     def __init__(self, t_min: float = 2e-3, t_max: float = 80.0, sigma_data: float = 0.5) -> None:
         self.t_min, self.t_max, self.sigma_data = t_min, t_max, sigma_data

@@ -5,11 +5,12 @@
 
 Nothing is converted but whole numbers where a field is a float: "3" is no number, true is no 1.
 Numbers are finite and texts one printable line. A value that does not fit is refused with one line
-that begins with its dotted key, like stages.0.training.updates.
+that begins with its dotted key, like stages.0.training.updates. A dataclass may say which of its
+keys have another name now, `renamed = {"old": "new"}`; an old one is refused with the new.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from math import inf, isfinite
@@ -97,6 +98,7 @@ def fit_dataclass(kind: type, value: Any, key: str) -> Any:
         raise ConfigError(f"{key}: unknown types in {kind.__name__}: {error}") from error
     known = {f.name: f for f in fields(kind) if f.init}
     given = mapping(value, key)
+    require_current(given, getattr(kind, "renamed", {}), key)
     require_known(given, known, key)
     for name, field in known.items():
         if is_required(field) and name not in given:
@@ -133,6 +135,13 @@ def mapping(value: Any, key: str) -> dict[str, Any]:
         if not isinstance(name, str) or not name.isprintable():
             raise ConfigError(f"{below(key, name)}: keys are plain words")
     return value
+
+
+def require_current(given: Collection[str], renamed: Mapping[str, str], key: str) -> None:
+    """Raise ConfigError for the first of `given` that has another name now."""
+    for name in given:
+        if name in renamed:
+            raise ConfigError(f"{below(key, name)}: is called '{renamed[name]}' now: rename it")
 
 
 def require_known(given: Collection[str], known: Collection[str], key: str) -> None:

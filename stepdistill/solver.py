@@ -16,12 +16,12 @@ All are differentiable functions. Times are (n,) tensors, descending, float64 on
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .denoiser import AnyDenoiser, Cond, heading
+from .denoiser import AnyDenoiser, Cond, toward
 from .process import Estimate, NoiseProcess, per_sample
 from .schema import Share, Steps
 from .times import Grid
@@ -46,7 +46,7 @@ def heun_step(
     there = denoiser(x_s, torch.where(last, t, s), cond)
     (ends,) = per_sample(x_t, last)
     mean = Estimate(x0=(here.x0 + there.x0) / 2, eps=(here.eps + there.eps) / 2)
-    corrected = ddim_step(process, process.through(x_t, t, mean), s)
+    corrected = ddim_step(process, process.along_frame(x_t, t, mean), s)
     return torch.where(ends.bool(), x_s, corrected)
 
 
@@ -62,7 +62,7 @@ def ode_step(
 def jump(student: AnyDenoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond = None) -> Tensor:
     """x_s (b, *event) in one evaluation, from t (b,) to s ≤ t; x_t itself, exactly, where s = t."""
     asked = t.clamp(min=student.process.t_min)  # networks are not asked at clean data
-    moved = ddim_step(student.process, heading(student, s)(x_t, asked, cond), s)
+    moved = ddim_step(student.process, toward(student, s)(x_t, asked, cond), s)
     (stays,) = per_sample(x_t, t <= s)
     return torch.where(stays.bool(), x_t, moved)
 
@@ -162,7 +162,7 @@ def states(
     for t, after in pairwise(times):
         s = after - gamma * (after - process.t_clean)
         t, s, after = (u.expand(len(x)) for u in (t, s, after))
-        x = ddim_step(process, heading(student, s)(x, t, cond), s)
+        x = ddim_step(process, toward(student, s)(x, t, cond), s)
         if gamma > 0:
             eps = torch.randn(noise.shape, generator=generator).to(noise)
             x = process.renoise(x, eps, s, after)
@@ -172,7 +172,7 @@ def states(
 def clean_end(student: AnyDenoiser, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     """x̂₀ (b, *event) from the state x at time t (), the last that is evaluated."""
     end = t.new_tensor(student.process.t_clean).expand(len(x))
-    return heading(student, end)(x, t.expand(len(x)), cond).x0
+    return toward(student, end)(x, t.expand(len(x)), cond).x0
 
 
 @dataclass(frozen=True)
@@ -202,3 +202,19 @@ class Sampler:
     ) -> Tensor:
         """Clean samples (b, *event) in n steps from standard normal noise."""
         return sample(student, noise, self.times(student.process, n), cond, generator, self.gamma)
+
+
+class Trajectory(NamedTuple):
+    """Whole trajectories of a guided teacher's ODE, from the cache.
+
+    times (n + 1,), falling; x (b, n + 1, *event), the states; x0 (b, n, *event), the guided x̂₀ at
+    all but the last; w (b,), the guidance.
+    """
+
+    times: Tensor
+    x: Tensor
+    x0: Tensor
+    w: Tensor
+
+    def to(self, device: torch.device) -> "Trajectory":
+        return Trajectory(self.times, *(v.to(device) for v in self[1:]))

@@ -37,8 +37,8 @@ class Grid:
     shift is read by "shifted", rho by "karras". of: take the n from so many times, 0 for n itself;
     entry k is the one at kN/n, rounded down (LCM's times) or up (PCM's phases). start: how far
     above clean data "uniform" and "shifted" begin, as a share of the way to t_max: a one-step
-    student that is asked at less than pure noise is born sharp (σ = 2.5 of SiD, arXiv:2404.04057,
-    is 0.714 under rectified flow).
+    student that is asked at less than pure noise is sharp from the start (σ = 2.5 of SiD,
+    arXiv:2404.04057, is 0.714 under rectified flow).
     """
 
     name: Literal["uniform", "trailing", "karras", "shifted"] = "uniform"

@@ -25,14 +25,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from stepdistill import checkpoint
-from stepdistill import run as job_of_a_run
-from stepdistill.checkpoint import DiskError
-from stepdistill.config import Run, Stage, read
-from stepdistill.roles import Adapters
-from stepdistill.session import Session
-from stepdistill.train import Log, train
-from stepdistill.trainer import Optimiser, Trainer, Training
+from stepdistill.files import DiskError
+from stepdistill.jobs import distill as job_of_a_run
+from stepdistill.runs.config import RunConfig, Stage, read
+from stepdistill.runs.log import Log
+from stepdistill.runs.loop import train
+from stepdistill.runs.stages import Stages
+from stepdistill.training import checkpoint
+from stepdistill.training.players import Adapters
+from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 FAILED, STOPPED, FULL = 1, 3, 4  # exit codes of a child: an error, Ctrl-C, no room on the disk
 LIMIT = 120  # seconds
@@ -45,7 +46,7 @@ GAN = {"ratio": 2, "gan": 0.05, "gan_critic": 0.1}
 SECOND = Stage("dmd2", GAN, replace(FIRST.training, updates=3, batch=4))
 
 
-def cycles(accumulation: int) -> Run:
+def cycles(accumulation: int) -> RunConfig:
     """Every checkpoint lies inside a cycle and between rows of the log."""
     training = Training(updates=4, batch=4, accumulation=accumulation, optimiser=OPTIMISER)
     stages = [Stage("unsteady", GAN, training)] * 2
@@ -53,7 +54,7 @@ def cycles(accumulation: int) -> Run:
 
 
 # The runs to interrupt.
-SCENARIOS: dict[str, Run] = {
+SCENARIOS: dict[str, RunConfig] = {
     "cycles": cycles(2),
     "cycles, accumulated": cycles(4),
     "stages": replace(SMOKE, stages=[FIRST, FIRST], save_every=2, log_every=3),
@@ -82,7 +83,7 @@ def delete_half(path: Path, **_: object) -> None:
     die()
 
 
-def tear_row(log: Log, _session: Session) -> None:
+def tear_row(log: Log, _session: Stages) -> None:
     """Leave the beginning of the log's last row."""
     os.truncate(log.path, log.path.stat().st_size - 20)
     die()
@@ -152,7 +153,7 @@ ACCIDENTS = {
 
 def child(scenario: str, folder: Path, accident: list | None) -> int:
     """Train a scenario in its folder to the end, with an accident ["name", call] on the way."""
-    session = Session(SCENARIOS[scenario], folder, Accelerator(cpu=True))
+    session = Stages.of(SCENARIOS[scenario], folder, Accelerator(cpu=True))
     warnings = session.restore()
     os.chdir(folder)
     if accident:
@@ -167,9 +168,9 @@ def child(scenario: str, folder: Path, accident: list | None) -> int:
         code, message = FULL, str(error)
     told = {"message": message, "warnings": warnings, "weights": weights(session.trainer)}
     told |= {"stage": session.stage, "turn": session.trainer.turn}
-    rank = session.accelerator.process_index
+    rank = session.setup.accelerator.process_index
     folder.with_name(f"{folder.name}.{rank}.json").write_text(json.dumps(told))
-    session.accelerator.end_training()
+    session.setup.accelerator.end_training()
     return code
 
 

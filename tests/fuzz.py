@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stepdistill.shipped import PACKAGE, shipped, shipped_names
-from stepdistill.values import load, written
+from stepdistill.resources import PACKAGE, shipped, shipped_names
+from stepdistill.runs.yaml import load, written
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 JUNK = ["naïve ☃", "\u202ertl", "💥" * 40, "[/bold] :boom: {x}", "a\tb\x1b[31m", " "]
@@ -232,7 +232,7 @@ def overridden(rng: random.Random, stock: Stock) -> Case:
             ("stages.0.training.upates=3", "stages.0.training.upates"),
             ("stages.0.training.optimiser.lr=0", "stages.0.training.optimiser.lr"),
             ("stages.0.training.optimiser.betas=[0.9]", "betas"),
-            ("stages.0.training.average=1", "stages.0.training.average"),
+            ("stages.0.training.ema=1", "stages.0.training.ema"),
             ("stages.0.method=consitency", "consitency"),
             ("stages.0.method=os", "stages.0.method"),
             ("stages.0.settings.nothing=1", "stages.0.settings.nothing"),

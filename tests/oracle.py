@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from cases import PROCESSES, at, normal, per_sample_scales, scales
 
-from stepdistill.denoiser import Denoiser, Gaussian
+from stepdistill.denoiser import Denoiser
+from stepdistill.exact import Gaussian
 from stepdistill.method import Batch
 from stepdistill.process import Estimate
 
@@ -35,7 +36,7 @@ def column(t: torch.Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Oracle(Denoiser):
-    """A player whose step to `to`, or to where `towards` says, is the exact map.
+    """A player whose step to `s`, or to where `towards` says, is the exact map.
 
     shift is added to where it arrives.
     """
@@ -45,7 +46,7 @@ class Oracle(Denoiser):
     shift: float = 0.0
 
     def __call__(self, x_t, t, cond=None) -> Estimate:
-        to = self.to if self.towards is None else self.towards(t)
+        to = self.s if self.towards is None else self.towards(t)
         with torch.no_grad():
             arrived = torch.from_numpy(flow_map(self.name, x_t.numpy(), column(t), column(to)))
         arrived = arrived + self.shift

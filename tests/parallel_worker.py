@@ -9,9 +9,9 @@ import sys
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from toys import AdversarialCycle, cast, tiny_images
+from toys import AdversarialCycle, tiny_images, tiny_players
 
-from stepdistill.trainer import Optimiser, Trainer, Training
+from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 TURNS = 6
 RESUMED = 4  # after a student's turn: its sample is carried over the interruption
@@ -37,7 +37,9 @@ def trained(accelerator: Accelerator, accumulation: int) -> dict[str, torch.Tens
     )
 
     def fresh() -> Trainer:
-        return Trainer(AdversarialCycle(), cast(), tiny_images(), training, accelerator, (5,))
+        return Trainer(
+            AdversarialCycle(), tiny_players(), tiny_images(), training, accelerator, (5,)
+        )
 
     first, trainer = fresh(), fresh()
     norms = [first.step().gradient_norm for _ in range(RESUMED)]

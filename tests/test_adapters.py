@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from stepdistill.adapters import AdapterView, add_adapter, enable_checkpointing, load_own
+from stepdistill.networks.lora import AdapterView, add_adapter, enable_checkpointing
+from stepdistill.networks.views import load_own, trainable
 
 WIDE = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "time_emb_proj", "conv_out")
 T = torch.tensor([999, 500])
@@ -108,7 +109,7 @@ ON_EVERY_BASE = pytest.mark.parametrize("make", BASES, ids=lambda make: make.__n
 
 
 def randomise(view: AdapterView, seed: int) -> AdapterView:
-    for i, p in enumerate(view.trainable()):
+    for i, p in enumerate(trainable(view)):
         p.data = normal(100 * seed + i, *p.shape) * 0.2
     return view
 
@@ -197,7 +198,7 @@ class Cycle:
     want: tuple[list[torch.Tensor], list[torch.Tensor]]
 
     def got(self, *players: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        s, c = self.student.trainable(), self.critic.trainable()
+        s, c = trainable(self.student), trainable(self.critic)
         turn(moves=s, rests=c)
         first = gradients(student_loss(self.base, *players[:2], self.base.net, players[2]), s)
         assert all(p.grad is None for p in c)
@@ -242,7 +243,7 @@ def test_the_librarys_switch_drops_or_falsifies_the_students_gradient(make, thaw
         for layer in layers:
             layer.set_adapter(role or [])
         for view in (run.student, run.critic) if thawed else ():
-            turn(moves=view.trainable(), rests=[])
+            turn(moves=trainable(view), rests=[])
 
     def switched(role):
         def call(*args, **inputs):
@@ -255,7 +256,7 @@ def test_the_librarys_switch_drops_or_falsifies_the_students_gradient(make, thaw
         net.enable_gradient_checkpointing()
     loss = student_loss(run.base, switched("student"), switched("critic"), net, switched(None))
     switch("critic")
-    got = gradients(loss, run.student.trainable())
+    got = gradients(loss, trainable(run.student))
     assert error(got, run.want[0]) > 0.1 if thawed else not any(g.any() for g in got)
 
 
@@ -272,14 +273,14 @@ def test_teacher_stays_bitwise_and_a_step_moves_one_role_only(make):
     weights = dict(original.named_parameters())
     for player, loss in ((student, student_loss), (critic, critic_loss), (student, student_loss)):
         other = critic if player is student else student
-        turn(moves=player.trainable(), rests=other.trainable())
-        before = [p.detach().clone() for p in player.trainable()]
-        rest = [p.detach().clone() for p in other.trainable()]
-        optimiser = torch.optim.Adam(player.trainable(), lr=1e-2)
+        turn(moves=trainable(player), rests=trainable(other))
+        before = [p.detach().clone() for p in trainable(player)]
+        rest = [p.detach().clone() for p in trainable(other)]
+        optimiser = torch.optim.Adam(trainable(player), lr=1e-2)
         loss(base, student, critic, base.net, teacher).backward()
         optimiser.step()
-        assert all(not torch.equal(p, q) for p, q in zip(player.trainable(), before, strict=True))
-        assert all(torch.equal(p, q) for p, q in zip(other.trainable(), rest, strict=True))
+        assert all(not torch.equal(p, q) for p, q in zip(trainable(player), before, strict=True))
+        assert all(torch.equal(p, q) for p, q in zip(trainable(other), rest, strict=True))
         optimiser.zero_grad()
     moved = {
         n.replace(".base_layer", ""): p for n, p in base.net.named_parameters() if ".lora_" not in n
@@ -312,15 +313,15 @@ def test_a_new_role_is_the_base_bit_for_bit_with_float32_weights(make, dtype):
 def test_requires_grad_is_the_trainers_alone():
     base = unet()
     [student] = with_roles(base, "student")
-    assert all(p.requires_grad for p in student.trainable())
+    assert all(p.requires_grad for p in trainable(student))
     for flags in itertools.product([True, False], repeat=2):
-        for p, flag in zip(student.trainable(), itertools.cycle(flags)):
+        for p, flag in zip(trainable(student), itertools.cycle(flags)):
             p.requires_grad_(flag)
-        before = [p.requires_grad for p in student.trainable()]
+        before = [p.requires_grad for p in trainable(student)]
         add_adapter(base.net, f"critic_{flags[0]}_{flags[1]}", rank=1)
         for role in ("student", "critic_True_True", None):
             base(AdapterView(base.net, role), normal(1, 2, 2, 8, 8))
-        assert [p.requires_grad for p in student.trainable()] == before
+        assert [p.requires_grad for p in trainable(student)] == before
     assert not any(p.requires_grad for n, p in base.net.named_parameters() if ".lora_" not in n)
 
 
@@ -496,7 +497,7 @@ def test_a_copied_network_switches_its_roles_alone():
     hook.remove()
     assert torch.equal(base(twin, x), base(student, x))
     base(twin, x).square().mean().backward()
-    assert all(p.grad is None for p in student.trainable())
-    copied = [p.grad for p in twin.trainable()]
+    assert all(p.grad is None for p in trainable(student))
+    copied = [p.grad for p in trainable(twin)]
     base(student, x).square().mean().backward()
-    assert all(torch.equal(p.grad, g) for p, g in zip(student.trainable(), copied, strict=True))
+    assert all(torch.equal(p.grad, g) for p, g in zip(trainable(student), copied, strict=True))

@@ -11,18 +11,19 @@ from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from oracle import M, S, batch
 
 from eval.mixture import MLP
-from stepdistill.adapters import AdapterView
-from stepdistill.adversary import Pair, judged
 from stepdistill.critic import Critic
-from stepdistill.denoiser import Denoiser, Gaussian
+from stepdistill.denoiser import Denoiser
+from stepdistill.exact import Gaussian
+from stepdistill.families.adversarial import Pair, difference_logits
 from stepdistill.method import Batch, Players
 from stepdistill.methods.pcm import Pcm
 from stepdistill.methods.tscd import Tscd
+from stepdistill.networks.lora import AdapterView
 from stepdistill.process import Estimate
-from stepdistill.roles import Adapters, Casting, cast
 from stepdistill.solver import Sampler
-from stepdistill.teacher import Teacher
-from stepdistill.trainer import Optimiser, Trainer, Training
+from stepdistill.teachers.teacher import Teacher
+from stepdistill.training.players import Adapters, PlayerSettings, make_players
+from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 names = pytest.mark.parametrize("name", PROCESSES)
 METHODS = {
@@ -55,7 +56,7 @@ def test_a_pair_is_noised_on_by_the_exact_transition(name):
     end = at(0.4 * process.t_max, n)
     x = process.add_noise(M + S * normal(1, n, 2), normal(2, n, 2), end)
     given = batch(n, d=2)
-    judged(Players(None, critic=critic), given, Pair(x, x, end, width), x, x)
+    difference_logits(Players(None, critic=critic), given, Pair(x, x, end, width), x, x)
     (first, a), (second, b) = critic.seen
     assert torch.equal(a, b)
     assert bool((a >= end).all()) and bool((a <= end + width).all())
@@ -108,7 +109,7 @@ def test_the_judges_loss_is_the_hinge_of_both(name, method):
     assert float((goal - guess).mean() * LEAN[0]) > 0
 
 
-SHARING = {"copies": Casting(), "adapters": Casting(adapters=Adapters(rank=2))}
+SHARING = {"copies": PlayerSettings(), "adapters": PlayerSettings(adapters=Adapters(rank=2))}
 
 
 @methods
@@ -120,7 +121,7 @@ def test_the_judge_owns_its_head_alone(method, casting):
     teacher = Teacher.from_pipeline(DDPMPipeline(net, FlowMatchEulerDiscreteScheduler()))
     if casting.adapters is not None:
         teacher = teacher.with_net(AdapterView(net, None))
-    players = cast(method, teacher, casting)
+    players = make_players(method, teacher, casting)
     assert {name.partition(".")[0] for name in players.critic.net.state_dict()} == {"head"}
     training = Training(2, 8, optimiser=Optimiser(lr=0.01), critic_optimiser=Optimiser(lr=0.01))
     trainer = Trainer(method, players, toys.tiny_images(), training, Accelerator(cpu=True))
@@ -137,7 +138,9 @@ def test_the_judge_owns_its_head_alone(method, casting):
 
 def test_without_a_judge_there_is_no_turn_and_no_term():
     method = Pcm(steps=6, phases=2)
-    assert [turn.player for turn in method.turns()] == ["student"] and not method.needs_judge
+    assert [turn.player for turn in method.turns()] == [
+        "student"
+    ] and not method.needs.discriminator
     assert method.fooling(Players(None), batch(), None) == {}
 
 

@@ -8,12 +8,13 @@ from accelerate import Accelerator
 from cases import MLP, PROCESSES, close, normal
 from torch import nn
 
-from stepdistill.averages import Average, trainable
-from stepdistill.data import Images
+from stepdistill.data.loader import Images
 from stepdistill.denoiser import Denoiser
 from stepdistill.method import Players
 from stepdistill.methods.consistency import Consistency
-from stepdistill.trainer import Trainer, Training
+from stepdistill.networks.ema import EMA
+from stepdistill.networks.views import trainable
+from stepdistill.training.trainer import Trainer, Training
 
 
 def geometric(values, decay):
@@ -29,7 +30,7 @@ def test_the_average_is_a_geometric_sum(decay, updates):
     net = nn.Linear(3, 2, bias=False)
     values = [normal(i, 2, 3, dtype=torch.float32) for i in range(updates + 1)]
     net.weight.data = values[0].clone()
-    average = Average.of(net, decay)
+    average = EMA.of(net, decay)
     for value in values[1:]:
         net.weight.data = value.clone()
         average.update(trainable(net))
@@ -39,7 +40,7 @@ def test_the_average_is_a_geometric_sum(decay, updates):
 
 def test_the_first_update_keeps_a_tenth():
     """Decay 0.999 would keep nearly everything of the initial weights."""
-    average = Average([torch.ones(1)], 0.999)
+    average = EMA([torch.ones(1)], 0.999)
     average.update([torch.zeros(1)])
     assert float(average.averaged[0]) == pytest.approx(0.1)
     average.update([torch.zeros(1)])
@@ -49,7 +50,7 @@ def test_the_first_update_keeps_a_tenth():
 def test_averages_are_float32_copies():
     net = nn.Linear(2, 2).bfloat16()
     before = net.weight.detach().clone()
-    average = Average.of(net, 0.99)
+    average = EMA.of(net, 0.99)
     assert {a.dtype for a in average.averaged} == {torch.float32}
     average.updates = 10**6  # warm-up over: steps of 1 % of 1/128, below bfloat16's resolution
     net.weight.data += 1 / 128
@@ -62,7 +63,7 @@ def test_averages_are_float32_copies():
 def test_a_target_is_averaged_in_place():
     student, target = MLP(2, seed=0), MLP(2, seed=5)
     start = target.first.detach().clone()
-    average = Average(trainable(target), 0.95)
+    average = EMA(trainable(target), 0.95)
     average.update(trainable(student))
     close(target.first, 0.1 * start + 0.9 * student.first.detach(), atol=1e-12)
     assert target.first.requires_grad and target.first.grad_fn is None
@@ -71,12 +72,12 @@ def test_a_target_is_averaged_in_place():
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan")])
 def test_impossible_decays_are_refused(decay):
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
-        Average([torch.ones(1)], decay)
+        EMA([torch.ones(1)], decay)
 
 
 def test_averages_refuse_another_networks_tensors():
     with pytest.raises(ValueError):
-        Average.of(MLP(2), 0.9).update([torch.ones(1)])
+        EMA.of(MLP(2), 0.9).update([torch.ones(1)])
 
 
 def test_the_trainer_averages_after_the_step():
@@ -87,7 +88,7 @@ def test_the_trainer_averages_after_the_step():
         Consistency(steps=3),
         Players(student, teacher, target=target),
         Images(normal(1, 64, 2), None),
-        Training(updates=6, batch=8, average=0.3, target=0.2),
+        Training(updates=6, batch=8, ema=0.3, target_ema=0.2),
         Accelerator(cpu=True),
     )
     values = [student.net.first.detach().clone()]
@@ -95,5 +96,5 @@ def test_the_trainer_averages_after_the_step():
         trainer.step()
         values.append(student.net.first.detach().clone())
     assert float((values[0] - values[-1]).abs().max()) > 1e-3
-    close(trainer.average.averaged[0].double(), geometric(values, 0.3), atol=1e-6)
+    close(trainer.ema.averaged[0].double(), geometric(values, 0.3), atol=1e-6)
     close(target.net.first, geometric([initial, *values[1:]], 0.2), atol=1e-12)

@@ -15,14 +15,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from stepdistill import cli, digits, session
-from stepdistill.checkpoint import CheckpointError
-from stepdistill.config import ConfigError, read
-from stepdistill.export import ExportError
-from stepdistill.session import data_of, open_folder, teacher_of
-from stepdistill.shipped import PACKAGE
-from stepdistill.teacher import Teacher, load_pipeline
-from stepdistill.trainer import TrainingFailed
+from stepdistill import cli
+from stepdistill.data.sources import digits
+from stepdistill.export.export import ExportError
+from stepdistill.resources import PACKAGE
+from stepdistill.runs import stages
+from stepdistill.runs.config import read
+from stepdistill.runs.folder import RunFolder
+from stepdistill.runs.setup import data_of, teacher_of
+from stepdistill.schema import ConfigError
+from stepdistill.teachers.loading import load_pipeline
+from stepdistill.teachers.teacher import Teacher
+from stepdistill.training.checkpoint import CheckpointError
+from stepdistill.training.trainer import TrainingFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -52,7 +57,7 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch, *options: str
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("stepdistill.config.read", fail)
+    monkeypatch.setattr("stepdistill.runs.config.read", fail)
     return CliRunner().invoke(cli.app, ["plan", "smoke", *options])
 
 
@@ -344,12 +349,12 @@ def test_a_run_s_folder_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", full)
     for _ in list(fails):
         with pytest.raises(ConfigError, match="cannot be created .No space left on device"):
-            open_folder(run, tmp_path / "a" / "b" / "smoke")
+            RunFolder(tmp_path / "a" / "b" / "smoke").open(run)
         assert list(tmp_path.iterdir()) == []
         fails.pop(0)
         fails.append("")
     monkeypatch.undo()
-    open_folder(run, tmp_path / "a" / "b" / "smoke")
+    RunFolder(tmp_path / "a" / "b" / "smoke").open(run)
     assert sorted(p.name for p in (tmp_path / "a" / "b" / "smoke").iterdir()) == [
         "config.yaml",
         "versions.json",
@@ -360,27 +365,27 @@ def test_a_run_s_folder_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_what_a_crash_left_of_a_folder_in_the_making_is_no_obstacle(tmp_path):
     (tmp_path / ".smoke.partial").mkdir()
     (tmp_path / ".smoke.partial" / "config.yaml").write_text("na")
-    open_folder(read("smoke"), tmp_path / "smoke")
+    RunFolder(tmp_path / "smoke").open(read("smoke"))
     assert [p.name for p in tmp_path.iterdir()] == ["smoke"]
 
 
 def test_an_earlier_folder_is_the_same_run_whatever_its_yaml_looks_like(tmp_path):
-    open_folder(read("smoke"), tmp_path / "smoke")
+    RunFolder(tmp_path / "smoke").open(read("smoke"))
     file = tmp_path / "smoke" / "config.yaml"
     file.write_text("# by an older version, which knew fewer keys\n" + file.read_text())
     file.write_text(file.read_text().replace("  path: null\n", "").replace("n: 40", "'n': 40"))
-    open_folder(read("smoke"), tmp_path / "smoke")
+    RunFolder(tmp_path / "smoke").open(read("smoke"))
     with pytest.raises(ConfigError, match="another configuration"):
-        open_folder(read("smoke", ("seed=1",)), tmp_path / "smoke")
+        RunFolder(tmp_path / "smoke").open(read("smoke", ("seed=1",)))
 
 
 def test_the_session_s_own_errors_pass_reopening(tmp_path, monkeypatch):
     """A defect while a run is set up is no damaged checkpoint."""
-    open_folder(read("smoke"), tmp_path / "smoke")
+    RunFolder(tmp_path / "smoke").open(read("smoke"))
 
     def broken(*_):
         raise RuntimeError("a slip")
 
-    monkeypatch.setattr(session, "cast", broken)
+    monkeypatch.setattr(stages, "make_players", broken)
     with pytest.raises(RuntimeError, match="a slip"):
-        session.reopen(tmp_path / "smoke", Accelerator())
+        stages.reopen(tmp_path / "smoke", Accelerator())

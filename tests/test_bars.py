@@ -15,9 +15,9 @@ import pytest
 from accelerate import Accelerator
 
 from eval.guidance import GUIDANCES, ratio, share
-from stepdistill.evaluation.report import read_results
+from stepdistill.evaluation.report.report import read_results
 from stepdistill.evaluation.suite import Row
-from stepdistill.session import reopen
+from stepdistill.runs.stages import reopen
 
 
 def run(config: str, runs: Path, *overrides: str) -> tuple[dict[tuple[str, int], Row], float]:

@@ -20,8 +20,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from stepdistill.config import read
-from stepdistill.session import Session
+from stepdistill.runs.config import read
+from stepdistill.runs.stages import Stages
 
 LIMIT = 1.08
 SECONDS = 15  # of repeats
@@ -29,7 +29,7 @@ CASES = {
     "consistency, heun": (),
     "consistency, ddim": ("stages.0.settings.solver=ddim",),
     "consistency, heun, guided": ("guidance=2",),
-    "consistency, target: self": ("stages.0.training.target=0",),
+    "consistency, target: self": ("stages.0.training.target_ema=0",),
     "dmd2": ("stages.1.settings={}",),
     "dmd2, no GAN": ("stages.1.settings={gan: 0, gan_critic: 0}",),
     "dmd2, guided": ("stages.1.settings={}", "guidance=2"),
@@ -43,10 +43,10 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def formula(session: Session) -> tuple[Callable[[], None], Callable[[], None]]:
+def formula(session: Stages) -> tuple[Callable[[], None], Callable[[], None]]:
     """(one trained pass, one frozen pass) of the student's network at the run's batch size."""
     net = deepcopy(session.trainer.players.student.net).requires_grad_(True)
-    size = session.run.stages[0].training.batch
+    size = session.setup.run.stages[0].training.batch
     x, t = torch.randn(size, *session.teacher.event), torch.rand(size) * 1000
     labels = session.teacher.labels(size)
 
@@ -62,9 +62,9 @@ def formula(session: Session) -> tuple[Callable[[], None], Callable[[], None]]:
     return trained, frozen
 
 
-def session(case: str) -> Session:
+def session(case: str) -> Stages:
     """The demo's stage of the case's method, at its first update."""
-    made = Session(read("demo", CASES[case]), Path("."), Accelerator(cpu=True))
+    made = Stages.of(read("demo", CASES[case]), Path("."), Accelerator(cpu=True))
     if case.startswith("dmd2"):
         made.next_stage()
     return made
@@ -81,8 +81,9 @@ def test_an_update_costs_its_passes(case, figure):
     torch.set_num_threads(2)
     made = session(case)
     trained, frozen = formula(made)
-    passes = made.trainer.method.passes(made.run.sampler)
+    passes = made.trainer.method.passes(made.setup.run.sampler)
     forwards = passes.frozen + passes.teacher * made.teacher.nfe
+
     def update() -> None:
         for _ in made.trainer.turns:
             made.trainer.step()

@@ -50,10 +50,10 @@ RAISED: dict[tuple[str, str], tuple[int, str]] = {}
 
 # "stepdistill/x.py: construct": reason.
 EXCUSED: dict[str, str] = {
-    "stepdistill/adapters.py: takes **kwargs in public": "views hand on a network's own arguments",
-    "stepdistill/adapters.py: has an untyped public argument": "the same arguments",
-    "stepdistill/informed.py: takes **kwargs in public": "a view, too",
-    "stepdistill/informed.py: has an untyped public argument": "the same arguments",
+    "stepdistill/networks/lora.py: takes **kwargs in public": "a view hands on its network's own",
+    "stepdistill/networks/lora.py: has an untyped public argument": "the same arguments",
+    "stepdistill/networks/inputs.py: takes **kwargs in public": "a view, too",
+    "stepdistill/networks/inputs.py: has an untyped public argument": "the same arguments",
 }
 
 PREDICTIONS = {"x0", "eps", "v", "flow", "edm"}

@@ -19,9 +19,10 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import stepdistill
-from stepdistill import cli, config
-from stepdistill.config import Run
-from stepdistill.shipped import PACKAGE, shipped_names
+from stepdistill import cli
+from stepdistill.resources import PACKAGE, shipped_names
+from stepdistill.runs import config
+from stepdistill.runs.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = shipped_names("configs", ".yaml")
@@ -29,7 +30,7 @@ README = (ROOT / "README.md").read_text()
 read = config.read
 
 
-def short(run: Run) -> Run:
+def short(run: RunConfig) -> RunConfig:
     """The same run with two updates a stage, few images and few cached trajectories."""
     stages = [replace(s, training=replace(s.training, updates=2, batch=8)) for s in run.stages]
     cache = run.cache and replace(run.cache, samples=12, steps=3, shard=8)
@@ -37,7 +38,7 @@ def short(run: Run) -> Run:
     return replace(run, stages=stages, cache=cache, evaluation=evaluation)
 
 
-def read_short(source: str, overrides: tuple[str, ...] = ()) -> Run:
+def read_short(source: str, overrides: tuple[str, ...] = ()) -> RunConfig:
     return short(read(source, overrides))
 
 
@@ -65,7 +66,7 @@ def caller(tmp_path_factory) -> Iterator[Callable[[dict], dict[str, Tensor]]]:
     """What `export.plain_call` does, without the seconds that each new process needs to begin."""
     folder = tmp_path_factory.mktemp("caller")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder)}
-    command = [sys.executable, "-c", CALLER, str(PACKAGE / "plain_call.py")]
+    command = [sys.executable, "-c", CALLER, str(PACKAGE / "export" / "check_call.py")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
     with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
@@ -86,7 +87,7 @@ def test_there_is_a_demo():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_runs(name: str, tmp_path: Path, caller, monkeypatch):
-    monkeypatch.setattr("stepdistill.export.plain_call", caller)
+    monkeypatch.setattr("stepdistill.export.export.call_plainly", caller)
     run = read_short(name)
     assert run.name == name
     result = stepdistill.distill(run, tmp_path)

@@ -18,7 +18,7 @@ from browser import Browser, find
 from PIL import Image
 from test_report import report_of
 
-from stepdistill.evaluation.report import Grid, Report, write_report
+from stepdistill.evaluation.report.report import Grid, Report, write_report
 
 REQUIRE = "STEPDISTILL_REQUIRE_CHROMIUM"
 WIDTHS = (360, 768, 1440)

@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stepdistill import cache
-from stepdistill.cache import CacheSettings, build, bytes_of, load
-from stepdistill.data import stream
+from stepdistill.data import trajectories as cache
+from stepdistill.data.loader import stream
+from stepdistill.data.trajectories import CacheSettings, build, load
+from stepdistill.runs.costs import trajectory_bytes, trajectory_passes
 from stepdistill.schema import ConfigError
 from stepdistill.solver import ddim_step, heun_step, start
-from stepdistill.teacher import Teacher, load_pipeline
+from stepdistill.teachers.loading import load_pipeline
+from stepdistill.teachers.teacher import Teacher
 
 SETTINGS = CacheSettings(samples=10, steps=3, shard=4, guidance=(1.0, 4.0), seed=3)
 
@@ -65,7 +67,7 @@ def test_its_passes_are_those_that_the_network_sees(w, told, solver):
     teacher.denoiser.net.register_forward_hook(lambda net, given, out: seen.append(len(given[0])))
     for k in range(settings.shards):
         cache.trajectories(teacher, settings, k)
-    assert sum(seen) == cache.passes_of(teacher, settings)
+    assert sum(seen) == trajectory_passes(teacher, settings)
 
 
 def test_an_interrupted_build_equals_one_that_was_not(teacher, built, tmp_path, monkeypatch):
@@ -144,7 +146,7 @@ def test_damage_is_named(teacher, built):
 
 def test_its_size_is_known_before(teacher, built):
     written = sum(p.stat().st_size for p in built.glob("*.safetensors"))
-    assert bytes_of(teacher, SETTINGS) == pytest.approx(written, abs=400 * 3)
+    assert trajectory_bytes(teacher, SETTINGS) == pytest.approx(written, abs=400 * 3)
 
 
 def test_batches_walk_through_all_of_it(teacher, built):

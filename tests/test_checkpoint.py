@@ -19,12 +19,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from stepdistill import checkpoint
-from stepdistill.checkpoint import CheckpointError, DiskError, State, best, finished, latest, read
-from stepdistill.checkpoint import save as save_checkpoint
-from stepdistill.config import read as read_config
-from stepdistill.session import Session
-from stepdistill.train import train
+from stepdistill import files
+from stepdistill.files import DiskError
+from stepdistill.runs.config import read as read_config
+from stepdistill.runs.loop import train
+from stepdistill.runs.stages import Stages
+from stepdistill.training import checkpoint
+from stepdistill.training.checkpoint import CheckpointError, State, best, finished, latest, read
+from stepdistill.training.checkpoint import save as save_checkpoint
 
 FILES = ("state.safetensors", "state.json", "SHA256SUMS")
 
@@ -313,7 +315,7 @@ HELD = {
 @pytest.mark.parametrize("overrides, held", HELD.values(), ids=HELD)
 def test_the_teacher_is_never_inside(tmp_path, overrides, held):
     run = replace(read_config("smoke", overrides), save_every=1)
-    session = Session(run, tmp_path, Accelerator(cpu=True))
+    session = Stages.of(run, tmp_path, Accelerator(cpu=True))
     teacher = session.teacher.denoiser.net
     mark, base = 1234.5, [p for n, p in teacher.named_parameters() if ".lora_" not in n]
     with torch.no_grad():
@@ -323,7 +325,7 @@ def test_the_teacher_is_never_inside(tmp_path, overrides, held):
     assert base and saved.tensors
     assert not any((v == mark).any() for v in saved.tensors.values())
     # The file holds what the players need, and what the optimisers count in one number a tensor.
-    train(Session(run, tmp_path, Accelerator(cpu=True)), lambda _: None)
+    train(Stages.of(run, tmp_path, Accelerator(cpu=True)), lambda _: None)
     *_, path = finished(tmp_path / "checkpoints")
     moved = {role: session.trainer.moved[role] for role in held}
     numbers = sum(held[role] * sum(p.numel() for p in moved[role]) for role in held)
@@ -336,7 +338,7 @@ def test_the_teacher_is_never_inside(tmp_path, overrides, held):
 
 def test_small_files_are_whole_or_not_there(tmp_path, monkeypatch):
     file = tmp_path / "costs.json"
-    checkpoint.write_whole(file, json.dumps([1]))
+    files.write_whole(file, json.dumps([1]))
 
     def cut(path: Path, text: str, **_: str) -> None:
         path.open("w").write(text[: len(text) // 2])
@@ -344,5 +346,5 @@ def test_small_files_are_whole_or_not_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", cut)
     with pytest.raises(PowerCut):
-        checkpoint.write_whole(file, json.dumps([1, 2, 3]))
+        files.write_whole(file, json.dumps([1, 2, 3]))
     assert json.loads(file.read_text()) == [1]

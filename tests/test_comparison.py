@@ -10,14 +10,18 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from stepdistill.cli import BLOCKS
-from stepdistill.comparison import SCORED, compare, cost_of
-from stepdistill.config import ConfigError, read
-from stepdistill.contest import SPACES, Summary, contest, enter
-from stepdistill.evaluation.report import read_results
+from stepdistill.evaluation.report.report import read_results
+from stepdistill.jobs.benchmark import SPACES, Summary, benchmark, enter
+from stepdistill.jobs.compare import compare
+from stepdistill.jobs.evaluate import SCORED
 from stepdistill.method import load
-from stepdistill.session import Session, create
-from stepdistill.train import seconds_of
-from stepdistill.trainer import Optimiser, TrainingFailed
+from stepdistill.runs.config import read
+from stepdistill.runs.costs import RunCost
+from stepdistill.runs.folder import RunFolder
+from stepdistill.runs.log import seconds_of
+from stepdistill.runs.stages import Stages
+from stepdistill.schema import ConfigError
+from stepdistill.training.trainer import Optimiser, TrainingFailed
 
 SMALL = """
 name: {name}
@@ -78,7 +82,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(configs, 
         with pytest.raises(ConfigError, match=message):
             compare(wanted, tmp_path / "runs", tmp_path / "out", (20, 2), QUIET)
     assert not (tmp_path / "runs").exists()
-    create(replace(two, seed=5), tmp_path / "runs" / "two")
+    RunFolder(tmp_path / "runs" / "two").open(replace(two, seed=5))
     with pytest.raises(ConfigError, match="holds a run with another configuration"):
         compare(configs, tmp_path / "runs", tmp_path / "out", (20, 2), QUIET)
     assert not (tmp_path / "runs" / "one").exists()
@@ -112,9 +116,9 @@ def test_the_teachers_trajectories_are_counted(tmp_path):
     """16 of 4 steps, by Heun and once more for each answer, beside the one call an update."""
     changes = ("cache={samples: 16, steps: 4, solver: heun}", "stages.0.training.updates=5")
     run = read("digits-dmd", (*changes, "stages.0.training.batch=8", "trackers=[]"))
-    made = Session(run, tmp_path, Accelerator(cpu=True))
+    made = Stages.of(run, tmp_path, Accelerator(cpu=True))
     (tmp_path / "log.jsonl").write_text("")
-    assert cost_of(made).teacher == 5 + 16 * 4 * 3 / 8
+    assert RunCost.of(made.setup, 0.0).teacher == 5 + 16 * 4 * 3 / 8
 
 
 def test_budgets_scale_every_stage_alike(configs):
@@ -150,7 +154,7 @@ def test_a_cache_is_paid_from_the_budget(tmp_path):
 
 def test_a_contest_is_summed_up_over_seeds(configs, tmp_path):
     runs, out = tmp_path / "runs", tmp_path / "out"
-    found = contest(configs, [200.0], 2, runs, out, (20, 2), QUIET)
+    found = benchmark(configs, [200.0], 2, runs, out, (20, 2), QUIET)
     rows = read_results(out / "results.json")
     for summary, config in zip(found, ("one", "two")):
         mine = [r.frechet for r in rows if f"/{config}-200-" in r.source and r.model == "student"]
@@ -205,7 +209,7 @@ def test_the_committed_comparison_lies_inside_a_reruns_intervals(config, one_thr
     least = min(s.budget for s in committed())
     n = read_results(RESULTS / "results.json")[0].n // BLOCKS
     size, folders = (n, BLOCKS), (tmp_path / "runs", tmp_path / "out")
-    found = contest([read(config)], [least], 3, *folders, size, QUIET)
+    found = benchmark([read(config)], [least], 3, *folders, size, QUIET)
     before = {s.steps: s for s in committed() if s.config == config and s.budget == least}
     assert before.keys() == {s.steps for s in found}
     for summary in found:

@@ -7,12 +7,12 @@ from random import Random
 import pytest
 from omegaconf import OmegaConf
 
-from stepdistill.config import ConfigError, Run, read, text_of
 from stepdistill.methods.consistency import Consistency
-from stepdistill.schema import fit
-from stepdistill.shipped import shipped, shipped_names
+from stepdistill.resources import shipped, shipped_names
+from stepdistill.runs.config import RunConfig, read, text_of
+from stepdistill.runs.yaml import load, written
+from stepdistill.schema import ConfigError, fit
 from stepdistill.times import Grid
-from stepdistill.values import load, written
 
 NAMES = shipped_names("configs", ".yaml")
 SETTINGS = "{steps: 16, solver: heun, huber: 0.03, grid: {name: uniform, shift: 1.0, rho: 7.0}}"
@@ -174,7 +174,7 @@ CONTRADICTIONS = {
     "stages.0.settings.grid.name=unifrm": "stages.0.settings.grid.name: 'unifrm'",
     "stages.0.settings.grid.shift=1e9": "stages.0.settings.grid.shift: must be at most 100",
     "stages.0.settings.stepz=3": "stages.0.settings.stepz: unknown key; did you mean 'steps'?",
-    "stages.0.training.average=1.0": "stages.0.training.average: must be below 1",
+    "stages.0.training.ema=1.0": "stages.0.training.ema: must be below 1",
     "stages.0.training.optimiser.lr=0": "stages.0.training.optimiser.lr: must be above 0",
     "stages.0.training.optimiser.betas=[0.9]": "stages.0.training.optimiser.betas: needs 2",
     "stages.0.training.optimiser.betas=[0.9,x]": "stages.0.training.optimiser.betas.1: needs",
@@ -294,7 +294,7 @@ def test_missing_files():
 
 
 def test_defaults_are_a_valid_structure():
-    assert fit(Run, {}) == Run()
+    assert fit(RunConfig, {}) == RunConfig()
 
 
 OUTSIDE = {

@@ -14,7 +14,8 @@ import torch
 from cases import MLP, PREDICTIONS, PROCESSES, at, check_gradient, close, normal, scales
 from torch import nn
 
-from stepdistill.denoiser import Denoiser, Gaussian, GaussianMixture, Guided
+from stepdistill.denoiser import Denoiser, Guided
+from stepdistill.exact import Gaussian, GaussianMixture
 from stepdistill.method import Batch, Players
 from stepdistill.methods.consistency import Consistency
 from stepdistill.process import VarianceExploding

@@ -11,9 +11,9 @@ from oracle import M, S, batch
 from scipy import integrate, stats
 
 from stepdistill.denoiser import Denoiser
+from stepdistill.families.pairs import Pairs
 from stepdistill.method import Players
 from stepdistill.methods.consistency_training import ConsistencyTraining
-from stepdistill.pairs import Pairs
 from stepdistill.process import VarianceExploding
 from stepdistill.solver import Sampler
 from stepdistill.times import Grid, times_above
@@ -104,9 +104,7 @@ def test_the_gradient_is_that_of_the_formula(name, kind, distance):
     noise = torch.randn(32, 2, generator=local).numpy().astype(float)
     pair = Pairs(kind).draw(PROCESSES[name], 32, 0.4, local)
     t, s = (u.numpy()[:, None] for u in pair)
-    x_t, x_s = (
-        scales(name, u)[0] * given.x0.numpy() + scales(name, u)[1] * noise for u in (t, s)
-    )
+    x_t, x_s = (scales(name, u)[0] * given.x0.numpy() + scales(name, u)[1] * noise for u in (t, s))
     fixed = [w.detach().numpy() for w in network(name, 4).net.parameters()]
     goal = numpy_answer(name, x_s, s, *fixed)
 
@@ -175,7 +173,7 @@ def test_a_quarter_of_the_pairs_straddles_the_cut(name):
 def test_below_the_cut_the_goal_is_the_frozen_starts():
     """θ₁'s answer bit for bit, and never a gradient for it."""
     student, origin = network("ve"), network("ve", 4)
-    p, given = Players(student, target=student, origin=origin), batch(64, d=2, progress=0.9)
+    p, given = Players(student, target=student, initial=origin), batch(64, d=2, progress=0.9)
     s = at(np.geomspace(0.02, 50, 64))
     x = normal(5, 64, 2)
     goal, below = CUT.goal(p, x, s, given.cond), s < 1
@@ -188,13 +186,13 @@ def test_below_the_cut_the_goal_is_the_frozen_starts():
 
 def test_the_boundary_term_is_the_mean_over_its_pairs():
     student, given = network("ve"), batch(64, d=2, progress=0.9)
-    p = Players(student, target=student, origin=network("ve", 4))
+    p = Players(student, target=student, initial=network("ve", 4))
     loss = CUT.loss(p, given)
     local = batch(64, d=2).local
     noise = torch.randn(64, 2, generator=local).double()
     t, s = CUT.draw(VE, replace(batch(64, d=2, progress=0.9), local=local))
     x_t, x_s = (VE.add_noise(given.x0, noise, u) for u in (t, s))
-    goal = torch.where((s < 1)[:, None], p.origin(x_s, s).x0, student(x_s, s).x0)
+    goal = torch.where((s < 1)[:, None], p.initial(x_s, s).x0, student(x_s, s).x0)
     error = (student(x_t, t).x0 - goal).norm(dim=1) / (t - s)
     at_edge = t <= 1
     above, boundary = error[~at_edge].mean(), 0.1 * error[at_edge].mean()
@@ -214,4 +212,4 @@ def test_a_sampler_stays_above_the_cut():
 def test_passes_and_players():
     assert ConsistencyTraining().passes(Sampler())[:] == (1, 1, 0)
     assert CUT.passes(Sampler())[:] == (1, 2, 0)
-    assert CUT.needs_origin and not ConsistencyTraining().needs_origin
+    assert CUT.needs.initial and not ConsistencyTraining().needs.initial

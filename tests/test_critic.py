@@ -16,19 +16,13 @@ from scipy import stats
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stepdistill.critic import (
-    Critic,
-    approximate_r1,
-    denoising_error,
-    denoising_loss,
-    fooling_loss,
-    lag,
-    project,
-    pull,
-    realness_loss,
-)
-from stepdistill.denoiser import Denoiser, Gaussian
-from stepdistill.features import features
+from stepdistill.critic import Critic
+from stepdistill.denoiser import Denoiser
+from stepdistill.exact import Gaussian
+from stepdistill.losses.denoising import denoising_error, denoising_loss, lag
+from stepdistill.losses.gan import approximate_r1, discriminator_loss, generator_loss
+from stepdistill.losses.score import project, pull
+from stepdistill.networks.taps import features
 from stepdistill.process import VariancePreserving
 
 names = pytest.mark.parametrize("name", PROCESSES)
@@ -135,23 +129,23 @@ def test_a_projected_descent_stays_at_the_edge_and_comes_back():
 
 def test_softplus_losses_at_their_ends():
     nothing, sure = torch.zeros(5), torch.full((5,), 50.0)
-    assert float(realness_loss(nothing, nothing)) == pytest.approx(2 * log(2), abs=1e-6)
-    assert float(realness_loss(-sure, sure)) == pytest.approx(0, abs=1e-12)
-    assert float(realness_loss(sure, -sure)) == pytest.approx(100, abs=1e-5)
-    assert float(fooling_loss(nothing)) == pytest.approx(log(2), abs=1e-6)
-    assert float(fooling_loss(sure)) == pytest.approx(0, abs=1e-12)
-    assert float(fooling_loss(-sure)) == pytest.approx(50, abs=1e-5)
+    assert float(discriminator_loss(nothing, nothing)) == pytest.approx(2 * log(2), abs=1e-6)
+    assert float(discriminator_loss(-sure, sure)) == pytest.approx(0, abs=1e-12)
+    assert float(discriminator_loss(sure, -sure)) == pytest.approx(100, abs=1e-5)
+    assert float(generator_loss(nothing)) == pytest.approx(log(2), abs=1e-6)
+    assert float(generator_loss(sure)) == pytest.approx(0, abs=1e-12)
+    assert float(generator_loss(-sure)) == pytest.approx(50, abs=1e-5)
 
 
 def test_hinge_losses_at_their_ends():
     """Nothing known: 1, with the half. Beyond the margins the critic has no slope."""
     nothing = torch.zeros(5)
-    assert float(realness_loss(nothing, nothing, "hinge")) == 1
-    close(fooling_loss(torch.tensor([1.0, -4.0]), "hinge"), 1.5)
-    assert float(realness_loss(torch.tensor([2.0]), torch.tensor([-4.0]), "hinge")) == 4
+    assert float(discriminator_loss(nothing, nothing, "hinge")) == 1
+    close(generator_loss(torch.tensor([1.0, -4.0]), "hinge"), 1.5)
+    assert float(discriminator_loss(torch.tensor([2.0]), torch.tensor([-4.0]), "hinge")) == 4
     fake, real = (torch.tensor([0.3, 1.4]) * sign for sign in (-1, 1))
     fake.requires_grad_(), real.requires_grad_()
-    realness_loss(fake, real, "hinge").backward()
+    discriminator_loss(fake, real, "hinge").backward()
     assert fake.grad.tolist() == [0.25, 0] and real.grad.tolist() == [-0.25, 0]
 
 
@@ -192,7 +186,7 @@ def best_judge(degree):
 
     def closure():
         optimiser.zero_grad()
-        loss = realness_loss(polynomial(judge, fake), polynomial(judge, real))
+        loss = discriminator_loss(polynomial(judge, fake), polynomial(judge, real))
         loss.backward()
         return loss
 
@@ -330,7 +324,7 @@ def judged():
 
 def test_a_critic_answers_and_judges_in_one_pass(judged):
     x, t = normal(1, 4, 2), at([0.1, 0.3, 0.6, 0.9])
-    estimate, logits = judged.critic.judge(x, t)
+    estimate, logits = judged.critic.discriminate(x, t)
     close(estimate.x0, judged.critic(x, t).x0, rtol=0)
     close(logits, judged.head(judged.trunk.block(x)).flatten(), rtol=1e-12)
     owned = {id(p) for p in judged.critic.net.parameters()}
@@ -340,8 +334,8 @@ def test_a_critic_answers_and_judges_in_one_pass(judged):
 
 def test_two_batches_are_judged_in_one_pass(judged):
     x, y, t = normal(1, 4, 2), normal(2, 4, 2), at([0.1, 0.3, 0.6, 0.9])
-    estimate, fake, real = judged.critic.judge_both(x, y, t, None, None)
-    (alone, of_x), (_, of_y) = judged.critic.judge(x, t), judged.critic.judge(y, t)
+    estimate, fake, real = judged.critic.discriminate_both(x, y, t, None, None)
+    (alone, of_x), (_, of_y) = judged.critic.discriminate(x, t), judged.critic.discriminate(y, t)
     close(fake, of_x, rtol=1e-12)
     close(real, of_y, rtol=1e-12)
     for part, one in zip(estimate, alone, strict=True):
@@ -352,7 +346,7 @@ def test_logits_are_at_least_float32(judged):
     judged.critic.net.bfloat16()
     x, t = normal(1, 4, 2, dtype=torch.bfloat16), at([0.1, 0.3, 0.6, 0.9])
     judged.critic.denoiser = Denoiser(Halved(judged.trunk), PROCESSES["rf"], "flow")
-    assert judged.critic.judge(x, t)[1].dtype == torch.float32
+    assert judged.critic.discriminate(x, t)[1].dtype == torch.float32
 
 
 class Halved(nn.Module):
@@ -369,7 +363,7 @@ class Halved(nn.Module):
 def test_realness_reaches_the_sample_and_the_features_of_a_frozen_critic(judged):
     judged.critic.net.requires_grad_(False)
     x, t = normal(1, 4, 2).requires_grad_(), at([0.1, 0.3, 0.6, 0.9])
-    fooling_loss(judged.critic.judge(x, t)[1]).backward()
+    generator_loss(judged.critic.discriminate(x, t)[1]).backward()
     hidden = judged.trunk.block(x)
     (by_hand,) = torch.autograd.grad(F.softplus(-judged.head(hidden)).mean(), x)
     close(x.grad, by_hand, rtol=1e-12)
@@ -388,5 +382,5 @@ def test_features_are_deaf_to_recomputation():
 
 def test_hooks_are_removed_after_an_error(judged):
     with pytest.raises(RuntimeError):
-        judged.critic.judge(normal(1, 4, 3), at(0.5, 4))
+        judged.critic.discriminate(normal(1, 4, 3), at(0.5, 4))
     assert not judged.trunk.block._forward_hooks

@@ -10,11 +10,12 @@ from diffusers import EulerDiscreteScheduler
 from oracle import M, S, batch, next_on, oracle
 from torch import nn
 
-from stepdistill.denoiser import Denoiser, Gaussian, heading
-from stepdistill.informed import Informed
+from stepdistill.denoiser import Denoiser, toward
+from stepdistill.exact import Gaussian
 from stepdistill.method import Players
 from stepdistill.methods.ctm import Ctm
-from stepdistill.shipped import pipeline_class
+from stepdistill.networks.inputs import WithInputs
+from stepdistill.resources import pipeline_class
 from stepdistill.solver import Sampler, jump, sample
 from stepdistill.times import Grid
 
@@ -43,11 +44,11 @@ def informed(name, seed=0, prediction="v", born=False):
     """A student with a second time, whose embedding is not zero unless newly born."""
     process = PROCESSES[name]
     torch.manual_seed(seed)
-    inputs = pipeline_class("extra_inputs", "ExtraInputs")(["to"], 16, "time").double()
+    inputs = pipeline_class("extra_inputs", "ExtraInputs")(["s"], 16, "time").double()
     if not born:
         nn.init.normal_(inputs.embeddings[0].linear_2.weight, std=0.5)
     scale = 1000 / process.t_max
-    net = Informed(Net(seed, 1000), inputs)
+    net = WithInputs(Net(seed, 1000), inputs)
     return Denoiser(net, process, prediction, time_scale=scale, embedding="time")
 
 
@@ -58,11 +59,11 @@ def test_where_it_goes_matters_and_nowhere_is_the_identity(name):
     ends = [at(PROCESSES[name].t_max * share, 3) for share in (0.9, 0.5, 0.2)]
     here, half, far = (jump(student, x, t, s) for s in ends)
     assert torch.equal(here, x)
-    asked = [heading(student, s)(x, t).x0 for s in ends]
+    asked = [toward(student, s)(x, t).x0 for s in ends]
     assert float((asked[1] - asked[2]).abs().max()) > 1e-3
     assert torch.equal(asked[0], student(x, t).x0)  # untold, it goes nowhere: a denoiser
     newborn = informed(name, born=True)
-    assert torch.equal(heading(newborn, ends[2])(x, t).x0, newborn(x, t).x0)
+    assert torch.equal(toward(newborn, ends[2])(x, t).x0, newborn(x, t).x0)
 
 
 @names
@@ -85,7 +86,7 @@ def test_the_posterior_mean_is_where_it_goes_nowhere(name):
     """g*(x, t, t) is the denoiser: the denoising term vanishes in expectation at x̂₀ alone."""
     student = oracle(name, towards=None)
     x, t = normal(1, 4, 1), at(PROCESSES[name].t_max * 0.6, 4)
-    near = heading(student, t * (1 - 1e-6))(x, t).x0
+    near = toward(student, t * (1 - 1e-6))(x, t).x0
     close(near, Gaussian(at([M]), S, PROCESSES[name])(x, t).x0, rtol=1e-3, atol=1e-3)
 
 
@@ -172,7 +173,7 @@ def test_without_noise_it_is_eulers_scheduler(steps):
     for i, t in enumerate(scheduler.timesteps):
         scheduler.scale_model_input(x, t)
         with torch.no_grad():
-            g = heading(student, times[i + 1].expand(4))(x, times[i].expand(4)).x0
+            g = toward(student, times[i + 1].expand(4))(x, times[i].expand(4)).x0
         x = scheduler.step(g, t, x, return_dict=False)[0]
     close(x, ours, rtol=1e-5, atol=1e-5)
 
@@ -181,4 +182,4 @@ def test_passes():
     method = Ctm(steps=4, solver="ddim")
     assert method.passes(Sampler())[:] == (3, 2, 3.0)
     assert Ctm(steps=4, match="end", denoising=0.0).passes(Sampler())[:] == (1, 1, 6.0)
-    assert method.extras == ("to",)
+    assert method.needs.inputs == ("s",)

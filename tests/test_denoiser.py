@@ -12,7 +12,8 @@ import torch
 from cases import MLP, PREDICTIONS, PROCESSES, TIMES, at, close, normal, scales
 from scipy import integrate, optimize, stats
 
-from stepdistill.denoiser import Denoiser, Gaussian, GaussianMixture, Guided, Rescheduled
+from stepdistill.denoiser import Denoiser, Guided, Rescheduled
+from stepdistill.exact import Gaussian, GaussianMixture
 from stepdistill.process import (
     Estimate,
     RectifiedFlow,

@@ -9,8 +9,8 @@ import torch
 import torchvision
 from cases import close, normal
 
-from stepdistill import distances
-from stepdistill.distances import distance
+from stepdistill.losses import distances
+from stepdistill.losses.distances import distance
 
 GUESS, GOAL = normal(1, 4, 3, 5), normal(2, 4, 3, 5)
 D = 15

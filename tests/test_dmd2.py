@@ -22,15 +22,17 @@ from scipy import integrate, special, stats
 from torch import nn
 from toys import tiny_images
 
-from stepdistill.critic import Critic, matching_direction, pull
-from stepdistill.data import stream
-from stepdistill.denoiser import Denoiser, Gaussian, GaussianMixture, Guided
+from stepdistill.critic import Critic
+from stepdistill.data.loader import stream
+from stepdistill.denoiser import Denoiser, Guided
+from stepdistill.exact import Gaussian, GaussianMixture
+from stepdistill.losses.score import matching_direction, pull
 from stepdistill.method import Batch, Players, Sample, Turn
 from stepdistill.methods.dmd2 import Dmd2
 from stepdistill.process import RectifiedFlow, VariancePreserving
 from stepdistill.solver import Sampler, rollout
 from stepdistill.times import Grid, TimeLaw
-from stepdistill.trainer import Optimiser, Trainer, Training
+from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 PROVED = {
     "T0": (
@@ -520,11 +522,11 @@ class Line(nn.Module):
 
     def __init__(self, prediction):
         super().__init__()
-        self.line = nn.Parameter(at([0.1, 0.2]))
+        self.frame = nn.Parameter(at([0.1, 0.2]))
         self.prediction = prediction
 
     def forward(self, x, t, cond=None):
-        x0 = self.line[0] + self.line[1] * x
+        x0 = self.frame[0] + self.frame[1] * x
         eps = (x - ALPHA * x0) / SIGMA
         return {"x0": x0, "eps": eps, "v": ALPHA * eps - SIGMA * x0}[self.prediction]
 
@@ -533,9 +535,7 @@ class Line(nn.Module):
 def test_the_critics_turn_is_least_at_the_posterior_mean(prediction):
     """The loss is a parabola in (intercept, slope), least at 0.6923, 0.3846 for every weight."""
     net = Line(prediction)
-    p = Players(
-        view(Affine(M, S)), None, Critic(view(net, prediction)), sampler=Sampler((1,))
-    )
+    p = Players(view(Affine(M, S)), None, Critic(view(net, prediction)), sampler=Sampler((1,)))
 
     def slopes(point):
         with torch.no_grad():
@@ -1068,7 +1068,7 @@ def test_every_time_of_the_sampler_is_trained_and_no_other():
     assert Dmd2().trained_times(process, sampler).tolist() == pytest.approx([1, 1, 2 / 3, 1 / 3])
     with pytest.raises(ValueError, match="numbers of steps"):
         Dmd2().trained_times(process, Sampler(()))
-    assert Dmd2().needs_head and not Dmd2(**PLAIN).needs_head
+    assert Dmd2().needs.discriminator and not Dmd2(**PLAIN).needs.discriminator
 
 
 def test_every_named_test_exists():

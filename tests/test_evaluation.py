@@ -21,10 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stepdistill import digits
-from stepdistill.evaluation import domain_cnn, suite
-from stepdistill.evaluation.domain_cnn import load_domain_cnn, train_domain_cnn
-from stepdistill.evaluation.features import FeatureSpace, random_conv
+from stepdistill.data.sources import digits
+from stepdistill.evaluation import suite
+from stepdistill.evaluation.features import domain_cnn
+from stepdistill.evaluation.features.domain_cnn import load_domain_cnn, train_domain_cnn
+from stepdistill.evaluation.features.random_conv import random_conv
+from stepdistill.evaluation.features.space import FeatureSpace
 from stepdistill.evaluation.metrics import (
     Manifold,
     diversity,
@@ -34,7 +36,7 @@ from stepdistill.evaluation.metrics import (
     precision_recall,
 )
 from stepdistill.evaluation.moments import Moments, frechet_distance, frechet_from_features
-from stepdistill.evaluation.suite import Contender, digits_suite, evaluate
+from stepdistill.evaluation.suite import Sampled, digits_suite, evaluate
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -337,7 +339,7 @@ def test_features_do_not_depend_on_batches(monkeypatch):
     for space in (random_conv(), load_domain_cnn().space):
         whole = space(images)
         assert whole.dtype == torch.float32
-        monkeypatch.setattr("stepdistill.evaluation.features.BATCH", 7)
+        monkeypatch.setattr("stepdistill.evaluation.features.space.BATCH", 7)
         torch.testing.assert_close(space(images), whole, rtol=1e-5, atol=1e-5)
         monkeypatch.undo()
 
@@ -433,10 +435,10 @@ def toward_class_means(amount: float):
 
 
 CONTENDERS = [
-    Contender("teacher", 4, 8, 1000, toward_class_means(0.3)),
-    Contender("teacher", 32, 64, 1000, toward_class_means(0.02)),
-    Contender("student", 1, 1, 900, toward_class_means(0.12)),
-    Contender("untrained-student", 1, 1, 900, lambda noise, labels, generator: noise.tanh()),
+    Sampled("teacher", 4, 8, 1000, toward_class_means(0.3)),
+    Sampled("teacher", 32, 64, 1000, toward_class_means(0.02)),
+    Sampled("student", 1, 1, 900, toward_class_means(0.12)),
+    Sampled("untrained-student", 1, 1, 900, lambda noise, labels, generator: noise.tanh()),
 ]
 
 
@@ -502,7 +504,7 @@ def test_a_stopped_evaluation_goes_on(tmp_path):
     assert heard[0][0] > 0 and heard[-1][0] == heard[-1][1]
 
 
-def counted(contender: Contender, calls: list):
+def counted(contender: Sampled, calls: list):
     def sample(*given):
         calls.append((contender.model, contender.steps))
         return contender.sample(*given)
@@ -534,8 +536,8 @@ def recording(calls: list):
 def test_contenders_meet_the_same_noise_and_every_block_fresh_noise(monkeypatch):
     monkeypatch.setattr(suite, "CHUNK", 25)
     first, second = [], []
-    pair = [Contender("student", 1, 1, 0, recording(first))]
-    pair += [Contender("teacher", 1, 1, 0, recording(second))]
+    pair = [Sampled("student", 1, 1, 0, recording(first))]
+    pair += [Sampled("teacher", 1, 1, 0, recording(second))]
     evaluate(pair, SUITE, 40, 2, 5)
     for (noise, labels, u), (noise2, labels2, u2) in zip(first, second, strict=True):
         assert torch.equal(noise, noise2) and torch.equal(labels, labels2) and u == u2
@@ -549,7 +551,7 @@ def test_contenders_meet_the_same_noise_and_every_block_fresh_noise(monkeypatch)
 
 
 def test_same_seed_same_rows_other_seed_other_rows():
-    student = [Contender("student", 1, 1, 0, toward_class_means(0.1))]
+    student = [Sampled("student", 1, 1, 0, toward_class_means(0.1))]
     a, b, c = (evaluate(student, SUITE, 40, 2, seed)[0] for seed in (1, 1, 2))
     assert (a.frechet, a.kid, a.recall) == (b.frechet, b.kid, b.recall)
     assert a.frechet != c.frechet
@@ -557,7 +559,7 @@ def test_same_seed_same_rows_other_seed_other_rows():
 
 
 def test_features_are_kept_only_as_far_as_pairs_need_them(monkeypatch):
-    student = [Contender("student", 1, 1, 0, toward_class_means(0.1))]
+    student = [Sampled("student", 1, 1, 0, toward_class_means(0.1))]
     monkeypatch.setattr(suite, "CHUNK", 30)
     whole = evaluate(student, SUITE, 100, 2, 1)[0]
     monkeypatch.setattr(suite, "KEPT", 50)
@@ -571,14 +573,14 @@ def test_images_beyond_the_range_are_clipped_as_if_saved():
         return SUITE.real().sample(noise, labels, generator) * 1.3
 
     samplers = bright, lambda *given: bright(*given).clamp(-1, 1)
-    pair = [Contender("student", 1, 1, 0, sample) for sample in samplers]
+    pair = [Sampled("student", 1, 1, 0, sample) for sample in samplers]
     raw, clipped, _ = evaluate(pair, SUITE, 40, 2, 1)
     assert raw.frechet_random == clipped.frechet_random
 
 
 def test_unconditional_contenders_get_no_labels_and_no_accuracy():
     calls: list = []
-    teacher = Contender("teacher", 1, 1, 0, recording(calls))
+    teacher = Sampled("teacher", 1, 1, 0, recording(calls))
     row, real = evaluate([teacher], digits_suite(conditional=False), 40, 2, 0)
     assert all(labels is None for _, labels, _ in calls)
     assert row.accuracy is None and real.accuracy is None
@@ -595,7 +597,7 @@ def test_real_images_have_the_requested_class():
 
 
 def test_refuses_what_cannot_give_an_interval_or_an_image():
-    student = Contender("student", 1, 1, 0, recording([]))
+    student = Sampled("student", 1, 1, 0, recording([]))
     with pytest.raises(ValueError, match="at least 2 fresh seed blocks"):
         evaluate([student], SUITE, 40, 1, 0)
     with pytest.raises(ValueError, match="at least 20 images"):
@@ -604,7 +606,7 @@ def test_refuses_what_cannot_give_an_interval_or_an_image():
         evaluate([], SUITE, 40, 2, 0)
     for broken in (lambda x, *_: x[:1], lambda x, *_: x * float("nan")):
         with pytest.raises(ValueError, match="student at 1 steps returned"):
-            evaluate([Contender("student", 1, 1, 0, broken)], SUITE, 40, 2, 0)
+            evaluate([Sampled("student", 1, 1, 0, broken)], SUITE, 40, 2, 0)
 
 
 # A network in the form torchmetrics expects, and two sets of images to compare

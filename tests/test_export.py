@@ -10,22 +10,25 @@ from accelerate import Accelerator
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline
 from safetensors import safe_open
 
-from stepdistill import export as exporting
-from stepdistill.config import read
 from stepdistill.denoiser import Denoiser
-from stepdistill.export import ExportError, export, pipeline_for, plain_call, stock_scheduler
-from stepdistill.session import Session
+from stepdistill.export import export as exporting
+from stepdistill.export.export import ExportError, call_plainly, export, pipeline_for
+from stepdistill.export.schedulers import stock_scheduler
+from stepdistill.runs.config import read
+from stepdistill.runs.stages import Stages
 from stepdistill.solver import Sampler, sample
-from stepdistill.teacher import Teacher, load_pipeline, new_pipeline, process_of
+from stepdistill.teachers.loading import load_pipeline, new_pipeline
+from stepdistill.teachers.schedulers import process_of
+from stepdistill.teachers.teacher import Teacher
 from stepdistill.times import Grid
 
 SHORT = ("stages.0.training.updates=2", "stages.0.training.batch=4", "trackers=[]")
 VP = {"beta_schedule": "linear", "clip_sample": False}
 
 
-def session(folder: Path, config: str, *overrides: str) -> Session:
+def session(folder: Path, config: str, *overrides: str) -> Stages:
     """A session trained for two updates."""
-    made = Session(read(config, (*SHORT, *overrides)), folder, Accelerator(cpu=True))
+    made = Stages.of(read(config, (*SHORT, *overrides)), folder, Accelerator(cpu=True))
     made.rehearse_cache()
     while not made.trainer.done:
         made.trainer.step()
@@ -38,7 +41,7 @@ SHIFTED = tuple(
     for key in ("name=shifted", "shift=3")
 )  # fmt: skip
 # So that what is zero at birth is not when it is exported.
-LOUD = ("stages.0.training.optimiser={lr: 0.02}", "stages.0.training.average=0")
+LOUD = ("stages.0.training.optimiser={lr: 0.02}", "stages.0.training.ema=0")
 CASES = {
     "labels, re-noised": ("demo", ()),
     "labels, deterministic": ("demo", ("sampler.gamma=0", *KARRAS)),
@@ -76,12 +79,12 @@ def test_steps_it_was_not_trained_for_are_refused(tmp_path):
     export(session(tmp_path, "demo"), tmp_path / "student")
     request = {"folder": str(tmp_path / "student"), "custom": True, "steps": [3], "seed": 0}
     with pytest.raises(ExportError, match="trained for 1, 2, 4 steps, not 3"):
-        plain_call(request | {"batch": 2, "labels": [1, 2]})
+        call_plainly(request | {"batch": 2, "labels": [1, 2]})
 
 
 def test_a_mismatch_fails_and_leaves_nothing_behind(tmp_path, monkeypatch):
     made = session(tmp_path, "demo")
-    wrong = replace(made.run.sampler, grid=Grid("shifted", shift=2.0))
+    wrong = replace(made.setup.run.sampler, grid=Grid("shifted", shift=2.0))
 
     def off(teacher, student, sampler):
         return pipeline_for(teacher, student, wrong)
@@ -114,7 +117,7 @@ def test_half_of_the_numbers_are_the_averaged_students(tmp_path):
     with safe_open(file, "pt") as saved:
         for (name, _), mean in zip(
             made.trainer.players.student.net.named_parameters(),
-            made.trainer.average.averaged,
+            made.trainer.ema.averaged,
             strict=True,
         ):
             assert torch.equal(saved.get_tensor(name), mean)
@@ -189,7 +192,7 @@ def test_what_a_teacher_cannot_be():
 
 @pytest.mark.parametrize("name", ["digits", "digits-vp"])
 def test_the_embedded_teachers_run_as_shipped(name):
-    from stepdistill.shipped import PACKAGE
+    from stepdistill.resources import PACKAGE
 
     folder = PACKAGE / "assets" / name
     custom = {} if name == "digits-vp" else {"trust_remote_code": True}
@@ -201,7 +204,7 @@ def test_the_embedded_teachers_run_as_shipped(name):
 
 
 def test_the_shipped_code_beside_the_weights_is_the_one_in_pipelines():
-    from stepdistill.shipped import PACKAGE, shipped
+    from stepdistill.resources import PACKAGE, shipped
 
     code = (shipped("pipelines") / "few_step.py").read_text()
     assert (PACKAGE / "assets" / "digits" / "pipeline.py").read_text() == code

@@ -17,12 +17,12 @@ from accelerate import Accelerator
 from faults_worker import FULL, STOPPED
 from safetensors.torch import load_file
 
-from stepdistill.checkpoint import finished, latest, read
-from stepdistill.config import Stage
-from stepdistill.config import read as read_config
-from stepdistill.run import finished as finished_run
-from stepdistill.session import Session
-from stepdistill.trainer import Training
+from stepdistill.jobs.distill import finished as finished_run
+from stepdistill.runs.config import Stage
+from stepdistill.runs.config import read as read_config
+from stepdistill.runs.stages import Stages
+from stepdistill.training.checkpoint import finished, latest, read
+from stepdistill.training.trainer import Training
 
 KILLED = -9
 WORKER = Path(__file__).with_name("faults_worker.py")
@@ -236,7 +236,7 @@ def test_a_step_that_is_not_finite_on_one_process_is_skipped_by_all(worker, on_t
 def test_a_carried_sample_that_is_not_finite_costs_its_own_turn_only(tmp_path):
     stage = Stage("unsteady", {"rate": 0.4, "ratio": 2}, Training(updates=12, batch=4, skips=100))
     run = replace(read_config("smoke"), stages=[stage])
-    trainer = Session(run, tmp_path, Accelerator(cpu=True)).trainer
+    trainer = Stages.of(run, tmp_path, Accelerator(cpu=True)).trainer
     seen = set()
     while not trainer.done:
         where, step = trainer.turn % 3, trainer.step()

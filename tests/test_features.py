@@ -8,8 +8,9 @@ from oracle import M, S, batch
 from test_ctm import informed
 from torch import nn
 
-from stepdistill.denoiser import Denoiser, Gaussian, Guided
-from stepdistill.features import apart, feature_distance
+from stepdistill.denoiser import Denoiser, Guided
+from stepdistill.exact import Gaussian
+from stepdistill.losses.distances import apart, feature_distance
 from stepdistill.method import Players
 from stepdistill.methods.ctm import Ctm
 from stepdistill.solver import Sampler

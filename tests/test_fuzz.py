@@ -12,10 +12,12 @@ import pytest
 from fuzz import FAMILIES, Case, Stock, case
 from typer.testing import CliRunner
 
-from stepdistill import cli, contenders, export
-from stepdistill.export import carry_code, pipeline_for
-from stepdistill.session import reopen
-from stepdistill.trainer import Trainer
+from stepdistill import cli
+from stepdistill.export import export
+from stepdistill.export.export import carry_code, pipeline_for
+from stepdistill.jobs import samplers as contenders
+from stepdistill.runs.stages import reopen
+from stepdistill.training.trainer import Trainer
 
 FIRST, ALL = 50, 300
 REFUSED = 0.85  # at least; the others happen to be good input
@@ -33,7 +35,7 @@ def stock(tmp_path_factory):
     made = CliRunner().invoke(cli.app, ["train", "smoke", "--runs", str(folder)])
     assert made.exit_code == 0, made.output
     session = reopen(folder / "smoke", Accelerator())
-    pipeline = pipeline_for(session.teacher, session.student(), session.run.sampler)
+    pipeline = pipeline_for(session.teacher, session.student, session.run.sampler)
     pipeline.save_pretrained(folder / "student")
     carry_code(folder / "student")
     return Stock(folder / "smoke", folder / "student")
@@ -47,8 +49,8 @@ def cut_short(monkeypatch):
         raise Accepted
 
     monkeypatch.setattr(Trainer, "step", accept)
-    real = contenders.contender
-    monkeypatch.setattr(contenders, "contender", lambda *given: real(*given[:-1], accept))
+    real = contenders.sampled
+    monkeypatch.setattr(contenders, "sampled", lambda *given: real(*given[:-1], accept))
     monkeypatch.setattr(export, "pipeline_for", accept)
 
 

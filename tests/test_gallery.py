@@ -15,36 +15,38 @@ from accelerate import Accelerator
 from test_report import Page
 from torch import Tensor
 
-from stepdistill.config import Evaluation, read, text_of
-from stepdistill.contenders import of_run, teacher_sampler
 from stepdistill.evaluation import suite as suites
-from stepdistill.evaluation.outliers import outliers
-from stepdistill.evaluation.suite import Contender, digits_suite, evaluate
-from stepdistill.gallery import films, same_noise, worst
-from stepdistill.run import Clock, report, stage_ends
-from stepdistill.session import Session
+from stepdistill.evaluation.report.outliers import outliers
+from stepdistill.evaluation.report.report import write_report
+from stepdistill.evaluation.suite import Sampled, digits_suite, evaluate
+from stepdistill.jobs.distill import Clock, report, stage_spans
+from stepdistill.jobs.report_images import outliers_of, same_noise, strips
+from stepdistill.jobs.samplers import of_run
+from stepdistill.runs.config import Evaluation, read, text_of
+from stepdistill.runs.stages import Stages, TrainedRun
 from stepdistill.solver import Sampler, solve_ode
+from stepdistill.teachers.teacher import teacher_sampler
 
 SUITE = digits_suite()
 FREE = digits_suite(conditional=False)
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory) -> Session:
+def trained(tmp_path_factory) -> TrainedRun:
     evaluation = Evaluation(n=20, blocks=2, steps=(4, 2, 1), teacher_steps=(1, 12))
     run = replace(read("smoke"), evaluation=evaluation, sampler=Sampler((1, 2, 4)), guidance=2.0)
-    return Session(run, tmp_path_factory.mktemp("run"), Accelerator(cpu=True))
+    return Stages.of(run, tmp_path_factory.mktemp("run"), Accelerator(cpu=True)).result()
 
 
-def test_a_film_shows_the_estimates_of_its_steps(session: Session):
-    teacher, student = films(session)
+def test_a_film_shows_the_estimates_of_its_steps(trained: TrainedRun):
+    teacher, student = strips(trained)
     assert (teacher.title, student.title) == ("teacher, 12 steps", "student, 4 steps")
     assert student.frame_labels == ["1", "2", "3", "4"]
     assert len(teacher.frame_labels) == 8 and {"1", "12"} <= set(teacher.frame_labels)
     takes = len(teacher.images)
-    noise = torch.randn(takes, 1, 8, 8, generator=torch.Generator().manual_seed(session.run.seed))
-    guided, labels = session.teacher.guided, torch.arange(takes)
-    times = teacher_sampler(session.teacher).grid.times(guided.process, 12)
+    noise = torch.randn(takes, 1, 8, 8, generator=torch.Generator().manual_seed(trained.run.seed))
+    guided, labels = trained.teacher.guided, torch.arange(takes)
+    times = teacher_sampler(trained.teacher).grid.times(guided.process, 12)
     with torch.no_grad():
         states = list(solve_ode(guided, noise, times, labels))
         for frame, label in zip(teacher.images.transpose(0, 1), teacher.frame_labels, strict=True):
@@ -53,20 +55,20 @@ def test_a_film_shows_the_estimates_of_its_steps(session: Session):
             assert torch.allclose(frame, wanted, atol=1e-5)
 
 
-def test_the_student_starts_its_film_where_the_teacher_does(session: Session):
+def test_the_student_starts_its_film_where_the_teacher_does(trained: TrainedRun):
     """At their first evaluation both see the same noise: this student is the unguided teacher."""
-    student = films(session)[1]
-    noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(session.run.seed))
-    process = session.teacher.denoiser.process
+    student = strips(trained)[1]
+    noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(trained.run.seed))
+    process = trained.teacher.denoiser.process
     with torch.no_grad():
         t = torch.full((3,), process.t_max, dtype=torch.float64)
-        wanted = session.teacher.denoiser(noise, t, torch.arange(3)).x0.clamp(-1, 1)
+        wanted = trained.teacher.denoiser(noise, t, torch.arange(3)).x0.clamp(-1, 1)
     assert torch.allclose(student.images[:, 0], wanted, atol=1e-5)
     assert (student.images[:, 0] - student.images[:, -1]).abs().mean() > 0.01
 
 
-def test_a_grid_gives_every_sampler_the_same_noise_labels_and_stream(session: Session):
-    contenders = of_run(session)
+def test_a_grid_gives_every_sampler_the_same_noise_labels_and_stream(trained: TrainedRun):
+    contenders = of_run(trained)
     grid = same_noise(contenders, SUITE, seed=5)
     assert grid.row_labels == [
         "teacher, 1 step",
@@ -90,7 +92,7 @@ def test_a_grid_gives_every_sampler_the_same_noise_labels_and_stream(session: Se
 
 
 def test_without_a_teacher_the_slider_compares_step_counts():
-    steps = [Contender("student", n, n, 1, lambda noise, *_: noise.tanh()) for n in (2, 1, 4)]
+    steps = [Sampled("student", n, n, 1, lambda noise, *_: noise.tanh()) for n in (2, 1, 4)]
     grid = same_noise(steps, FREE, seed=0)
     assert [grid.row_labels[i] for i in grid.pair] == ["student, 4 steps", "student, 1 step"]
 
@@ -108,7 +110,7 @@ def spoilt(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> 
 
 
 def test_the_worst_of_a_conditional_sampler_are_those_the_classifier_doubts():
-    found = outliers(Contender("student", 1, 1, 1, spoilt), SUITE, 60, 0, "name", count=60)
+    found = outliers(Sampled("student", 1, 1, 1, spoilt), SUITE, 60, 0, "name", count=60)
     assert (found.sampler, found.n, len(found.found)) == ("name", 60, 60)
     confidence = [one.confidence for one in found.found]
     assert confidence == sorted(confidence) and confidence[1] < 0.5 < confidence[10]
@@ -121,7 +123,7 @@ def test_the_worst_of_a_conditional_sampler_are_those_the_classifier_doubts():
 
 
 def test_the_worst_of_an_unconditional_sampler_are_the_farthest_from_data():
-    found = outliers(Contender("student", 1, 1, 1, spoilt), FREE, 60, 0, "name", count=4)
+    found = outliers(Sampled("student", 1, 1, 1, spoilt), FREE, 60, 0, "name", count=4)
     first, *rest = found.found
     assert first.distance > found.usual and all(one.distance < 1e-3 for one in rest)
     assert first.label is None and 0.1 < first.confidence <= 1
@@ -132,7 +134,7 @@ def test_the_worst_of_an_unconditional_sampler_are_the_farthest_from_data():
 
 
 def test_what_is_usual_is_how_far_real_images_lie_from_each_other():
-    usual = outliers(Contender("student", 1, 1, 1, spoilt), SUITE, 20, 0, "", count=1).usual
+    usual = outliers(Sampled("student", 1, 1, 1, spoilt), SUITE, 20, 0, "", count=1).usual
     real = SUITE.domain_features.double()
     nearest = [
         (real[i] - torch.cat([real[:i], real[i + 1 :]])).square().sum(1).min().sqrt()
@@ -150,7 +152,7 @@ def test_the_worst_are_sought_among_the_images_that_are_scored(monkeypatch):
         seen.append(torch.cat([noise.flatten(1), labels[:, None]], 1))
         return SUITE.images[: len(noise)] + 0 * torch.rand(1, generator=generator)
 
-    student = Contender("student", 1, 1, 1, sample)
+    student = Sampled("student", 1, 1, 1, sample)
     evaluate([student], SUITE, 40, 2, 9)
     scored = torch.cat(seen[1:3])  # after the warm-up, the first block
     seen.clear()
@@ -159,30 +161,31 @@ def test_the_worst_are_sought_among_the_images_that_are_scored(monkeypatch):
 
 
 def test_every_source_shows_the_worst_of_its_fewest_steps():
-    def student(steps: int, source: str) -> Contender:
-        return Contender("student", steps, steps, 1, spoilt, source)
+    def student(steps: int, source: str) -> Sampled:
+        return Sampled("student", steps, steps, 1, spoilt, source)
 
     field = [student(2, "a"), student(1, "a"), student(4, "b"), replace(student(1, ""), model="x")]
-    assert [one.sampler for one in worst(field, SUITE, 20, 0)] == [
+    assert [one.sampler for one in outliers_of(field, SUITE, 20, 0)] == [
         "student, 1 step · a",
         "student, 4 steps · b",
     ]
 
 
-def test_a_run_tells_everything_about_itself(session: Session):
-    (stage,) = session.run.stages
+def test_a_run_tells_everything_about_itself(trained: TrainedRun):
+    (stage,) = trained.run.stages
     longer = replace(stage, training=replace(stage.training, updates=7))
-    session.run = replace(session.run, stages=[stage, longer])
-    session.methods = [s.build() for s in session.run.stages]
-    assert stage_ends(session.run) == [(5, "consistency"), (12, "consistency")]
+    run = replace(trained.run, stages=[stage, longer])
+    methods = tuple(s.build() for s in run.stages)
+    trained = replace(trained, setup=replace(trained.setup, run=run, methods=methods))
+    assert stage_spans(trained.run) == [("consistency", 0, 5), ("consistency", 5, 12)]
     logged = [{"stage": i, "turn": 5, "update": 5, "player": "student", "l": 1.0} for i in (0, 1)]
-    (session.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
-    contenders = of_run(session)
+    trained.folder.log.write_text("".join(json.dumps(row) + "\n" for row in logged))
+    contenders = of_run(trained)
     rows = evaluate(contenders[-1:], SUITE, 20, 2, 0)
     clock = Clock()
     clock.seconds = {"training": 12.34}
-    report(session, rows, SUITE, contenders, clock, 1e-7)
-    page = Page((session.folder / "report.html").read_text(encoding="utf-8"))
+    write_report(trained.folder.path, report(trained, rows, SUITE, contenders, clock, 1e-7))
+    page = Page((trained.folder.path / "report.html").read_text(encoding="utf-8"))
     assert page.headings == [
         "Same noise, same label",
         "Results",
@@ -194,7 +197,7 @@ def test_a_run_tells_everything_about_itself(session: Session):
         "How to read this",
         "Provenance",
     ]
-    assert text_of(session.run) in page.text
+    assert text_of(trained.run) in page.text
     assert "training12.3 s" in page.text
     assert "stage 2, consistency7 updates of 8 samples; network passes" in page.text
     assert str(stage.build()) in page.text

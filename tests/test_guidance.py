@@ -10,17 +10,17 @@ from cases import PROCESSES, at, close, normal
 from oracle import S, batch
 from torch import nn
 
-from stepdistill.adapters import own_tensors, parameter_count
-from stepdistill.averages import trainable
-from stepdistill.backbones.labelled import places
-from stepdistill.data import stream
-from stepdistill.denoiser import Denoiser, Gaussian, Guided
-from stepdistill.informed import Informed
-from stepdistill.method import Batch, Players, Trajectory
+from stepdistill.data.loader import stream
+from stepdistill.denoiser import Denoiser, Guided
+from stepdistill.exact import Gaussian
+from stepdistill.method import Batch, Players
 from stepdistill.methods.agd import Agd
 from stepdistill.methods.guidance import Guidance
-from stepdistill.shipped import pipeline_class
-from stepdistill.solver import Sampler
+from stepdistill.networks.inputs import WithInputs
+from stepdistill.networks.views import own_tensors, parameter_count, trainable
+from stepdistill.resources import pipeline_class
+from stepdistill.solver import Sampler, Trajectory
+from stepdistill.teachers.backbones.unet2d import places
 from stepdistill.times import TimeLaw
 
 names = pytest.mark.parametrize("name", PROCESSES)
@@ -94,7 +94,7 @@ def adapted(seed=0, silent=False):
     if not silent:
         for adapter in adapters.adapters:
             nn.init.normal_(adapter.up.weight, std=0.3)
-    net = Informed(base.net.requires_grad_(False), adapters, frozen=True)
+    net = WithInputs(base.net.requires_grad_(False), adapters, frozen=True)
     return replace(base, net=net), base
 
 
@@ -149,7 +149,7 @@ def test_adapters_serve_another_checkpoint_of_the_same_base():
     """Transfer: the same modules on other weights, found by their paths."""
     student, _ = adapted()
     other = toys.tiny_denoiser(5)
-    moved = replace(other, net=Informed(other.net, student.net.inputs, frozen=True))
+    moved = replace(other, net=WithInputs(other.net, student.net.inputs, frozen=True))
     x, cond, t = images()
     with torch.no_grad():
         plain, told = other(x, t, cond).raw, replace(moved, w=3.0)(x, t, cond).raw
@@ -184,7 +184,7 @@ def test_agds_loss_is_over_the_cached_states():
 
 
 def test_settings_and_costs():
-    assert Guidance().guides and Guidance().extras == ("w",)
+    assert Guidance().needs.guidance and Guidance().needs.inputs == ("w",)
     assert Guidance().passes(Sampler())[:] == (1, 0, 1)
-    assert Agd().needs_cache and Agd().extras == ("adapters",) and not Agd.needs_data
+    assert Agd().needs.trajectories and Agd().needs.inputs == ("adapters",) and not Agd().needs.data
     assert Agd().passes(Sampler())[:] == (1, 0, 0)

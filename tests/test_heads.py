@@ -5,7 +5,7 @@ import torch
 from cases import normal
 from torch import nn
 
-from stepdistill.heads import LEFT, ConvHead, head_for
+from stepdistill.networks.discriminator import LEFT, ConvHead, head_for
 
 # channels, height, width and how often the head halves them
 SHAPES = [(8, 8, 8, 1), (16, 4, 4, 0), (8, 32, 32, 3), (12, 5, 7, 1), (9, 2, 3, 0), (8, 4, 16, 0)]

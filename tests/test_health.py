@@ -13,31 +13,39 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
-from toys import cast, tiny_images
+from toys import tiny_images, tiny_players
 
 from eval.health import BROKEN, HEALTHY, Spoiled, warm_student, watched
-from stepdistill import bands
-from stepdistill.catalogue import catalogue
-from stepdistill.checkpoint import latest
-from stepdistill.config import ConfigError, Run, Stage, read
-from stepdistill.critic import lag
 from stepdistill.denoiser import Cond
-from stepdistill.drift import compare, diversity, energy_distance, mean_distance
-from stepdistill.health import Health, Monitor, averaged, complaint, record_of
-from stepdistill.informed import bare
-from stepdistill.method import Batch, Loss, Method, Passes, Players, Turn
+from stepdistill.jobs.catalogue import catalogue
+from stepdistill.jobs.distill import train_run
+from stepdistill.losses.denoising import lag
+from stepdistill.method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.diffusion import Diffusion
-from stepdistill.progress import Moment
-from stepdistill.roles import Adapters
-from stepdistill.run import trained
-from stepdistill.schema import fit
-from stepdistill.session import Session
-from stepdistill.shipped import shipped_names
+from stepdistill.networks.views import bare
+from stepdistill.resources import shipped_names
+from stepdistill.runs.config import RunConfig, Stage, read
+from stepdistill.runs.log import curves, rows
+from stepdistill.runs.loop import train
+from stepdistill.runs.progress import Snapshot
+from stepdistill.runs.stages import Stages
+from stepdistill.schema import ConfigError, fit
 from stepdistill.solver import Sampler
-from stepdistill.teacher import Teacher, load_pipeline, teacher_sampler
-from stepdistill.train import curves, rows, train
-from stepdistill.trainer import StepLog, Trainer, Training, TrainingFailed
+from stepdistill.teachers.loading import load_pipeline
+from stepdistill.teachers.teacher import Teacher, teacher_sampler
+from stepdistill.training.checkpoint import latest
+from stepdistill.training.health import reference as bands
+from stepdistill.training.health.monitor import Health, Monitor, averaged, complaint, record_of
+from stepdistill.training.health.reference import StageSpan
+from stepdistill.training.health.signals import (
+    diversity,
+    energy_distance,
+    mean_distance,
+    signals_of,
+)
+from stepdistill.training.players import Adapters
+from stepdistill.training.trainer import StepLog, Trainer, Training, TrainingFailed
 
 CONSISTENCY = read("smoke").stages[0]  # five updates of eight samples
 DMD2 = fit(
@@ -57,7 +65,7 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 def test_equal_samples_are_healthy_and_at_no_distance():
     x = normal(0, 24, *EVENT)
-    found = compare(x, x, x, torch.arange(24) % 4)
+    found = signals_of(x, x, x, torch.arange(24) % 4)
     neutral = {"mean": 1e-6 / float(x.std()), "std": 1, "saturation": 0, "diversity": 1}
     assert found == pytest.approx(neutral | {"distance": 0, "colour": 1}, abs=1e-5)
 
@@ -68,7 +76,7 @@ def test_the_channel_that_drifts_furthest_is_shown():
     made[:, 0] += 0.05
     made[:, 1] = 0.5 * made[:, 1] + 0.3
     made[:, 2] *= 1.2
-    found = compare(made, x, x, None)
+    found = signals_of(made, x, x, None)
     middle = x[:, 1].numpy()
     drift = abs(0.3 - 0.5 * middle.mean()) / middle.std()
     assert found["mean"] == pytest.approx(drift, rel=1e-3)
@@ -79,16 +87,16 @@ def test_saturation_counts_what_the_teacher_does_not_have():
     plain, made = torch.zeros(10, 1, 2, 2), torch.zeros(10, 1, 2, 2)
     plain[:2] = -1.5
     made[:5], made[5:7] = 1.5, 1.05
-    assert compare(made, plain, plain, None)["saturation"] == pytest.approx(0.5 - 0.2)
+    assert signals_of(made, plain, plain, None)["saturation"] == pytest.approx(0.5 - 0.2)
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 2.5])
 def test_colour_is_the_range_of_the_channels(factor: float):
     x = normal(1, 20, *EVENT)
     grey = x.mean(1, keepdim=True)
-    found = compare(grey + factor * (x - grey), x, x, None)
+    found = signals_of(grey + factor * (x - grey), x, x, None)
     assert found["colour"] == pytest.approx(factor, rel=1e-4)
-    assert "colour" not in compare(grey, grey, grey, None)
+    assert "colour" not in signals_of(grey, grey, grey, None)
 
 
 def test_diversity_is_within_classes():
@@ -101,7 +109,7 @@ def test_diversity_is_within_classes():
         means.append(np.mean(pairs))
     assert float(diversity(x, labels)) == pytest.approx(np.mean(means), rel=1e-5)
     centres = normal(3, 3, 1, 4, 4)
-    assert compare(centres[labels], x, x, labels)["diversity"] < 1e-5  # classes alone are none
+    assert signals_of(centres[labels], x, x, labels)["diversity"] < 1e-5  # classes alone are none
 
 
 GAUSSIAN = 2 / math.sqrt(math.pi)  # mean distance of two standard normal numbers
@@ -132,7 +140,7 @@ def test_signals_stay_finite_where_nothing_varies():
     flat, labels = torch.zeros(16, *EVENT), torch.arange(16) % 2
     x = normal(6, 16, *EVENT)
     for pair in ((flat, x), (x, flat), (flat, flat)):
-        found = compare(pair[0], pair[1], pair[1], labels)
+        found = signals_of(pair[0], pair[1], pair[1], labels)
         assert all(map(math.isfinite, found.values())), found
 
 
@@ -148,7 +156,7 @@ def teacher() -> Teacher:
 class Proportional(Method):
     """Terms whose gradients are in known proportions."""
 
-    roles = ("student",)
+    needs = Needs(("student",))
     paper = "none: a test"
 
     def turns(self):
@@ -168,7 +176,7 @@ def toy(
 ) -> tuple[Trainer, Monitor]:
     """A method without a teacher on tiny pictures, watched."""
     training = Training(updates=12, batch=batch)
-    made = Trainer(method, cast(), data or tiny_images(), training, Accelerator(cpu=True))
+    made = Trainer(method, tiny_players(), data or tiny_images(), training, Accelerator(cpu=True))
     return made, Monitor(health, made, teacher)
 
 
@@ -356,20 +364,20 @@ def test_an_unconditional_probe_has_no_labels(teacher):
 # Inside a run.
 
 
-def run_of(health: Health, **changes: object) -> Run:
+def run_of(health: Health, **changes: object) -> RunConfig:
     """Consistency, then DMD2: a few updates each, a checkpoint every second one."""
     run = replace(read("smoke"), name="watched", save_every=2, trackers=(), health=health)
     return replace(run, **{"stages": [CONSISTENCY, DMD2]} | changes)
 
 
-def session(run: Run, folder: Path) -> Session:
+def session(run: RunConfig, folder: Path) -> Stages:
     folder.mkdir(exist_ok=True)
-    made = Session(run, folder, Accelerator(cpu=True))
+    made = Stages.of(run, folder, Accelerator(cpu=True))
     made.restore()
     return made
 
 
-def train_whole(run: Run, folder: Path) -> Session:
+def train_whole(run: RunConfig, folder: Path) -> Stages:
     made = session(run, folder)
     train(made, lambda *_: None)
     return made
@@ -413,7 +421,7 @@ def test_resuming_gives_the_rows_of_the_uninterrupted_run(tmp_path, whole, stop)
     run = run_of(ALARMED)
     first = session(run, tmp_path / "cut")
 
-    def press(moment: Moment) -> None:
+    def press(moment: Snapshot) -> None:
         if (first.stage, moment.update) == stop:
             signal.raise_signal(signal.SIGINT)
 
@@ -438,10 +446,10 @@ def test_a_probe_sees_the_student_that_would_be_exported(tmp_path, adapters):
     for _ in range(7):
         made.trainer.step()
     monitor = Monitor(OFTEN, made.trainer, made.teacher)
-    exported = monitor.draw(made.student(), made.run.sampler, 1)
-    wanted = compare(exported, *monitor.reference, monitor.labels)
+    exported = monitor.draw(made.student(), made.setup.run.sampler, 1)
+    wanted = signals_of(exported, *monitor.reference, monitor.labels)
     assert monitor.against_teacher() == pytest.approx(wanted, rel=1e-3, abs=1e-4)
-    current = monitor.draw(made.trainer.players.student, made.run.sampler, 1)
+    current = monitor.draw(made.trainer.players.student, made.setup.run.sampler, 1)
     assert (current - exported).abs().max() > 1e-3
 
 
@@ -462,10 +470,10 @@ def test_an_alarm_may_stop_training_and_the_same_command_goes_on(tmp_path):
     shown = StringIO()
     console = Console(file=shown, width=1000)
     with pytest.raises(TrainingFailed, match=r"update 2 .*noisy \(diversity"):
-        trained(run, tmp_path / "run", console)
+        train_run(run, tmp_path / "run", console)
     assert latest(tmp_path / "run" / "checkpoints")[0].numbers["update"] == 2
     assert shown.getvalue().count("samples are noisy") == 1
-    assert trained(run, tmp_path / "run", console).finished
+    assert train_run(run, tmp_path / "run", console).finished
     assert shown.getvalue().count("samples are noisy") == 1
     alarms = [row for row in log(tmp_path / "run") if "alarm" in row]
     assert [(a["update"], a["alarm"], a["begins"]) for a in alarms] == [(2, "diversity", True)]
@@ -485,7 +493,7 @@ def test_what_a_report_is_told(tmp_path, monkeypatch):
     file = tmp_path / "log.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in logged))
     monkeypatch.setattr(bands, "known", lambda: {"two": {"lag": [None] * 5 + [(1.0, 2.0)] * 5}})
-    record = record_of(rows(file), Health(), [("one", 4), ("two", 10)])
+    record = record_of(rows(file), Health(), [StageSpan("one", 0, 4), StageSpan("two", 4, 14)])
     verdicts = {s.name: s.verdict for s in record.signals}
     assert verdicts == {"lag": "alarm", "mean": "healthy", "std": "watch", "distance": "healthy"}
     (lagging,) = (s for s in record.signals if s.name == "lag")
@@ -502,7 +510,7 @@ def test_what_a_report_is_told(tmp_path, monkeypatch):
 def test_a_run_that_was_never_probed_has_an_empty_record(tmp_path):
     row = {"player": "student", "stage": 0, "update": 5, "turn": 9, "dmd": 1.0}
     (tmp_path / "log.jsonl").write_text(json.dumps(row) + "\n")
-    assert record_of(rows(tmp_path / "log.jsonl"), Health(), [("dmd2", 5)]) == ([], [])
+    assert record_of(rows(tmp_path / "log.jsonl"), Health(), [StageSpan("dmd2", 0, 5)]) == ([], [])
 
 
 def test_bands_are_the_least_and_the_most_in_each_tenth_of_a_stage(monkeypatch):
@@ -516,9 +524,9 @@ def test_bands_are_the_least_and_the_most_in_each_tenth_of_a_stage(monkeypatch):
     assert found["a"]["lag"] == [(2.0, 3.0), *[None] * 8, (1.5, 1.5)]
     assert found["a"]["mean"][0] == (0.1, 0.1) and found["b"]["lag"][5] == (1.0, 1.0)
     monkeypatch.setattr(bands, "known", lambda: found)
-    assert bands.usual("a", "lag", 0.0) == (2.0, 3.0) and bands.usual("a", "lag", 0.5) is None
-    assert bands.usual("mine.method", "lag", 0.5) is None
-    spans = bands.along([("b", 100), ("a", 20)])
+    assert bands.range_at("a", "lag", 0.0) == (2.0, 3.0) and bands.range_at("a", "lag", 0.5) is None
+    assert bands.range_at("mine.method", "lag", 0.5) is None
+    spans = bands.spans([StageSpan("b", 0, 100), StageSpan("a", 100, 120)])
     assert spans["lag"] == [(50, 60, 1.0, 1.0), (100, 102, 2.0, 3.0), (118, 120, 1.5, 1.5)]
 
 
@@ -556,7 +564,7 @@ def test_limits_that_cannot_be_are_refused(override: str):
 class Rows:
     """Counts samples through networks: forward as one, backward as two."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Stages) -> None:
         self.count = 0
         players = session.trainer.players
         nets = {session.teacher.denoiser.net, players.student.net}
@@ -577,10 +585,10 @@ class Rows:
         return self.count - before
 
 
-def share_of_watching(session: Session, batch: int) -> float:
+def share_of_watching(session: Stages, batch: int) -> float:
     """What the monitor of a stage adds to its training, both counted in samples."""
     trainer, few = session.trainer, session.trainer.training.batch
-    rows, monitor = Rows(session), Monitor(session.run.health, trainer, session.teacher)
+    rows, monitor = Rows(session), Monitor(session.setup.run.health, trainer, session.teacher)
     cycle = rows.of(*[trainer.step] * len(trainer.turns))
     turn = rows.of(trainer.step)
     rows.of(*[trainer.step] * (len(trainer.turns) - 1))
@@ -588,7 +596,7 @@ def share_of_watching(session: Session, batch: int) -> float:
     compared = max(rows.of(lambda: trainer.step(compare_terms=True)) - turn, 0)
     once = rows.of(lambda: monitor.reference)
     probe = rows.of(monitor.against_teacher)
-    fewest = min(session.run.sampler.steps, default=1)
+    fewest = min(session.setup.run.sampler.steps, default=1)
     assert probe == monitor.health.samples * fewest
     guided = monitor.teacher.w != 1  # then there are the plain samples beside the guided ones
     assert once == 32 * monitor.health.samples * (monitor.teacher.nfe + guided)
@@ -603,7 +611,7 @@ def is_watched(name: str) -> bool:
 
     And can be counted: the first layer of a frozen network sees no backward."""
     methods = [stage.build() for stage in read(name).stages]
-    taught = all("teacher" in m.roles and "adapters" not in m.extras for m in methods)
+    taught = all("teacher" in m.needs.players and "adapters" not in m.needs.inputs for m in methods)
     return taught and name != "smoke"
 
 
@@ -615,7 +623,7 @@ DISTILLED = [name for name in shipped_names("configs", ".yaml") if is_watched(na
 def test_watching_costs_at_most_three_hundredths_of_training(name: str, tmp_path, figure):
     for stage in read(name).stages:
         small = replace(stage, training=replace(stage.training, batch=32))
-        made = Session(replace(read(name), stages=[small]), tmp_path, Accelerator(cpu=True))
+        made = Stages.of(replace(read(name), stages=[small]), tmp_path, Accelerator(cpu=True))
         made.rehearse_cache()
         share = share_of_watching(made, stage.training.batch)
         figure(f"share of {stage.method}", share)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stepdistill.images import load
+from stepdistill.data.sources.folder import load
 from stepdistill.schema import ConfigError
 
 GREY, RGB = (1, 6, 4), (3, 6, 4)

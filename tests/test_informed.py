@@ -10,32 +10,35 @@ from cases import at
 from torch import nn
 from toys import tiny_images
 
-from stepdistill.adapters import AdapterView, own_tensors, standalone
-from stepdistill.checkpoint import CheckpointError
-from stepdistill.config import ConfigError, read
-from stepdistill.contenders import of_folder
-from stepdistill.data import stream
-from stepdistill.denoiser import heading
-from stepdistill.export import export
-from stepdistill.informed import Informed, LogVariance, bare
+from stepdistill.data.loader import stream
+from stepdistill.denoiser import toward
+from stepdistill.export.export import export
+from stepdistill.jobs.samplers import of_folder
 from stepdistill.methods.ctm import Ctm
-from stepdistill.roles import Adapters, Casting, cast, twin_of
-from stepdistill.session import Session
-from stepdistill.shipped import pipeline_class
+from stepdistill.networks.inputs import LogVariance, WithInputs
+from stepdistill.networks.lora import AdapterView
+from stepdistill.networks.views import bare, own_tensors, standalone
+from stepdistill.resources import pipeline_class
+from stepdistill.runs.config import read
+from stepdistill.runs.stages import Stages
+from stepdistill.schema import ConfigError
 from stepdistill.solver import Sampler
-from stepdistill.teacher import Teacher, load_pipeline
+from stepdistill.teachers.loading import load_pipeline
+from stepdistill.teachers.teacher import Teacher
+from stepdistill.training.checkpoint import CheckpointError
+from stepdistill.training.players import Adapters, PlayerSettings, copy_of, make_players
 
 ANY = "sampler.steps=[1, 2]"  # the shipped config's student takes any number
-QUICK = "{updates: 2, batch: 4, average: 0, optimiser: {lr: 0.02}}"
+QUICK = "{updates: 2, batch: 4, ema: 0, optimiser: {lr: 0.02}}"
 
 
-def session(folder, config, *overrides) -> Session:
-    made = Session(read(config, ("trackers=[]", *overrides)), folder, Accelerator(cpu=True))
+def session(folder, config, *overrides) -> Stages:
+    made = Stages.of(read(config, ("trackers=[]", *overrides)), folder, Accelerator(cpu=True))
     made.rehearse_cache()
     return made
 
 
-def finish(made: Session) -> Session:
+def finish(made: Stages) -> Stages:
     while not made.trainer.done:
         made.trainer.step()
     return made
@@ -45,15 +48,15 @@ def stages(*listed: str) -> str:
     return "stages=[" + ", ".join(f"{{{one}, training: {QUICK}}}" for one in listed) + "]"
 
 
-def told(to: bool = True, w: bool = True, seed: int = 0):
+def told(s: bool = True, w: bool = True, seed: int = 0):
     """A tiny UNet with more inputs, whose embeddings are not zero."""
-    base, names = toys.tiny_denoiser(seed), ["to"] * to + ["w"] * w
+    base, names = toys.tiny_denoiser(seed), ["s"] * s + ["w"] * w
     torch.manual_seed(seed)
     width = base.net.time_embedding.linear_2.out_features
     inputs = pipeline_class("extra_inputs", "ExtraInputs")(names, width, "time_embedding")
     for embedding in inputs.embeddings:
         nn.init.normal_(embedding.linear_2.weight, std=0.3)
-    return replace(base, net=Informed(base.net, inputs))
+    return replace(base, net=WithInputs(base.net, inputs))
 
 
 def pictures(n=3):
@@ -66,14 +69,14 @@ def test_each_input_is_heard_alone():
     x, t, cond = pictures()
     both, plain = told(), toys.tiny_denoiser()
     answers = [
-        heading(replace(both, w=w), at(s, 3))(x, t, cond).raw
+        toward(replace(both, w=w), at(s, 3))(x, t, cond).raw
         for w, s in ((1.0, 0.2), (3.0, 0.2), (1.0, 0.4))
     ]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert not torch.allclose(answers[i], answers[j], atol=1e-4)
-    only_w = replace(told(to=False), w=2.0)
-    assert torch.equal(heading(only_w, at(0.2, 3))(x, t, cond).raw, only_w(x, t, cond).raw)
-    assert torch.equal(replace(plain, w=7.0, to=at(0.1, 3))(x, t, cond).raw, plain(x, t, cond).raw)
+    only_w = replace(told(s=False), w=2.0)
+    assert torch.equal(toward(only_w, at(0.2, 3))(x, t, cond).raw, only_w(x, t, cond).raw)
+    assert torch.equal(replace(plain, w=7.0, s=at(0.1, 3))(x, t, cond).raw, plain(x, t, cond).raw)
 
 
 @torch.no_grad()
@@ -93,7 +96,7 @@ def test_a_hook_lives_for_one_call():
     student, (x, t, cond) = told(), pictures()
     base = replace(student, net=student.net.net)
     before = base(x, t, cond).raw
-    heading(student, at(0.1, 3))(x, t, cond)
+    toward(student, at(0.1, 3))(x, t, cond)
     assert torch.equal(base(x, t, cond).raw, before)
     assert not any(m._forward_hooks for m in bare(student.net).modules())
 
@@ -105,13 +108,13 @@ def test_what_belongs_to_it():
     student.net.logvar = LogVariance()
     assert "logvar.linear.weight" in own_tensors(student.net)
     shipped = standalone(student.net)
-    assert isinstance(shipped, Informed) and shipped.logvar is None
-    silent = Informed(toys.tiny_unet(), None, LogVariance())
-    assert not isinstance(standalone(silent), Informed)
+    assert isinstance(shipped, WithInputs) and shipped.logvar is None
+    silent = WithInputs(toys.tiny_unet(), None, LogVariance())
+    assert not isinstance(standalone(silent), WithInputs)
 
 
 def test_the_log_variance_begins_at_nothing_and_learns():
-    student = replace(told(), net=Informed(toys.tiny_unet(), None, LogVariance()))
+    student = replace(told(), net=WithInputs(toys.tiny_unet(), None, LogVariance()))
     u = student.log_variance(at([0.1, 0.9]))
     assert u.tolist() == [0.0, 0.0]
     u.sum().backward()
@@ -140,23 +143,23 @@ def test_inputs_go_on_to_later_stages_and_a_variance_does_not(tmp_path, adapters
             begun = own_tensors(made.trainer.players.student.net)
             for name in averaged.keys() & begun.keys():
                 assert torch.equal(begun[name], averaged[name].to(begun[name])), name
-    assert [isinstance(net, Informed) for net in nets] == [True] * 3
+    assert [isinstance(net, WithInputs) for net in nets] == [True] * 3
     assert [net.logvar is not None for net in nets] == [False, True, False]
-    assert all(tuple(net.inputs.config.inputs) == ("to",) for net in nets)
+    assert all(tuple(net.inputs.config.inputs) == ("s",) for net in nets)
 
 
 def test_a_target_on_adapters_has_inputs_of_its_own():
     teacher = Teacher.from_pipeline(load_pipeline("digits"))
     teacher = teacher.with_net(AdapterView(teacher.denoiser.net, None))
-    casting = Casting(Sampler((1,)), Adapters(rank=2), extras=("to",))
-    p = cast(Ctm(steps=4), teacher, casting)
+    casting = PlayerSettings(Sampler((1,)), Adapters(rank=2), inputs=("s",))
+    p = make_players(Ctm(steps=4), teacher, casting)
     assert p.target.net.inputs is not p.student.net.inputs
     assert p.target.net.net.net is p.student.net.net.net
     mine, its = own_tensors(p.student.net), own_tensors(p.target.net)
     assert mine.keys() == its.keys() and all(torch.equal(mine[k], its[k]) for k in mine)
     assert not any(v.requires_grad for v in its.values())
     assert all(v.requires_grad for v in mine.values())
-    origin = twin_of(p.student, "origin", casting)
+    origin = copy_of(p.student, "origin", casting)
     assert origin.net.net.role == "origin"
 
 
@@ -171,7 +174,7 @@ def test_an_exported_student_comes_back_as_it_was(tmp_path):
     contender, classes = of_folder(tmp_path / "student", 2)
     assert classes == 10
     noise, labels = torch.randn(4, 1, 8, 8, generator=stream(1)), torch.arange(4)
-    mine = made.run.sampler.draw(made.student(), noise, 2, labels, stream(2)).clamp(-1, 1)
+    mine = made.setup.run.sampler.draw(made.student(), noise, 2, labels, stream(2)).clamp(-1, 1)
     assert torch.allclose(contender.sample(noise, labels, stream(2)), mine, atol=1e-5)
 
 
@@ -185,7 +188,7 @@ def test_the_last_student_can_teach_the_next_stage(tmp_path, kind):
     first = made.student()
     made.next_stage()
     taught = made.trainer.players.teacher
-    assert taught.w == 2.5 and isinstance(taught.net, Informed)
+    assert taught.w == 2.5 and isinstance(taught.net, WithInputs)
     x, t, cond = torch.randn(4, 1, 8, 8, generator=stream(3)), at(0.7, 4), torch.arange(4)
     with torch.no_grad():
         assert torch.equal(taught(x, t, cond).raw, first(x, t, cond).raw)
@@ -218,12 +221,12 @@ def test_what_a_stage_started_from_is_there_after_a_restart(tmp_path):
     again.go_on_from(state_of(made), tmp_path / "checkpoints")
     x, t, cond = torch.randn(4, 1, 8, 8, generator=stream(3)), at(0.2, 4), torch.arange(4)
     with torch.no_grad():
-        kept, expected = again.trainer.players.origin(x, t, cond).raw, found(x, t, cond).raw
+        kept, expected = again.trainer.players.initial(x, t, cond).raw, found(x, t, cond).raw
         assert torch.equal(kept, expected)
         assert not torch.equal(again.trainer.players.student(x, t, cond).raw, kept)
 
 
-def state_of(made: Session):
+def state_of(made: Stages):
     state = made.trainer.state()
     numbers = {"stage": made.stage, "pending": {}, "health": {}}
     return state._replace(numbers=state.numbers | numbers)
@@ -237,12 +240,12 @@ def test_a_first_stage_has_no_last_student():
 IDLE_GUIDANCE = {
     ("digits-ladd", "guidance=2"): "guidance: 2 is for a teacher that no stage asks",
     ("digits-vsd", "guidance=2"): "stages.0: dropout: a guided critic is asked without a label",
-    ("digits-dmd", "cache.guidance=[1, 3]"): "stages.0: dmd tells no student w: no cache.guidance",
+    ("digits-dmd", "cache.guidance=[1, 3]"): "stages.0: dmd gives no student w: no cache.guidance",
     (
         "digits-lcm",
         "stages=[{method: consistency}, "
         "{method: lcm, teacher: last, settings: {steps: 16, guidance: [1, 3]}}]",
-    ): "stages.1: guides the last student, which is told no",
+    ): "stages.1: guides the last student, which takes no",
     ("digits-dmd", "sampler.grid.start=0.7"): "sampler: dmd's pairs begin at pure noise",
 }
 
@@ -255,4 +258,3 @@ def test_what_a_run_lacks_is_named(tmp_path):
     for changes, message in IDLE_GUIDANCE.items():
         with pytest.raises(ConfigError, match=message):
             session(tmp_path, *changes)
-

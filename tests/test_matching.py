@@ -37,9 +37,10 @@ from torch import nn
 
 from eval.mixture import MLP
 from stepdistill.critic import Critic
-from stepdistill.data import stream
-from stepdistill.denoiser import Denoiser, GaussianMixture, Guided
-from stepdistill.method import Batch, Players, Trajectory
+from stepdistill.data.loader import stream
+from stepdistill.denoiser import Denoiser, Guided
+from stepdistill.exact import GaussianMixture
+from stepdistill.method import Batch, Players
 from stepdistill.methods import sid as sid_module
 from stepdistill.methods.diff_instruct import DiffInstruct
 from stepdistill.methods.dmd import Dmd
@@ -50,7 +51,7 @@ from stepdistill.methods.sid import Sid
 from stepdistill.methods.tdm import Tdm
 from stepdistill.methods.vsd import Vsd
 from stepdistill.process import RectifiedFlow, VarianceExploding, VariancePreserving
-from stepdistill.solver import Sampler
+from stepdistill.solver import Sampler, Trajectory
 from stepdistill.times import Grid
 
 DIVERGENCES = ("reverse_kl", "kl", "js", "softened_kl", "hellinger", "jeffreys", "neyman")
@@ -116,7 +117,7 @@ GOLDEN_SID = {
 @pytest.mark.parametrize("a", GOLDEN_SID)
 def test_sids_value_and_gradients_are_golden(a, monkeypatch):
     """T6, at N = 1: E L, ∂/∂μ and ∂/∂v of the student N(μ, v²)."""
-    monkeypatch.setattr(sid_module, "spread", lambda x, real: torch.ones(1))
+    monkeypatch.setattr(sid_module, "normaliser", lambda x, real: torch.ones(1))
     student = Affine()
     p = one_step(student, Posterior(M, S), Posterior(MU, V))
     p.critic.net.requires_grad_(False)
@@ -127,7 +128,7 @@ def test_sids_value_and_gradients_are_golden(a, monkeypatch):
 
 def test_sid_without_a_gradient_through_the_networks_is_noticed(monkeypatch):
     """T6: ∂/∂v would be .7384615 at a = 1, were x_t detached."""
-    monkeypatch.setattr(sid_module, "spread", lambda x, real: torch.ones(1))
+    monkeypatch.setattr(sid_module, "normaliser", lambda x, real: torch.ones(1))
     student, given = Affine(), design()
     x, x_t, t = Sid(time=NOISY).noised(one_step(student, None, Posterior(MU, V)), given)
     real, fake = (view(Posterior(*pair))(x_t.detach(), t).x0.detach() for pair in ((M, S), (MU, V)))
@@ -140,7 +141,7 @@ def test_sid_without_a_gradient_through_the_networks_is_noticed(monkeypatch):
 @pytest.mark.parametrize("override", [1.0, MU])
 def test_sid_pulls_to_what_the_teacher_is_asked_instead(a, override, monkeypatch):
     """T16: of equal widths, −(m_o − m_f) (1 − α k)² whatever a; nothing once there."""
-    monkeypatch.setattr(sid_module, "spread", lambda x, real: torch.ones(1))
+    monkeypatch.setattr(sid_module, "normaliser", lambda x, real: torch.ones(1))
     student = Affine(MU, S)
     p = one_step(student, Posterior(override, S), Posterior(MU, S))
     loss = Sid(a=a, time=NOISY).student_loss(p, design()).total
@@ -151,7 +152,7 @@ def test_sid_pulls_to_what_the_teacher_is_asked_instead(a, override, monkeypatch
 @pytest.mark.parametrize("a", GOLDEN_SID)
 def test_sid_of_equal_widths_is_golden(a, monkeypatch):
     """T6: α = .7, σ² = .51, widths 1.3, means .8 and −.2: ∂/∂μ = −.1452657 whatever a."""
-    monkeypatch.setattr(sid_module, "spread", lambda x, real: torch.ones(1))
+    monkeypatch.setattr(sid_module, "normaliser", lambda x, real: torch.ones(1))
     process = VariancePreserving(torch.tensor([0.81, 0.49], dtype=torch.float64))
     k = 0.7 * 1.3**2 / (0.49 * 1.3**2 + 0.51)
 
@@ -355,7 +356,7 @@ def test_the_critic_is_guided_as_the_teacher_is():
     given = batch_of((500, 1), cond=torch.ones(500).long())
     w = Vsd(guidance=(0.5, 4.0)).drawn(teacher, given).w
     assert 0.5 <= float(w.min()) < 0.6 and 3.9 < float(w.max()) <= 4.0
-    assert Vsd(guidance=(0.5, 4.0)).guides and not Vsd().guides
+    assert Vsd(guidance=(0.5, 4.0)).needs.guidance and not Vsd().needs.guidance
 
 
 def test_random_guidance_is_fixed_guidance_on_average():
@@ -552,10 +553,13 @@ def cycle(method, guidance=1.0):
     """Players of every role, what they were asked in one cycle, and a batch for it."""
     flow = RectifiedFlow()
     nets = student, trunk, teacher = Trunk(seed=1), Trunk(seed=2), Trunk(seed=3)
-    if method.needs_judge:
+    if method.needs.discriminator:
         trunk = teacher
     critic = Critic(
-        view(trunk, "flow", flow), nn.Linear(5, 1).double(), [trunk.block], method.needs_judge
+        view(trunk, "flow", flow),
+        nn.Linear(5, 1).double(),
+        [trunk.block],
+        method.needs.discriminator,
     )
     sampler = Sampler((1,) if isinstance(method, Dmd) else (1, 2, 4), gamma=0.0)
     p = Players(
@@ -565,7 +569,7 @@ def cycle(method, guidance=1.0):
         sampler=sampler,
     )
     for net in nets:
-        net.requires_grad_(net is student or (net is trunk and not method.needs_judge))
+        net.requires_grad_(net is student or (net is trunk and not method.needs.discriminator))
     return p, nets
 
 

@@ -4,7 +4,7 @@ import runpy
 
 import pytest
 
-from stepdistill.shipped import PACKAGE
+from stepdistill.resources import PACKAGE
 
 
 @pytest.mark.full(shard="memory")

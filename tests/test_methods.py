@@ -17,17 +17,16 @@ from eval.mixture import (
     mlp_denoiser,
     pretrained,
 )
-from stepdistill.adapters import load_own
-from stepdistill.averages import trainable
-from stepdistill.catalogue import catalogue, markdown
-from stepdistill.data import Drawn, stream
-from stepdistill.denoiser import GaussianMixture
+from stepdistill.data.loader import Drawn, stream
+from stepdistill.exact import GaussianMixture
+from stepdistill.jobs.catalogue import catalogue, markdown
 from stepdistill.method import Batch, Players, load
+from stepdistill.networks.views import load_own, trainable
 from stepdistill.process import RectifiedFlow, TrigFlow, VarianceExploding, VariancePreserving
-from stepdistill.roles import Casting, cast
-from stepdistill.shipped import PACKAGE
+from stepdistill.resources import PACKAGE
 from stepdistill.solver import Sampler
-from stepdistill.trainer import Optimiser, Trainer, Training
+from stepdistill.training.players import PlayerSettings, make_players
+from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 TESTS = Path(__file__).parent
 NAMES = sorted(p.stem for p in (PACKAGE / "methods").glob("*.py") if p.stem != "__init__")
@@ -49,7 +48,7 @@ WELL_POSED = [
 
 def labelled(method) -> bool:
     """Whether it needs a teacher with conditions."""
-    return method.guides or method.needs_cache
+    return method.needs.guidance or method.needs.trajectories
 
 
 def players(name: str, process, kind: str = "flow", seed: int = 0) -> Players:
@@ -58,8 +57,10 @@ def players(name: str, process, kind: str = "flow", seed: int = 0) -> Players:
         base = mlp_denoiser(process, kind)
     method = load(name)()
     sampler = Sampler((1, 2), gamma=0.0) if name == "tdm" else Sampler((1, 2))
-    casting = Casting(sampler, target=0.9, extras=method.extras, seed=(seed,))
-    return cast(method, MixtureTeacher(five_modes(process), base, labelled(method)), casting)
+    casting = PlayerSettings(sampler, target=0.9, inputs=method.needs.inputs, seed=(seed,))
+    return make_players(
+        method, MixtureTeacher(five_modes(process), base, labelled(method)), casting
+    )
 
 
 def net_of(p: Players, player: str) -> torch.nn.Module:
@@ -79,7 +80,7 @@ class Paths:
 
 def data(method, process):
     mixture = five_modes(process)
-    return Paths(mixture) if method.needs_cache else MixtureData(mixture, labelled(method))
+    return Paths(mixture) if method.needs.trajectories else MixtureData(mixture, labelled(method))
 
 
 def batch(name: str, process, turn: int = 0, n: int = 32) -> Batch:
@@ -120,7 +121,7 @@ def test_a_loss_is_a_pure_function(name):
                 assert torch.equal(a, b)
 
 
-DATA_FREE = [n for n in NAMES if not load(n).needs_data and not load(n)().needs_cache]
+DATA_FREE = [n for n in NAMES if not load(n)().needs.data and not load(n)().needs.trajectories]
 
 
 @pytest.mark.parametrize("name", DATA_FREE)
@@ -137,7 +138,7 @@ def test_a_method_that_needs_no_data_looks_at_none(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_only_the_player_whose_turn_it_is_moves(name):
     method = load(name)()
-    training = Training(updates=10, batch=16, optimiser=Optimiser(lr=1e-2), target=0.9)
+    training = Training(updates=10, batch=16, optimiser=Optimiser(lr=1e-2), target_ema=0.9)
     p = players(name, RectifiedFlow())
     process = RectifiedFlow()
     trainer = Trainer(method, p, data(method, process), training, Accelerator(cpu=True))
@@ -201,7 +202,7 @@ def test_every_method_names_where_it_rests():
 
 
 # Methods for few steps, with what makes them one-step methods.
-FEW_STEPS = [n for n in NAMES if load(n).identity_at_clean or "critic" in load(n).roles]
+FEW_STEPS = [n for n in NAMES if load(n)().needs.boundary or "critic" in load(n)().needs.players]
 ONE_STEP = {
     "pcm": {"phases": 1},
     "tscd": {"segments": 1},
@@ -218,10 +219,10 @@ RATES = {"scm": 5e-4, "sid": 5e-4, "vsd": 1e-3}
 @pytest.mark.parametrize("name", FEW_STEPS)
 def test_the_student_improves_in_one_step(name):
     base, mixture, method = pretrained(), five_modes(), load(name)(**ONE_STEP.get(name, {}))
-    casting = Casting(Sampler((1,)), target=0.9, extras=method.extras)
-    p = cast(method, MixtureTeacher(mixture, base), casting)
+    casting = PlayerSettings(Sampler((1,)), target=0.9, inputs=method.needs.inputs)
+    p = make_players(method, MixtureTeacher(mixture, base), casting)
     rate = Optimiser(lr=RATES.get(name, 2e-3))
-    training = Training(updates=250, batch=128, optimiser=rate, average=0.9)
+    training = Training(updates=250, batch=128, optimiser=rate, ema=0.9)
     real, _ = mixture.sample(1000, stream(11))
     noise = torch.randn(1000, 2, generator=stream(12))
 
@@ -230,7 +231,9 @@ def test_the_student_improves_in_one_step(name):
             return energy_distance(Sampler().draw(denoiser, noise, 1, None, stream(13)), real)
 
     before = score(base)
-    given = Paths(mixture, guidance=(1.0, 1.0)) if method.needs_cache else MixtureData(mixture)
+    given = (
+        Paths(mixture, guidance=(1.0, 1.0)) if method.needs.trajectories else MixtureData(mixture)
+    )
     trainer = Trainer(method, p, given, training, Accelerator(cpu=True))
     while not trainer.done:
         trainer.step()

@@ -20,12 +20,12 @@ from eval.mixture import (
     mlp_denoiser,
     trained,
 )
-from stepdistill.contest import over_seeds
-from stepdistill.data import stream
+from stepdistill.data.loader import stream
+from stepdistill.jobs.benchmark import over_seeds
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.dmd2 import Dmd2
 from stepdistill.solver import Sampler
-from stepdistill.trainer import Optimiser, Training
+from stepdistill.training.trainer import Optimiser, Training
 
 GATE = 0.012
 RESULTS = Path(__file__).resolve().parents[1] / "eval" / "results" / "mixture"
@@ -37,14 +37,14 @@ def one_step_energy(seed: int, updates: int) -> float:
         torch.manual_seed(seed)
         start = mlp_denoiser()
     rate = Optimiser(lr=1e-3, warmup=50, schedule="cosine")
-    training = Training(updates=updates, batch=256, optimiser=rate, average=0.99, target=0.95)
+    training = Training(updates=updates, batch=256, optimiser=rate, ema=0.99, target_ema=0.95)
     return energy(distil(Consistency(), start, Sampler((1,)), training, seed), seed)
 
 
 def dmd2_energy(seed: int, updates: int) -> float:
     """DMD2 from an MLP that has seen the data."""
     rates = Optimiser(lr=5e-4, warmup=20, schedule="cosine"), Optimiser(lr=1e-3)
-    training = Training(updates, 256, 1, *rates, average=0.99)
+    training = Training(updates, 256, 1, *rates, ema=0.99)
     method = Dmd2(gan=0.03, gan_critic=0.1)
     return energy(distil(method, base(seed), Sampler((1,)), training, seed), seed)
 

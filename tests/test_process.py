@@ -71,9 +71,7 @@ def test_every_prediction_gives_both_unknowns_back(name, prediction):
 def test_round_trip_in_float32(name, prediction):
     process, t = PROCESSES[name], at(TIMES[name][1:4])
     x0, eps, x_t = triple(name, TIMES[name][1:4], torch.float32)
-    estimate = process.estimate(
-        x_t, process.target(x0, eps, t, prediction), t, prediction
-    )
+    estimate = process.estimate(x_t, process.target(x0, eps, t, prediction), t, prediction)
     close(estimate.x0, x0, atol=1e-5)
     close(estimate.eps, eps, atol=1e-5)
 
@@ -274,7 +272,7 @@ def test_a_straight_step_keeps_the_line_of_its_process():
         t = at(TIMES[name])
         _, _, x_t = triple(name, TIMES[name])
         direction = Estimate(normal(5, len(t), 3), normal(6, len(t), 3))
-        pair = process.through(x_t, t, direction)
+        pair = process.along_frame(x_t, t, direction)
         close(process.add_noise(pair.x0, pair.eps, t), x_t, rtol=1e-11, atol=1e-11)
         if name == "ve":
             close(pair.eps, direction.eps, atol=1e-12)

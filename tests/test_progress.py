@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from stepdistill import progress as chapter
-from stepdistill.progress import Moment, duration, progress
+from stepdistill.runs import progress as chapter
+from stepdistill.runs.progress import Snapshot, duration, progress
 
 COSTS, UPDATES = (1.0, 4.0), (600, 300)  # seconds of an update, updates of a stage
 
@@ -87,10 +87,10 @@ def test_in_a_terminal_there_is_one_bar(clock):
 
 def test_a_moment_in_words():
     losses = {"critic": {"score": 0.12345}, "student": {"dmd": 1e-7, "gan": 2.0}}
-    moment = Moment("dmd2", 3, 500, 30.0, 900.0, losses, skipped=0)
+    moment = Snapshot("dmd2", 3, 500, 30.0, 900.0, losses, skipped=0)
     words = "dmd2 3/500  critic score 0.1235  student dmd 1e-07 gan 2"
     assert str(moment) == words
-    assert str(Moment("dmd2", 3, 500, 30.0, 900.0, losses, 2)) == words + "  2 steps skipped"
+    assert str(Snapshot("dmd2", 3, 500, 30.0, 900.0, losses, 2)) == words + "  2 steps skipped"
 
 
 def test_durations_are_rounded_for_people():

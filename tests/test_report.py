@@ -27,7 +27,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from stepdistill.evaluation.figures import (
+from stepdistill.evaluation.report.figures import (
     CROWD,
     LIGHT,
     Curve,
@@ -39,11 +39,18 @@ from stepdistill.evaluation.figures import (
     quality_panels,
     training_panels,
 )
-from stepdistill.evaluation.outliers import Outlier, Outliers
-from stepdistill.evaluation.report import Film, Grid, Report, read_results, write_report
+from stepdistill.evaluation.report.outliers import Outlier, Outliers
+from stepdistill.evaluation.report.report import (
+    Grid,
+    Report,
+    TrajectoryStrip,
+    read_results,
+    write_report,
+)
+from stepdistill.evaluation.report.table import headline
 from stepdistill.evaluation.suite import Row
-from stepdistill.evaluation.table import headline
-from stepdistill.health import Record, Signal
+from stepdistill.training.health.monitor import Record, Signal
+from stepdistill.training.health.reference import StageSpan
 
 EVIL = """"'></style></select></script><script>alert('1 & 2')</script><img src=x onerror='a'>"""
 VOID = {"meta", "img", "source", "br", "input"}
@@ -103,9 +110,9 @@ def report_of(name: str) -> Report:
             f"{name}: score": [(2.0, 1.0), (3.0, 0.5)],
         },
         bands={f"{name}: score": [(0.0, 2.5, 0.4, 1.2)]},
-        stages=[(2, name), (3, name)],
+        stages=[StageSpan(name, 0, 2), StageSpan(name, 2, 3)],
         grids=[Grid(name, images(2, 12), ["teacher", name])],
-        films=[Film(name, images(2, 3), ["1", "2", name])],
+        films=[TrajectoryStrip(name, images(2, 3), ["1", "2", name])],
         worst=[Outliers(name, 300, 3.5, [asked, replace(asked, label=None)])],
         health=Record(
             [
@@ -280,7 +287,9 @@ def test_rows_of_unequal_n_and_mislabelled_pictures_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="grid 'g'.*one label"):
         write_report(tmp_path, replace(BARE, grids=[Grid("g", images(2, 3), ["only one"])]))
     with pytest.raises(ValueError, match="film 'f'.*one label"):
-        write_report(tmp_path, replace(BARE, films=[Film("f", images(2, 3), ["1", "2"])]))
+        write_report(
+            tmp_path, replace(BARE, films=[TrajectoryStrip("f", images(2, 3), ["1", "2"])])
+        )
     with pytest.raises(ValueError, match="at least one row"):
         write_report(tmp_path, replace(BARE, rows=[]))
     assert list(tmp_path.iterdir()) == []
@@ -428,7 +437,11 @@ def test_a_curve_is_drawn_over_what_healthy_runs_had():
 
 
 def test_stages_are_marked_on_every_curve_of_a_run():
-    stages = [(2500, "consistency"), (4000, "$dmd2$"), (4200, "x" * 40)]
+    stages = [
+        StageSpan("consistency", 0, 2500),
+        StageSpan("$dmd2$", 2500, 4000),
+        StageSpan("x" * 40, 4000, 4200),
+    ]
     curve = Curve([(2600.0, 1.0), (3900.0, 30.0)], stages, player=1)
     axes = Figure().add_subplot()
     _draw_training(axes, [curve], LIGHT)

@@ -16,39 +16,37 @@ from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from torch import nn
 from toys import tiny_images, tiny_unet
 
-from stepdistill.adapters import (
-    AdapterView,
-    load_own,
-    merged,
-    own_tensors,
-    parameter_count,
-    without_roles,
-)
-from stepdistill.averages import trainable
-from stepdistill.checkpoint import latest, save
-from stepdistill.config import ConfigError, Network, Run, Stage
-from stepdistill.data import stream
-from stepdistill.health import Monitor
-from stepdistill.informed import bare
-from stepdistill.method import Batch
+from stepdistill.data.loader import stream
+from stepdistill.method import Batch, Needs
 from stepdistill.methods.agd import Agd
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.dmd2 import Dmd2
-from stepdistill.roles import Adapters, Casting, cast
-from stepdistill.session import Session
+from stepdistill.networks.lora import AdapterView, merged, without_roles
+from stepdistill.networks.views import bare, load_own, own_tensors, parameter_count, trainable
+from stepdistill.runs.config import Network, RunConfig, Stage
+from stepdistill.runs.log import Log
+from stepdistill.runs.loop import checkpoint
+from stepdistill.runs.stages import Stages
+from stepdistill.schema import ConfigError
 from stepdistill.solver import Sampler
-from stepdistill.teacher import Teacher
-from stepdistill.train import Log, checkpoint
-from stepdistill.trainer import Optimiser, Trainer, Training
+from stepdistill.teachers.teacher import Teacher
+from stepdistill.training.checkpoint import latest, save
+from stepdistill.training.health.monitor import Monitor
+from stepdistill.training.players import Adapters, PlayerSettings, make_players
+from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 ADAPTERS = Adapters(rank=2, alpha=5.0)
 SCALE = 5.0 / 2
 CASTINGS = {
-    "adapters": Casting(Sampler((1, 2)), ADAPTERS, target=0.9),
-    "checkpointed adapters": Casting(Sampler((1, 2)), ADAPTERS, checkpointing=True, target=0.9),
-    "copies": Casting(Sampler((1, 2)), target=0.9),
-    "a low-rank critic": Casting(Sampler((1, 2)), replace(ADAPTERS, roles=("critic",)), target=0.9),
-    "checkpointed copies": Casting(Sampler((1, 2)), checkpointing=True, target=0.9),
+    "adapters": PlayerSettings(Sampler((1, 2)), ADAPTERS, target=0.9),
+    "checkpointed adapters": PlayerSettings(
+        Sampler((1, 2)), ADAPTERS, checkpointing=True, target=0.9
+    ),
+    "copies": PlayerSettings(Sampler((1, 2)), target=0.9),
+    "a low-rank critic": PlayerSettings(
+        Sampler((1, 2)), replace(ADAPTERS, roles=("critic",)), target=0.9
+    ),
+    "checkpointed copies": PlayerSettings(Sampler((1, 2)), checkpointing=True, target=0.9),
 }
 castings = pytest.mark.parametrize("casting", CASTINGS.values(), ids=CASTINGS)
 PLAIN = {"gan": 0.0, "gan_critic": 0.0}
@@ -113,7 +111,7 @@ def batch_of(k=0, n=4, dtype=torch.float32):
 
 
 def trainer(method, players, updates=4):
-    training = Training(updates, batch=4, optimiser=Optimiser(lr=1e-2), target=0.9, average=0.9)
+    training = Training(updates, batch=4, optimiser=Optimiser(lr=1e-2), target_ema=0.9, ema=0.9)
     return Trainer(method, players, tiny_images(), training, Accelerator(cpu=True), (5,))
 
 
@@ -124,10 +122,10 @@ def trainer(method, players, updates=4):
 def test_every_role_is_born_as_the_teacher(casting):
     teacher = teacher_for(casting)
     want = answer(teacher_for(CASTINGS["copies"]).denoiser)
-    players = cast(Dmd2(), teacher, casting)
+    players = make_players(Dmd2(), teacher, casting)
     denoisers = (players.student, players.teacher, players.critic)
     assert all(torch.equal(answer(denoiser), want) for denoiser in denoisers)
-    other = cast(Consistency(), teacher, casting)
+    other = make_players(Consistency(), teacher, casting)
     assert torch.equal(answer(other.target), want) and other.critic is None
     assert players.target is None and players.sampler == casting.sampler
 
@@ -135,7 +133,7 @@ def test_every_role_is_born_as_the_teacher(casting):
 @castings
 def test_newborn_roles_give_no_gradient_at_all(casting):
     """Critic and teacher agree to the bit, so the student's direction is exactly zero."""
-    players = cast(Dmd2(**PLAIN), teacher_for(casting), casting)
+    players = make_players(Dmd2(**PLAIN), teacher_for(casting), casting)
     moved = trainable(players.student.net)
     for p in moved:
         p.requires_grad_()
@@ -153,7 +151,7 @@ def test_newborn_roles_give_no_gradient_at_all(casting):
 @castings
 def test_guidance_stays_on_the_teacher(casting):
     teacher = teacher_for(casting, w=3.0)
-    players = cast(Dmd2(), teacher, casting)
+    players = make_players(Dmd2(), teacher, casting)
     move(players.student.net, 1), move(players.critic.net, 2)
     given, free = (answer(teacher.denoiser, cond=c) for c in (LABELS, torch.full_like(LABELS, 2)))
     torch.testing.assert_close(answer(players.teacher), given + 2 * (given - free))
@@ -166,7 +164,7 @@ def test_roles_share_the_base_and_copies_share_nothing():
 
     for name in ("adapters", "copies"):
         teacher = teacher_for(CASTINGS[name])
-        players = cast(Dmd2(), teacher, CASTINGS[name])
+        players = make_players(Dmd2(), teacher, CASTINGS[name])
         base, student = storages(plain_net(teacher)), storages(players.student.net)
         critic = storages(players.critic.denoiser.net)
         if name == "adapters":
@@ -180,7 +178,7 @@ def test_parameters_of_a_role_are_the_bases_and_its_own():
     teacher = teacher_for(casting)
     base = sum(p.numel() for p in tiny_unet().parameters())
     assert parameter_count(plain_net(teacher)) == base
-    players = cast(Dmd2(**PLAIN), teacher, casting)
+    players = make_players(Dmd2(**PLAIN), teacher, casting)
     own = sum(p.numel() for p in trainable(players.student.net))
     layers = [m for m in tiny_unet().modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     assert own == sum(2 * (m.weight.shape[0] + m.weight[0].numel()) for m in layers)
@@ -196,7 +194,7 @@ def test_a_seed_gives_the_same_head_and_adapters_and_another_seed_others(casting
         torch.rand(len(born))  # whatever the process has drawn so far
         teacher = teacher_for(casting)
         state = torch.get_rng_state()
-        players = cast(Dmd2(), teacher, replace(casting, seed=seed))
+        players = make_players(Dmd2(), teacher, replace(casting, seed=seed))
         assert torch.equal(torch.get_rng_state(), state)
         born.append(snapshot(players, teacher))
     torch.set_rng_state(before)
@@ -215,7 +213,7 @@ def test_a_seed_gives_the_same_head_and_adapters_and_another_seed_others(casting
 def test_a_target_without_decay_is_the_student():
     for name in ("adapters", "copies"):
         casting = replace(CASTINGS[name], target=0.0)
-        players = cast(Consistency(), teacher_for(casting), casting)
+        players = make_players(Consistency(), teacher_for(casting), casting)
         assert players.target is players.student
 
 
@@ -223,7 +221,7 @@ def test_a_target_without_decay_is_the_student():
 def test_checkpointed_blocks_run_again_in_the_backward(name):
     for checkpointing, again in ((False, False), (True, True)):
         casting = replace(CASTINGS[name], checkpointing=checkpointing)
-        players = cast(Dmd2(**PLAIN), teacher_for(casting), casting)
+        players = make_players(Dmd2(**PLAIN), teacher_for(casting), casting)
         move(players.critic.net, 1)
         for p in trainable(players.student.net):
             p.requires_grad_()
@@ -248,7 +246,7 @@ MOVES = {
 @pytest.mark.parametrize("method, moves", MOVES.values(), ids=MOVES)
 def test_a_turn_moves_its_role_and_never_the_teacher(casting, method, moves):
     teacher = teacher_for(casting)
-    want, players = answer(teacher.denoiser), cast(method, teacher, casting)
+    want, players = answer(teacher.denoiser), make_players(method, teacher, casting)
     made, first = trainer(method, players), snapshot(players, teacher)
     before = first
     for _ in range(2 * len(method.turns())):
@@ -306,11 +304,11 @@ def test_gradients_are_those_of_full_copies(name):
     """Student's turn, critic's turn on its sample and on a fresh one; GAN and R1, in float64."""
     method, casting = Dmd2(ratio=2, gan=0.3, gan_critic=0.2, r1=0.1), CASTINGS[name]
     teacher = teacher_for(casting)
-    roles = cast(method, teacher, casting)
+    roles = make_players(method, teacher, casting)
     move(roles.student.net, 1), move(roles.critic.denoiser.net, 2)
     doubled(roles, teacher)
     alone = teacher_for(CASTINGS["copies"])
-    copies = doubled(cast(method, alone, CASTINGS["copies"]), alone)
+    copies = doubled(make_players(method, alone, CASTINGS["copies"]), alone)
     copies.student.net.load_state_dict(merged(roles.student.net).state_dict())
     copies.critic.denoiser.net.load_state_dict(merged(roles.critic.denoiser.net).state_dict())
     copies.critic.head.load_state_dict(roles.critic.head.state_dict())
@@ -343,7 +341,7 @@ def test_gradients_are_those_of_full_copies(name):
 def resumable():
     """A new trainer on checkpointed adapters, as a new process would make it."""
     method, casting = Dmd2(ratio=2), CASTINGS["checkpointed adapters"]
-    return lambda: trainer(method, cast(method, teacher_for(casting), casting))
+    return lambda: trainer(method, make_players(method, teacher_for(casting), casting))
 
 
 def test_a_resumed_run_on_adapters_is_bitwise(tmp_path, resumable):
@@ -379,7 +377,7 @@ def test_a_checkpoint_of_adapters_holds_no_base(resumable):
 def test_a_merged_role_answers_as_its_view():
     casting = CASTINGS["checkpointed adapters"]
     teacher = teacher_for(casting)
-    players = cast(Dmd2(), teacher, casting)
+    players = make_players(Dmd2(), teacher, casting)
     move(players.student.net, 1), move(players.critic.net, 2)
     base = answer(teacher.denoiser)
     for denoiser in (players.student, players.critic.denoiser):
@@ -394,7 +392,7 @@ def test_a_merged_role_answers_as_its_view():
 def test_without_roles_the_base_is_as_it_was():
     casting = CASTINGS["checkpointed adapters"]
     teacher = teacher_for(casting)
-    players = cast(Dmd2(), teacher, casting)
+    players = make_players(Dmd2(), teacher, casting)
     move(players.student.net, 1), move(players.critic.net, 2)
     net, original = without_roles(plain_net(teacher)), tiny_unet()
     assert same(dict(net.state_dict()), dict(original.state_dict()))
@@ -409,7 +407,7 @@ def test_without_roles_the_base_is_as_it_was():
 def test_a_next_stage_starts_from_the_averaged_student_and_a_new_critic(name):
     casting = CASTINGS[name]
     teacher, method = teacher_for(casting), Dmd2()
-    made = trainer(method, cast(method, teacher, casting), updates=2)
+    made = trainer(method, make_players(method, teacher, casting), updates=2)
     while not made.done:
         made.step()
     start = {k: v.clone() for k, v in made.averaged().items()}
@@ -418,7 +416,7 @@ def test_a_next_stage_starts_from_the_averaged_student_and_a_new_critic(name):
     present = snapshot(made.players, teacher)
     assert not same(start, present["student"])
 
-    players = cast(method, teacher, replace(casting, start=start, seed=(0, 1)))
+    players = make_players(method, teacher, replace(casting, start=start, seed=(0, 1)))
     born = snapshot(players, teacher)
     assert same(born["student"], start)
     assert same(born["teacher"], base_tensors(tiny_unet()))
@@ -428,17 +426,19 @@ def test_a_next_stage_starts_from_the_averaged_student_and_a_new_critic(name):
     heads = [{k: v for k, v in s["critic"].items() if k[:4] == "head"} for s in (present, born)]
     assert heads[0].keys() == heads[1].keys() and not same(*heads)
 
-    later = cast(method, teacher, replace(casting, start=start, critic=going_on, seed=(0, 1)))
+    later = make_players(
+        method, teacher, replace(casting, start=start, critic=going_on, seed=(0, 1))
+    )
     assert same({k: v.clone() for k, v in own_tensors(later.critic.denoiser.net).items()}, kept)
     assert not torch.equal(answer(later.critic.denoiser), new)
 
-    again = cast(Consistency(), teacher, replace(casting, start=start))
+    again = make_players(Consistency(), teacher, replace(casting, start=start))
     assert same(snapshot(again, teacher)["target"], start)
 
 
 def test_a_critic_of_its_own_carries_nothing_of_the_students_adapter():
-    casting = Casting(Sampler((1, 2)), replace(ADAPTERS, roles=("student",)))
-    p = cast(Dmd2(), teacher_for(casting), casting)
+    casting = PlayerSettings(Sampler((1, 2)), replace(ADAPTERS, roles=("student",)))
+    p = make_players(Dmd2(), teacher_for(casting), casting)
     own = own_tensors(p.critic.net)
     assert {f"network.{name}" for name in plain_net(teacher_for(casting)).state_dict()} < {*own}
     assert not any("lora" in name for name in own)
@@ -448,7 +448,7 @@ def test_guidance_adapters_fit_blocks_of_unequal_widths():
     """On a UNet whose parts are not registered in the order in which they are passed."""
     net = tiny_unet(widths=(8, 16))
     teacher = Teacher.from_pipeline(DDPMPipeline(net, FlowMatchEulerDiscreteScheduler()), 1.0)
-    p = cast(Agd(), teacher, Casting(extras=("adapters",)))
+    p = make_players(Agd(), teacher, PlayerSettings(inputs=("adapters",)))
     for adapter in p.student.net.inputs.adapters:
         torch.nn.init.normal_(adapter.up.weight, std=0.3)
     x, t, cond = normal(1, 2, 1, 8, 8).float(), at(0.5, 2), torch.tensor([0, 1])
@@ -460,11 +460,11 @@ def test_guidance_adapters_fit_blocks_of_unequal_widths():
 def test_a_student_of_another_shape_cannot_start_a_stage():
     casting = CASTINGS["adapters"]
     teacher = teacher_for(casting)
-    start = own_tensors(cast(Dmd2(), teacher, casting).student.net)
+    start = own_tensors(make_players(Dmd2(), teacher, casting).student.net)
     start = {k: v.detach().clone() for k, v in start.items()}
     wider = replace(casting, adapters=Adapters(rank=3), start=start)
     with pytest.raises(ValueError, match="saved from another network, rank or set of targets"):
-        cast(Dmd2(), teacher, wider)
+        make_players(Dmd2(), teacher, wider)
 
 
 TINY = {
@@ -484,10 +484,10 @@ def session(tmp_path, methods, prediction, adapters=None, **unet):
     """Stages of two updates on an untrained unconditional network under a table of ᾱ."""
     network = Network(unet=TINY | unet, scheduler="DDIMScheduler", scheduler_config=prediction)
     settings = {"consistency": {"steps": 4, "solver": "ddim"}, "dmd2": {"ratio": 2}}
-    training = Training(updates=2, batch=4, average=0.5)
+    training = Training(updates=2, batch=4, ema=0.5)
     stages = [Stage(m, settings[m], training) for m in methods]
-    run = Run(network=network, stages=stages, adapters=adapters, sampler=Sampler((1, 2)))
-    return Session(run, tmp_path, Accelerator(cpu=True))
+    run = RunConfig(network=network, stages=stages, adapters=adapters, sampler=Sampler((1, 2)))
+    return Stages.of(run, tmp_path, Accelerator(cpu=True))
 
 
 X0 = {"prediction_type": "sample"}
@@ -530,7 +530,7 @@ def test_a_run_of_two_stages_on_adapters(tmp_path):
     assert same({k: v.clone() for k, v in own_tensors(made.trainer.nets["student"]).items()}, start)
     for k in range(5):
         if k == 1:
-            checkpoint(made, Log(made), Monitor(made.run.health, made.trainer, made.teacher))
+            checkpoint(made, Log(made), Monitor(made.setup.run.health, made.trainer, made.teacher))
         made.trainer.step()
     again = session(tmp_path, ("consistency", "dmd2"), V, ADAPTERS)
     assert again.restore() == [] and (again.stage, again.trainer.turn) == (1, 1)
@@ -559,8 +559,8 @@ def test_a_network_without_the_block_is_refused_in_one_line(tmp_path):
             teacher = teacher_for(casting)
             teacher = replace(teacher, denoiser=replace(teacher.denoiser, block=block))
             with pytest.raises(ValueError, match="UNet2DModel has no block .* train without a GAN"):
-                cast(Dmd2(), teacher, casting)
-            assert cast(Dmd2(**PLAIN), teacher, casting).critic.head is None
+                make_players(Dmd2(), teacher, casting)
+            assert make_players(Dmd2(**PLAIN), teacher, casting).critic.head is None
     with pytest.raises(ConfigError, match=r"^stages\.0: UNet2DModel has no block 'mid_block'") as e:
         session(tmp_path, ("dmd2",), V, mid_block_type=None)
     assert "\n" not in str(e.value)
@@ -571,7 +571,7 @@ def test_the_head_looks_at_the_block_that_is_asked_for():
     for name in ("adapters", "copies"):
         casting = CASTINGS[name]
         critics = [
-            cast(Dmd2(block=block), teacher_for(casting), casting).critic
+            make_players(Dmd2(block=block), teacher_for(casting), casting).critic
             for block in (None, "up_blocks.1")
         ]
         nets = [bare(critic.denoiser.net) for critic in critics]
@@ -580,21 +580,21 @@ def test_the_head_looks_at_the_block_that_is_asked_for():
         sizes = [sum(p.numel() for p in critic.head.parameters()) for critic in critics]
         assert sizes[0] != sizes[1]
         with pytest.raises(ValueError, match="its block puts out more: choose a part"):
-            cast(Dmd2(block="down_blocks.0"), teacher_for(casting), casting)
+            make_players(Dmd2(block="down_blocks.0"), teacher_for(casting), casting)
         with pytest.raises(ValueError, match="no block 'up_blocks.9' for a realness head"):
-            cast(Dmd2(block="up_blocks.9"), teacher_for(casting), casting)
+            make_players(Dmd2(block="up_blocks.9"), teacher_for(casting), casting)
 
 
 def test_an_unknown_role_is_refused():
     class Extra(Dmd2):
-        roles = ("student", "teacher", "muse")
+        needs = Needs(("student", "teacher", "muse"))
 
     for casting in CASTINGS.values():
         with pytest.raises(ValueError, match="role muse; there are student, teacher, critic, tar"):
-            cast(Extra(), teacher_for(casting), casting)
+            make_players(Extra(), teacher_for(casting), casting)
 
 
 def test_adapters_on_layers_that_do_not_exist_are_refused():
     casting = replace(CASTINGS["adapters"], adapters=Adapters(targets=("to_q", "nowhere")))
     with pytest.raises(ValueError, match="no such linear layer or convolution"):
-        cast(Dmd2(), teacher_for(casting), casting)
+        make_players(Dmd2(), teacher_for(casting), casting)

@@ -8,13 +8,14 @@ from diffusers import SCMScheduler
 from oracle import M, S, batch
 from torch import nn
 
-from stepdistill.denoiser import Denoiser, Gaussian, Rescheduled
-from stepdistill.informed import Informed, LogVariance
+from stepdistill.denoiser import Denoiser, Rescheduled
+from stepdistill.exact import Gaussian
+from stepdistill.losses.jvp import derivative
 from stepdistill.method import Players
 from stepdistill.methods.scm import END, Field, Scm
+from stepdistill.networks.inputs import LogVariance, WithInputs
 from stepdistill.process import Estimate, TrigFlow
 from stepdistill.solver import Sampler, sample
-from stepdistill.tangent import derivative
 from stepdistill.times import TimeLaw
 
 names = pytest.mark.parametrize("name", PROCESSES)
@@ -119,7 +120,7 @@ def test_the_gradient_with_respect_to_the_network_is_the_formulas(adaptive):
     n, values = 6, normal(3, 6, 2)
     net = Output(values)
     if adaptive:
-        net = Informed(net, None, LogVariance().double())
+        net = WithInputs(net, None, LogVariance().double())
         nn.init.normal_(net.logvar.linear.weight, generator=torch.Generator().manual_seed(1))
     student = Denoiser(net, TRIG, "flow")
     method = Scm(adaptive=adaptive, time=TimeLaw("uniform", low=0.1, high=0.9), warmup=0.0)
@@ -184,4 +185,4 @@ def test_a_step_without_a_difference_is_refused():
 def test_passes():
     assert Scm().passes(Sampler())[:] == (1, 2, 1)
     assert Scm(tangent="difference").passes(Sampler()).frozen == 3
-    assert Scm().extras == ("logvar",) and Scm(adaptive=False).extras == ()
+    assert Scm().needs.inputs == ("logvar",) and Scm(adaptive=False).needs.inputs == ()

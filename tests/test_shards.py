@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SUITE = '''
+SUITE = """
 import os, pathlib, time, pytest
 COUNT = pathlib.Path(__file__).parents[2] / "count"
 def count(name): COUNT.open("a").write(name + " ")
@@ -29,7 +29,7 @@ def test_one(): count("one")
 def test_other(): count("other"); assert "BROKEN" not in os.environ
 @pytest.mark.full
 def test_slow(): count("slow"); time.sleep(float(os.environ.get("SLOW", 0)))
-'''
+"""
 SETTINGS = """
 [pytest]
 markers =

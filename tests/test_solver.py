@@ -12,7 +12,8 @@ import torch
 from cases import MLP, PROCESSES, SD_TABLE, TIMES, at, close, normal, scales
 from scipy import stats
 
-from stepdistill.denoiser import Denoiser, Gaussian, GaussianMixture
+from stepdistill.denoiser import Denoiser
+from stepdistill.exact import Gaussian, GaussianMixture
 from stepdistill.process import Estimate, RectifiedFlow, VarianceExploding
 from stepdistill.solver import (
     EVALUATIONS,

@@ -9,7 +9,8 @@ from cases import MLP, PROCESSES, at, close, normal
 from oracle import M, S, batch
 
 from stepdistill.critic import Critic
-from stepdistill.denoiser import Denoiser, Gaussian
+from stepdistill.denoiser import Denoiser
+from stepdistill.exact import Gaussian
 from stepdistill.method import Players
 from stepdistill.methods.tdm import Point, Tdm
 from stepdistill.process import VariancePreserving
@@ -207,7 +208,7 @@ def test_turns_and_samplers():
     with pytest.raises(ValueError, match="gamma 0"):
         method.trained_times(PROCESSES["rf"], Sampler((4,)))
     assert method.trained_times(PROCESSES["rf"], FOUR).tolist() == [1, 0.75, 0.5, 0.25]
-    assert not method.needs_data
+    assert not method.needs.data
     with pytest.raises(ValueError, match="margin: must be below 0.5"):
         Tdm(margin=0.5)
 

@@ -16,34 +16,38 @@ from faults_worker import SCENARIOS
 from rich.console import Console
 from safetensors import SafetensorError
 
-from stepdistill import checkpoint
-from stepdistill.checkpoint import CheckpointError, DiskError, finished, save
-from stepdistill.config import ConfigError, Run, read
-from stepdistill.export import ExportError
-from stepdistill.health import Monitor
+from stepdistill.export.export import ExportError
+from stepdistill.files import DiskError
+from stepdistill.jobs.distill import Clock, complete, distill, train_run
 from stepdistill.method import Loss
 from stepdistill.methods.consistency import Consistency
-from stepdistill.progress import Moment
-from stepdistill.run import Clock, complete, distill, trained
-from stepdistill.session import Session, open_folder, reopen
-from stepdistill.train import Course, curves, deferred_stop, train
-from stepdistill.trainer import TrainingFailed
+from stepdistill.runs.config import RunConfig, read
+from stepdistill.runs.folder import RunFolder
+from stepdistill.runs.log import Log, curves
+from stepdistill.runs.loop import deferred_stop, train
+from stepdistill.runs.progress import Snapshot
+from stepdistill.runs.stages import Stages, reopen
+from stepdistill.schema import ConfigError
+from stepdistill.training import checkpoint
+from stepdistill.training.checkpoint import CheckpointError, finished, save
+from stepdistill.training.health.monitor import Monitor
+from stepdistill.training.trainer import TrainingFailed
 
 STAGE = read("smoke").stages[0]
 
 
-def two_stages() -> Run:
+def two_stages() -> RunConfig:
     """Two consistency stages of five updates each, a checkpoint every second update."""
     return replace(read("smoke"), name="two", stages=[STAGE, STAGE], save_every=2)
 
 
-def session(folder: Path, run: Run | None = None) -> Session:
-    made = Session(run or two_stages(), folder, Accelerator(cpu=True))
+def session(folder: Path, run: RunConfig | None = None) -> Stages:
+    made = Stages.of(run or two_stages(), folder, Accelerator(cpu=True))
     made.restore()
     return made
 
 
-def train_whole(folder: Path) -> Session:
+def train_whole(folder: Path) -> Stages:
     folder.mkdir()
     made = session(folder)
     train(made, lambda _: None)
@@ -62,7 +66,7 @@ def test_ctrl_c_and_the_same_command_give_the_uninterrupted_run(tmp_path, stop):
     folder.mkdir()
     first = session(folder)
 
-    def press(moment: Moment) -> None:
+    def press(moment: Snapshot) -> None:
         if (first.stage, moment.update) == stop:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -81,7 +85,7 @@ def test_a_stage_starts_from_the_average_of_the_one_before(tmp_path):
     made = session(tmp_path)
     while not made.trainer.done:
         made.trainer.step()
-    averaged = [m.clone() for m in made.trainer.average.averaged]
+    averaged = [m.clone() for m in made.trainer.ema.averaged]
     made.next_stage()
     for parameter, mean in zip(made.trainer.players.student.net.parameters(), averaged):
         assert torch.equal(parameter, mean)
@@ -117,7 +121,7 @@ def test_curves_count_updates_over_stages(tmp_path):
     assert [update for update, _ in points] == list(range(1, 11))
 
 
-def interrupted(folder: Path, press: Callable[[Session], None]) -> Session:
+def interrupted(folder: Path, press: Callable[[Stages], None]) -> Stages:
     """A session whose `press` was called at every moment, until Ctrl-C ended it."""
     folder.mkdir(exist_ok=True)
     made = session(folder)
@@ -136,7 +140,7 @@ def goes_on_as(folder: Path, whole: Path) -> bool:
 
 
 def test_a_second_ctrl_c_quits_at_once(tmp_path):
-    def press(made: Session) -> None:
+    def press(made: Stages) -> None:
         if made.trainer.turn == 3:  # the last checkpoint is that of turn 2
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
@@ -150,7 +154,7 @@ def test_a_second_ctrl_c_quits_at_once(tmp_path):
 def test_a_second_ctrl_c_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     whole = checkpoint.save_file
 
-    def press(made: Session) -> None:
+    def press(made: Stages) -> None:
         if made.trainer.turn == 3:
             signal.raise_signal(signal.SIGINT)
             monkeypatch.setattr(checkpoint, "save_file", impatient)
@@ -233,13 +237,13 @@ SPOILS = {
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 def test_steps_that_are_not_finite_are_counted_over_the_run(tmp_path, monkeypatch, spoil):
     unsteady(monkeypatch, spoil)
-    moments: list[Moment] = []
+    moments: list[Snapshot] = []
     made = session(tmp_path)
     train(made, moments.append)
     rows, trainer = log(tmp_path), made.trainer
     by_stage = [max(r["skipped"] for r in rows if r["stage"] == stage) for stage in (0, 1)]
     assert 0 < by_stage[0] < by_stage[1] == trainer.skipped == moments[-1].skipped < 10
-    counted = [trainer.average.updates, by_stage[1] - by_stage[0]]
+    counted = [trainer.ema.updates, by_stage[1] - by_stage[0]]
     assert sum(counted) == 5 and trainer.target.updates == counted[0]
     # A row for every turn; a skipped one has no numbers.
     assert len(rows) == 10
@@ -251,8 +255,10 @@ def test_steps_that_are_not_finite_are_counted_over_the_run(tmp_path, monkeypatc
 
 def test_skipped_steps_are_shown_and_reported(tmp_path, monkeypatch):
     unsteady(monkeypatch, SPOILS["an infinite loss"])
-    monkeypatch.setattr("stepdistill.run.export", lambda *_: 0.0)  # seconds, and not asked about
-    monkeypatch.setattr("stepdistill.run.describe", lambda *_: None)
+    monkeypatch.setattr(
+        "stepdistill.jobs.distill.export", lambda *_: 0.0
+    )  # seconds, and not asked about
+    monkeypatch.setattr("stepdistill.jobs.distill.describe", lambda *_: None)
     console = Console(file=io.StringIO(), width=200)
     distill(replace(two_stages(), save_every=100), tmp_path, console)
     skipped = log(tmp_path / "two")[-1]["skipped"]
@@ -267,8 +273,8 @@ def test_too_many_of_them_in_a_row_end_training(tmp_path, monkeypatch):
     made = session(tmp_path, replace(two_stages(), stages=[replace(STAGE, training=training)]))
     with pytest.raises(TrainingFailed, match="2 steps of the student in a row"):
         train(made, lambda _: None)
-    again = session(tmp_path, made.run)
-    assert again.trainer.turn >= made.trainer.turn - 2 - made.run.save_every
+    again = session(tmp_path, made.setup.run)
+    assert again.trainer.turn >= made.trainer.turn - 2 - made.setup.run.save_every
 
 
 def test_a_log_without_room_says_so(tmp_path):
@@ -287,7 +293,7 @@ def test_what_comes_after_training_says_when_there_is_no_room(tmp_path, monkeypa
     def fail(*_: object) -> None:
         raise problem
 
-    monkeypatch.setattr("stepdistill.run.export", fail)
+    monkeypatch.setattr("stepdistill.jobs.distill.export", fail)
     made = train_whole(tmp_path / "run")
     with pytest.raises(DiskError if full else ExportError) as raised:
         complete(made, Clock(), Console(quiet=True))
@@ -304,7 +310,7 @@ def test_a_state_of_another_version_is_refused_with_advice(tmp_path):
         session(tmp_path)
 
 
-def unlike_stages(guidance: float) -> Run:
+def unlike_stages(guidance: float) -> RunConfig:
     """A cheap stage before a dear one."""
     dear = replace(STAGE, settings={"steps": 4, "solver": "heun"})
     return replace(read("smoke"), guidance=guidance, stages=[STAGE, dear])
@@ -312,7 +318,7 @@ def unlike_stages(guidance: float) -> Run:
 
 def test_work_is_counted_in_network_passes(tmp_path):
     # A student's backward is two forward passes; Heun asks the teacher twice, guidance doubles.
-    moments: list[Moment] = []
+    moments: list[Snapshot] = []
     train(session(tmp_path, unlike_stages(guidance=2.0)), moments.append)
     cheap, dear = 3 + 1 + 1 * 2, 3 + 1 + 2 * 2
     done = [0, *(cheap * k for k in range(1, 6)), *(5 * cheap + dear * k for k in range(6))]
@@ -325,9 +331,9 @@ def test_work_is_counted_in_network_passes(tmp_path):
 
 
 def test_progress_goes_on_where_it_stopped(tmp_path):
-    seen: list[Moment] = []
+    seen: list[Snapshot] = []
 
-    def press(moment: Moment) -> None:
+    def press(moment: Snapshot) -> None:
         seen.append(moment)
         if len(seen) == 9:
             signal.raise_signal(signal.SIGINT)
@@ -343,12 +349,12 @@ def test_progress_goes_on_where_it_stopped(tmp_path):
 
 
 def test_checkpoints_are_numbered_upwards_over_cycles_and_stages(tmp_path):
-    made = Session(SCENARIOS["cycles"], tmp_path, Accelerator(cpu=True))
-    course, positions = Course.of(made), []
+    made = Stages.of(SCENARIOS["cycles"], tmp_path, Accelerator(cpu=True))
+    log, positions = Log(made), []
     while True:
         while not made.trainer.done:
             made.trainer.step()
-            positions.append(course.position(made))
+            positions.append(log.position())
         if made.finished:
             break
         made.next_stage()
@@ -356,10 +362,10 @@ def test_checkpoints_are_numbered_upwards_over_cycles_and_stages(tmp_path):
 
 
 def test_a_stopped_run_says_where_and_how_to_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("stepdistill.train.Log.write", lambda *_: signal.raise_signal(2))
+    monkeypatch.setattr("stepdistill.runs.log.Log.write", lambda *_: signal.raise_signal(2))
     console = Console(file=io.StringIO(), width=200)
     with pytest.raises(KeyboardInterrupt):
-        trained(two_stages(), tmp_path / "run", console)
+        train_run(two_stages(), tmp_path / "run", console)
     text = console.file.getvalue()
     folder = tmp_path / "run" / "checkpoints"
     where = "stopped at update 1 of consistency"
@@ -368,11 +374,11 @@ def test_a_stopped_run_says_where_and_how_to_go_on(tmp_path, monkeypatch):
 
 def test_a_damaged_checkpoint_is_named_to_the_user(tmp_path):
     run, folder = two_stages(), tmp_path / "[run]"
-    trained(run, folder, Console(quiet=True))
+    train_run(run, folder, Console(quiet=True))
     *_, newest = finished(folder / "checkpoints")
     (newest / "state.safetensors").unlink()
     console = Console(file=io.StringIO(), width=60)
-    trained(run, folder, console)
+    train_run(run, folder, console)
     line, *_ = console.file.getvalue().splitlines()
     what = f"checkpoint {newest}: state.safetensors is missing"
     assert line == f"{what}; going on from the one before"
@@ -381,21 +387,21 @@ def test_a_damaged_checkpoint_is_named_to_the_user(tmp_path):
 def test_a_run_reopens_at_its_best_checkpoint(tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
     monkeypatch.setattr(Monitor, "distance", lambda _: next(scores))
-    open_folder(two_stages(), tmp_path / "run")
+    RunFolder(tmp_path / "run").open(two_stages())
     made = session(tmp_path / "run")
     train(made, lambda _: None)
     kept = [p.name for p in finished(tmp_path / "run" / "checkpoints")]
     best = reopen(tmp_path / "run", Accelerator(cpu=True), at_best=True)
-    assert (best.stage, best.trainer.update) == (0, 4) and kept[0] == "000004"
+    assert (best.stage, best.update) == (0, 4) and kept[0] == "000004"
     last = reopen(tmp_path / "run", Accelerator(cpu=True))
-    assert (last.stage, last.trainer.update) == (1, 5)
-    wanted, other = (s.trainer.averaged()["conv_in.weight"] for s in (best, last))
+    assert (last.stage, last.update) == (1, 5)
+    wanted, other = (s.student.net.state_dict()["conv_in.weight"] for s in (best, last))
     assert not torch.equal(wanted, other)
 
 
 def test_a_run_without_scores_has_no_best_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(Monitor, "distance", lambda _: None)
-    open_folder(two_stages(), tmp_path / "run")
+    RunFolder(tmp_path / "run").open(two_stages())
     train(session(tmp_path / "run"), lambda _: None)
     with pytest.raises(ConfigError, match="no checkpoint has a score"):
         reopen(tmp_path / "run", Accelerator(cpu=True), at_best=True)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from accelerate import Accelerator
-from toys import AdversarialCycle, cast, tiny_images
+from toys import AdversarialCycle, tiny_images, tiny_players
 
-from stepdistill.checkpoint import CheckpointError, State, latest, read, save
-from stepdistill.data import Images, stream
+from stepdistill.data.loader import Images, stream
 from stepdistill.method import Loss
-from stepdistill.trainer import Optimiser, Trainer, Training, TrainingFailed
+from stepdistill.training.checkpoint import CheckpointError, State, latest, read, save
+from stepdistill.training.trainer import Optimiser, Trainer, Training, TrainingFailed
 
 TRAINING = Training(updates=6, batch=4, optimiser=Optimiser(lr=1e-3, schedule="cosine", warmup=2))
 
@@ -18,7 +18,7 @@ TRAINING = Training(updates=6, batch=4, optimiser=Optimiser(lr=1e-3, schedule="c
 def trainer(training: Training = TRAINING, method=None, seed: int = 3) -> Trainer:
     accelerator = Accelerator(cpu=True)
     return Trainer(
-        method or AdversarialCycle(), cast(), tiny_images(), training, accelerator, (seed,)
+        method or AdversarialCycle(), tiny_players(), tiny_images(), training, accelerator, (seed,)
     )
 
 
@@ -132,7 +132,7 @@ def test_accumulated_micro_batches_are_one_larger_batch():
     def norm(accumulation: int) -> float:
         method = _Fixed()
         training = replace(TRAINING, accumulation=accumulation)
-        made = Trainer(method, cast(), Same(), training, Accelerator(cpu=True))
+        made = Trainer(method, tiny_players(), Same(), training, Accelerator(cpu=True))
         return made.step().gradient_norm
 
     assert norm(3) == pytest.approx(norm(1), rel=1e-5)

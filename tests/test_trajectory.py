@@ -13,7 +13,8 @@ from cases import MLP, PROCESSES, at, check_gradient, close, normal, scales
 from oracle import M, S, batch, ddim, next_on, oracle
 from torch import nn
 
-from stepdistill.denoiser import Denoiser, Gaussian, Guided
+from stepdistill.denoiser import Denoiser, Guided
+from stepdistill.exact import Gaussian
 from stepdistill.method import Players
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.lcm import Lcm
@@ -330,7 +331,7 @@ def test_lcm_draws_guidance_for_teacher_and_students_alike():
     assert method.loss(p, given).total < 1e-12
     (w,) = {id(x): x for x in seen}.values()
     assert 2 <= float(w.min()) < 2.2 and 4.8 < float(w.max()) <= 5
-    assert method.extras == ("w",) and method.guides and not Lcm().guides
+    assert method.needs.inputs == ("w",) and method.needs.guidance and not Lcm().needs.guidance
 
 
 def test_an_embedding_needs_a_range():

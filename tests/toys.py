@@ -7,13 +7,17 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from stepdistill.backbones.labelled import call_labelled
-from stepdistill.critic import Critic, denoising_loss, fooling_loss, pull, realness_loss
-from stepdistill.data import Drawn, Images, stream
-from stepdistill.denoiser import Denoiser, GaussianMixture, Guided
-from stepdistill.method import Batch, Loss, Method, Passes, Players, Sample, Trajectory, Turn
+from stepdistill.critic import Critic
+from stepdistill.data.loader import Drawn, Images, stream
+from stepdistill.denoiser import Denoiser, Guided
+from stepdistill.exact import GaussianMixture
+from stepdistill.losses.denoising import denoising_loss
+from stepdistill.losses.gan import discriminator_loss, generator_loss
+from stepdistill.losses.score import pull
+from stepdistill.method import Batch, Loss, Method, Needs, Passes, Players, Sample, Turn
 from stepdistill.process import NoiseProcess, RectifiedFlow
-from stepdistill.solver import Sampler, ddim_step, rollout, start
+from stepdistill.solver import Sampler, Trajectory, ddim_step, rollout, start
+from stepdistill.teachers.backbones.unet2d import call_labelled
 from stepdistill.times import Grid, TimeLaw
 
 
@@ -63,7 +67,7 @@ class Head(nn.Module):
         return self.linear(features.mean((2, 3)))
 
 
-def cast(seed: int = 0) -> Players:
+def tiny_players(seed: int = 0) -> Players:
     """Student, teacher and critic with a realness head, all different tiny UNets."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -79,7 +83,7 @@ class AdversarialCycle(Method):
     gan: float = 0.1
     time: TimeLaw = TimeLaw("uniform", low=0.02, high=0.98)
 
-    roles = ("student", "teacher", "critic")
+    needs = Needs(("student", "teacher", "critic"), discriminator="critic")
     paper = "none: a test"
 
     def turns(self) -> tuple[Turn, ...]:
@@ -97,8 +101,8 @@ class AdversarialCycle(Method):
         x_t = p.student.process.add_noise(x, batch.noise(), t)
         with torch.no_grad():
             real, fake = p.teacher(x_t, t, batch.cond).x0, p.critic(x_t, t, batch.cond).x0
-        _, logits = p.critic.judge(x_t, t, batch.cond)
-        dmd, gan = pull(x, fake - real), fooling_loss(logits)
+        _, logits = p.critic.discriminate(x_t, t, batch.cond)
+        dmd, gan = pull(x, fake - real), generator_loss(logits)
         carry = Sample(x.detach(), batch.cond)
         return Loss({"dmd": dmd, "gan": self.gan * gan}, carry=carry)
 
@@ -106,9 +110,11 @@ class AdversarialCycle(Method):
         process, (x, cond) = p.critic.process, p.carry
         t = self.time.draw(process, len(x), batch.local)
         score = denoising_loss(p.critic.denoiser, x, batch.noise(), t, cond)
-        _, fake = p.critic.judge(process.add_noise(x, batch.noise(), t), t, cond)
-        _, real = p.critic.judge(process.add_noise(batch.x0, batch.noise(), t), t, batch.cond)
-        gan = realness_loss(fake, real)
+        _, fake = p.critic.discriminate(process.add_noise(x, batch.noise(), t), t, cond)
+        _, real = p.critic.discriminate(
+            process.add_noise(batch.x0, batch.noise(), t), t, batch.cond
+        )
+        gan = discriminator_loss(fake, real)
         return Loss({"score": score, "realness": self.gan * gan})
 
 

@@ -22,19 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stepdistill import digits
-from stepdistill.evaluation.domain_cnn import CLASSES, load_domain_cnn
-from stepdistill.evaluation.features import FeatureSpace, random_conv
-from stepdistill.evaluation.metrics import (
-    Manifold,
-    diversity,
-    interval,
-    kid_blocks,
-    mean_and_error,
-    precision_recall,
-)
-from stepdistill.evaluation.moments import Moments, frechet_distance
-from stepdistill.evaluation.scored import Score, Scored
+from ..data.sources import digits
+from .features.domain_cnn import CLASSES, load_domain_cnn
+from .features.random_conv import random_conv
+from .features.space import FeatureSpace
+from .metrics import Manifold, diversity, interval, kid_blocks, mean_and_error, precision_recall
+from .moments import Moments, frechet_distance
+from .scores import Score, Scored
 
 CHUNK = 250  # images generated at a time, which bounds memory
 KEPT = 2000  # features kept a block, for the metrics that compare pairs
@@ -42,7 +36,7 @@ TEACHER, REAL = "teacher", "real"
 
 
 @dataclass(frozen=True)
-class Contender:
+class Sampled:
     """A sampler to be scored.
 
     model: "teacher", "student" or "untrained-student". nfe: network evaluations an image, guidance
@@ -117,7 +111,7 @@ class Suite:
             "frechet_random": f"FD[{self.random.identity}]",
         }
 
-    def real(self) -> Contender:
+    def real(self) -> Sampled:
         """The floor: reference images drawn with replacement, of the requested classes if any."""
         order = self.labels.argsort(stable=True)
         counts = self.labels.bincount()
@@ -129,7 +123,7 @@ class Suite:
                 return self.images[(u * len(self.images)).long()]
             return self.images[order[starts[labels] + (u * counts[labels]).long()]]
 
-        return Contender(REAL, 0, 0, 0, sample)
+        return Sampled(REAL, 0, 0, 0, sample)
 
 
 def digits_suite(conditional: bool = True) -> Suite:
@@ -154,7 +148,7 @@ def digits_suite(conditional: bool = True) -> Suite:
 
 
 def evaluate(
-    contenders: Sequence[Contender],
+    contenders: Sequence[Sampled],
     suite: Suite,
     n: int,
     blocks: int,
@@ -188,7 +182,7 @@ def evaluate(
 
 
 def scored_images(
-    contender: Contender, suite: Suite, n: int, seed: int
+    contender: Sampled, suite: Suite, n: int, seed: int
 ) -> tuple[Tensor, Tensor | None]:
     """The images (n, c, h, w) that `evaluate` scores in its first block, and their labels."""
     batches = list(_batches(suite, n, seed, 0))
@@ -196,12 +190,12 @@ def scored_images(
     return images, None if suite.classes is None else torch.cat([b.labels for b in batches])
 
 
-def _work(contender: Contender) -> int:
+def _work(contender: Sampled) -> int:
     return contender.nfe + 1
 
 
 def _score_block(
-    field: Sequence[Contender], suite: Suite, n: int, seed: int, block: int, scored: Scored
+    field: Sequence[Sampled], suite: Suite, n: int, seed: int, block: int, scored: Scored
 ) -> Iterator[int]:
     """Score those that this block has no score of, yielding the work that is done."""
     anchor = _most_steps(field)
@@ -272,7 +266,7 @@ class _Tally:
         )
 
 
-def _row(contender: Contender, scores: list[Score], n: int, base: float | None) -> Row:
+def _row(contender: Sampled, scores: list[Score], n: int, base: float | None) -> Row:
     frechet, low, high = interval([s.frechet for s in scores])
     frechet_random, low_random, high_random = interval([s.frechet_random for s in scores])
     kid, kid_error = mean_and_error([value for s in scores for value in s.kid])
@@ -314,7 +308,7 @@ def _batches(suite: Suite, n: int, seed: int, block: int) -> Iterator[_Batch]:
         yield _Batch(noise[rows], wanted, _mix(seed, block, start))
 
 
-def _generate(contender: Contender, batch: _Batch) -> tuple[Tensor, float]:
+def _generate(contender: Sampled, batch: _Batch) -> tuple[Tensor, float]:
     """Images on the CPU, clipped to [−1, 1] as any saved image is, and seconds an image."""
     generator = torch.Generator().manual_seed(batch.seed)
     start = time.perf_counter()
@@ -330,7 +324,7 @@ def _generate(contender: Contender, batch: _Batch) -> tuple[Tensor, float]:
     return images.float().clamp(-1, 1), seconds / len(images)
 
 
-def _most_steps(contenders: Sequence[Contender]) -> int | None:
+def _most_steps(contenders: Sequence[Sampled]) -> int | None:
     teachers = [i for i, c in enumerate(contenders) if c.model == TEACHER]
     return max(teachers, key=lambda i: contenders[i].steps, default=None)
 
@@ -344,7 +338,7 @@ def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _check(contenders: Sequence[Contender], n: int, blocks: int) -> None:
+def _check(contenders: Sequence[Sampled], n: int, blocks: int) -> None:
     if not contenders:
         raise ValueError("nothing to evaluate: give at least one contender")
     if blocks < 2:

@@ -1,6 +1,6 @@
 """Adapter guidance distillation, AGD (Jensen & Sadat 2025, arXiv:2503.07274).
 
-The teacher's network stays frozen, and small adapters, told w, t and the label, make its one
+The teacher's network stays frozen, and small adapters, given w, t and the label, make its one
 conditional pass answer as the two of guidance would:
 
     L(A) = E ‖net_A(x_t, w, t, c) − target(x̂₀^w, ε̂^w)‖²,    x̂₀^w = u + w(c − u), ε̂^w alike,
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..critic import denoising_error
-from ..method import Batch, Loss, Method, Passes, Players, Turn
+from ..losses.denoising import denoising_error
+from ..method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from ..solver import Sampler
 
 
@@ -23,17 +23,8 @@ from ..solver import Sampler
 class Agd(Method):
     """No settings: w, the trajectories and their steps are the cache's."""
 
-    roles = ("student", "teacher")
-    needs_data = False
+    needs = Needs(data=False, trajectories=True, inputs=("adapters",))
     paper = "Adapter guidance distillation (arXiv:2503.07274)"
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        return ("adapters",)
-
-    @property
-    def needs_cache(self) -> bool:
-        return True
 
     def turns(self) -> tuple[Turn, ...]:
         return (Turn("student", self.loss),)

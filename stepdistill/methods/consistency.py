@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..distances import Distance
+from ..families.trajectory import OnTrajectory, Times, agreement
+from ..losses.distances import Distance
 from ..method import Batch, Loss, Players
 from ..schema import NotNegative, Steps
 from ..solver import OneStep
-from ..trajectory import OnTrajectory, Times, agreement
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Consistency training: the student learns from data what a teacher's ODE would have told it.
+"""Consistency training: the student learns from data what a teacher's ODE would have shown it.
 
 Two noisy states of one sample and one noise must have one clean end; f maps there, f = x̂₀:
 
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Cond
-from ..distances import Distance, distance
-from ..method import Batch, Loss, Method, Passes, Players, Turn
-from ..pairs import Pair, Pairs
+from ..families.pairs import Pair, Pairs
+from ..losses.distances import Distance, distance
+from ..method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from ..process import NoiseProcess, per_sample
 from ..schema import NotNegative, Share
 from ..solver import Sampler, jump
@@ -44,13 +44,11 @@ class ConsistencyTraining(Method):
     boundary: Share = 0.25
     boundary_weight: NotNegative = 0.1
 
-    roles = ("student", "target")
-    identity_at_clean = True
     paper = "iCT (arXiv:2310.14189), ECT (arXiv:2406.14548), TCM (arXiv:2410.14895)"
 
     @property
-    def needs_origin(self) -> bool:
-        return self.cut > 0
+    def needs(self) -> Needs:
+        return Needs(("student", "target"), initial=self.cut > 0, boundary=True)
 
     def turns(self) -> tuple[Turn, ...]:
         return (Turn("student", self.loss),)
@@ -79,7 +77,7 @@ class ConsistencyTraining(Method):
         if self.cut == 0:
             return goal
         (below,) = per_sample(x_s, s < self.cut_time(p.student.process))
-        return torch.where(below.bool(), jump(p.origin, x_s, s, end, cond), goal)
+        return torch.where(below.bool(), jump(p.initial, x_s, s, end, cond), goal)
 
     def draw(self, process: NoiseProcess, batch: Batch) -> Pair:
         """The times of a batch's pairs, (b,) each."""
@@ -101,4 +99,4 @@ class ConsistencyTraining(Method):
                 raise ValueError(f"{n} steps go below the cut, where the student is not trained")
 
     def passes(self, sampler: Sampler) -> Passes:
-        return Passes(trained=1, frozen=1 + self.needs_origin, teacher=0)
+        return Passes(trained=1, frozen=1 + (self.cut > 0), teacher=0)

@@ -1,8 +1,8 @@
 """Consistency trajectory models, CTM (Kim et al. 2023, arXiv:2310.02279), distillation part.
 
-The student is told where it goes: G_θ(x_t, t, e) is the jump from t to any e ≤ t, with its x̂₀ asked
-at (t, e). Two points of a teacher trajectory, k steps apart, must agree at e, and from there at the
-clean end, through an average of the student that the gradient passes:
+The target time is an input of the student: G_θ(x_t, t, e) is the jump from t to any e ≤ t, by its
+x̂₀ at (t, e). Two points of a teacher trajectory, k steps apart, must agree at e, and from there at
+the clean end, through an average of the student that the gradient passes:
 
     L(θ) = E d( G_θ⁻(G_θ(x_t, t, e), e, 0), G_θ⁻(G_sg(θ)(x̂_u, u, e), e, 0) )
            + λ E ‖net_θ(x_t, t, t) − target‖²,       t = t_i, u = t_{i+k}, e ∈ {t_{i+k}, …, t_N},
@@ -19,15 +19,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..critic import denoising_loss
 from ..denoiser import unguided
-from ..distances import Distance
-from ..features import feature_distance
-from ..method import Batch, Loss, Passes, Players
+from ..families.trajectory import ON_TRAJECTORY, OnTrajectory, up_to
+from ..losses.denoising import denoising_loss
+from ..losses.distances import Distance, feature_distance
+from ..method import Batch, Loss, Needs, Passes, Players
 from ..schema import NotNegative, Steps
 from ..solver import EVALUATIONS, OneStep, Sampler, jump, ode_step
 from ..times import Grid, TimeLaw
-from ..trajectory import OnTrajectory, up_to
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,8 @@ class Ctm(OnTrajectory):
     denoising: NotNegative = 1.0
     time: TimeLaw = TimeLaw("log_normal", mean=-1.2, std=1.2)
 
+    needs = Needs(ON_TRAJECTORY, boundary=True, inputs=("s",))
     paper = "CTM (arXiv:2310.02279)"
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        return ("to",)
 
     def loss(self, p: Players, batch: Batch) -> Loss:
         path, end = self.draw(p, batch)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..critic import pull
-from ..matching import Matching
+from ..families.matching import Matching
+from ..losses.score import pull
 from ..method import Batch, Loss, Players, Sample
 from ..times import TimeLaw
 

@@ -8,8 +8,8 @@ matching for "flow" under rectified flow (arXiv:2210.02747). Labels are dropped 
 
 from dataclasses import dataclass
 
-from ..critic import denoising_loss
-from ..method import Batch, Loss, Method, Passes, Players, Turn
+from ..losses.denoising import denoising_loss
+from ..method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from ..solver import Sampler
 from ..times import TimeLaw
 
@@ -20,7 +20,7 @@ class Diffusion(Method):
 
     time: TimeLaw = TimeLaw()
 
-    roles = ("student",)
+    needs = Needs(players=("student",))
     paper = "DDPM (arXiv:2006.11239), flow matching (arXiv:2210.02747)"
 
     def turns(self) -> tuple[Turn, ...]:

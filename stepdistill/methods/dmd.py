@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..critic import matching_direction, pull
-from ..distances import Distance, distance, require_weights
-from ..matching import Matching
-from ..method import Batch, Loss, Passes, Players, Sample
+from ..families.matching import MATCHING, Matching
+from ..losses.distances import Distance, distance, require_weights
+from ..losses.score import matching_direction, pull
+from ..method import Batch, Loss, Needs, Passes, Players, Sample
 from ..process import NoiseProcess
 from ..schema import NotNegative
 from ..solver import Sampler, clean_end
@@ -31,16 +31,13 @@ class Dmd(Matching):
     distance: Distance = "pseudo_huber"
     huber: NotNegative = 0.03
 
+    needs = Needs(MATCHING, data=False, trajectories=True)
     paper = "DMD (arXiv:2311.18828)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.distance == "lpips":
             require_weights()
-
-    @property
-    def needs_cache(self) -> bool:
-        return True
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
         x, x_t, t = self.noised(p, batch)

@@ -17,20 +17,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..critic import fooling_loss, matching_direction, pull
-from ..matching import WithRealness
+from ..families.matching import WithDiscriminator
+from ..losses.gan import generator_loss
+from ..losses.score import matching_direction, pull
 from ..method import Batch, Loss, Players, Sample
 from ..solver import Sampler, clean_end
 
 
 @dataclass(frozen=True)
-class Dmd2(WithRealness):
+class Dmd2(WithDiscriminator):
     """ratio: critic turns for each of the student's.  gan: λ;  gan_critic: μ; both 0 for no GAN.
 
     rollout: how a student of several steps gets its input, from its own earlier steps or from
-    noised data. block: path of the block whose features are judged, None for the bottleneck. r1:
-    weight of the approximate R1 penalty, with perturbations of std `r1_width`. time, critic_time:
-    laws of t in the two turns.
+    noised data. tap: path of the block whose features the discriminator sees, None for the
+    bottleneck. r1: weight of the approximate R1 penalty, with perturbations of std `r1_width`.
+    time, critic_time: laws of t in the two turns.
     """
 
     rollout: Literal["backward", "noised_data"] = "backward"
@@ -43,13 +44,13 @@ class Dmd2(WithRealness):
 
         with torch.no_grad():
             real = p.teacher(x_t, t, batch.cond).x0
-        if not self.needs_head:
+        if not self.adversarial:
             with torch.no_grad():
                 fake = p.critic(x_t, t, batch.cond).x0
             return Loss({"dmd": pull(x, matching_direction(x, real, fake))}, carry=carry)
-        estimate, realness = p.critic.judge(x_t, t, batch.cond)
+        estimate, realness = p.critic.discriminate(x_t, t, batch.cond)
         dmd = pull(x, matching_direction(x, real, estimate.x0))
-        gan = fooling_loss(realness, self.gan_loss)
+        gan = generator_loss(realness, self.gan_loss)
         return Loss({"dmd": dmd, "gan": self.gan * gan}, carry=carry)
 
     def simulate(self, p: Players, batch: Batch, times: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """f-distill (Xu et al. 2025, arXiv:2502.15681): distribution matching by a general f-divergence.
 
 D_f(p‖q) = ∫ q f(p/q). DMD2's direction g times a weight h(r) = f″(r) r² of the density ratio
-r = p_t/q_t, which the optimal realness tells, r = exp C(x_t, t):
+r = p_t/q_t, which the optimal discriminator gives, r = exp C(x_t, t):
 
     L(θ) = pull(x, (h/h̄) g) + λ softplus(−C(x_t, t)),        h̄ the batch's mean
 
@@ -18,8 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..critic import fooling_loss, matching_direction, pull
-from ..matching import WithRealness
+from ..families.matching import WithDiscriminator
+from ..losses.gan import generator_loss
+from ..losses.score import matching_direction, pull
 from ..method import Batch, Loss, Players, Sample
 from ..process import NoiseProcess, per_sample
 from ..schema import Whole
@@ -42,11 +43,11 @@ def weight(divergence: Divergence, r: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FDistill(WithRealness):
+class FDistill(WithDiscriminator):
     """divergence: f.  bins: parts of time in which r is normalised, 0 for none: a sample that is
     alone in its part has r = 1, so keep them well below the batch.  gan: λ.
 
-    Other settings are those of `matching.WithRealness`; a GAN is needed, for its head tells r.
+    Other settings are those of `matching.WithDiscriminator`; a GAN is needed, for its head gives r.
     """
 
     divergence: Divergence = "js"
@@ -56,19 +57,19 @@ class FDistill(WithRealness):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.needs_head or self.gan_loss != "softplus":
-            raise ValueError("gan_critic, gan_loss: r is told by a softplus GAN: use one")
+        if not self.adversarial or self.gan_loss != "softplus":
+            raise ValueError("gan_critic, gan_loss: r is given by a softplus GAN: use one")
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
         x, x_t, t = self.noised(p, batch)
         with torch.no_grad():
             real = p.teacher(x_t, t, batch.cond).x0
-        estimate, realness = p.critic.judge(x_t, t, batch.cond)
+        estimate, realness = p.critic.discriminate(x_t, t, batch.cond)
 
         h = weight(self.divergence, self.ratio_of(realness.detach(), t, p.student.process))
         (h,) = per_sample(x, h / h.mean())
         f = pull(x, h * matching_direction(x, real, estimate.x0))
-        terms = {"f": f, "gan": self.gan * fooling_loss(realness, self.gan_loss)}
+        terms = {"f": f, "gan": self.gan * generator_loss(realness, self.gan_loss)}
         return Loss(terms, {"h": h.std(correction=0)}, Sample(x.detach(), batch.cond))
 
     def ratio_of(self, realness: Tensor, t: Tensor, process: NoiseProcess) -> Tensor:

@@ -1,6 +1,6 @@
 """Distillation of guidance into one pass (Meng et al. 2022, arXiv:2210.03142, stage 1).
 
-The student is told w and answers, in one evaluation, what the teacher's two make together:
+The student is given w and answers, in one evaluation, what the teacher's two make together:
 
     L(θ) = E ‖net_θ(x_t, w, t, c) − target(x̂₀^w, ε̂^w)‖²,    x̂₀^w = u + w(c − u), ε̂^w alike,
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..critic import denoising_error
-from ..method import Batch, Loss, Method, Passes, Players, Turn
+from ..losses.denoising import denoising_error
+from ..method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from ..schema import Positive
 from ..solver import Sampler
 from ..times import TimeLaw
@@ -27,16 +27,8 @@ class Guidance(Method):
     guidance: tuple[Positive, Positive] = (1.0, 6.0)
     time: TimeLaw = TimeLaw()
 
-    roles = ("student", "teacher")
+    needs = Needs(guidance=True, inputs=("w",))
     paper = "On distillation of guided diffusion models (arXiv:2210.03142)"
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        return ("w",)
-
-    @property
-    def guides(self) -> bool:
-        return True
 
     def turns(self) -> tuple[Turn, ...]:
         return (Turn("student", self.loss),)

@@ -1,56 +1,56 @@
 """Latent adversarial diffusion distillation, LADD (Sauer et al. 2024, arXiv:2403.12015).
 
-Nothing but a GAN, whose judge is a projection head on each block of the teacher's frozen network,
-at noised samples. With x the student's sample, y data (the paper's is made by the teacher), ℓ_k the
-logits of head k, and x_t, y_t noised to one t, each with noise of its own:
+Nothing but a GAN, whose discriminator is a projection head on each block of the teacher's frozen
+network, at noised samples. With x the student's sample, y data (the paper's is made by the
+teacher), ℓ_k the logits of head k, and x_t, y_t noised to one t, each with noise of its own:
 
-    student   −E mean_k ℓ_k(x_t, t)
-    judge     ½ E mean_k [relu(1 + ℓ_k(x_t, t)) + relu(1 − ℓ_k(y_t, t))]
+    student         −E mean_k ℓ_k(x_t, t)
+    discriminator   ½ E mean_k [relu(1 + ℓ_k(x_t, t)) + relu(1 − ℓ_k(y_t, t))]
 
-A low t shows the judge texture, a high one structure: t is logit-normal, towards noise.
+A low t shows it texture, a high one structure: t is logit-normal, towards noise.
 """
 
 from dataclasses import dataclass
 
-from ..critic import GanLoss, fooling_loss, realness_loss
-from ..matching import Matching
-from ..method import Batch, Loss, Passes, Players, Sample
+from ..families.matching import Generating
+from ..losses.gan import GanLoss, discriminator_loss, generator_loss
+from ..method import Batch, Loss, Needs, Passes, Players, Sample, Turn
 from ..solver import Sampler
 from ..times import TimeLaw
 
 
 @dataclass(frozen=True)
-class Ladd(Matching):
-    """gan_loss: hinge, or softplus.  ratio: the judge's turns for each of the student's.
+class Ladd(Generating):
+    """gan_loss: hinge, or softplus.  ratio: the discriminator's turns for each of the student's.
 
-    time, critic_time: laws of t in the two.
+    time, discriminator_time: laws of t in the two.
     """
 
     time: TimeLaw = TimeLaw("logit_normal", mean=1.0, std=1.0)
-    critic_time: TimeLaw = TimeLaw("logit_normal", mean=1.0, std=1.0)
+    discriminator_time: TimeLaw = TimeLaw("logit_normal", mean=1.0, std=1.0)
     gan_loss: GanLoss = "hinge"
 
-    roles = ("student", "teacher")
-    needs_data = True
+    renamed = {"critic_time": "discriminator_time"}
+    needs = Needs(discriminator="teacher")
     paper = "LADD (arXiv:2403.12015)"
 
-    @property
-    def needs_judge(self) -> bool:
-        return True
+    def turns(self) -> tuple[Turn, ...]:
+        return self.cycle("discriminator", self.discriminator_loss)
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
         x, x_t, t = self.noised(p, batch)
-        _, realness = p.critic.judge(x_t, t, batch.cond)
-        loss = fooling_loss(realness, self.gan_loss)
+        _, realness = p.discriminator.discriminate(x_t, t, batch.cond)
+        loss = generator_loss(realness, self.gan_loss)
         return Loss({"gan": loss}, carry=Sample(x.detach(), batch.cond))
 
-    def critic_loss(self, p: Players, batch: Batch, carried: bool = False) -> Loss:
+    def discriminator_loss(self, p: Players, batch: Batch, carried: bool = False) -> Loss:
         x, cond = self.sample(p, batch, carried)
-        process, t = p.critic.process, self.critic_time.draw(p.critic.process, len(x), batch.local)
+        process = p.discriminator.process
+        t = self.discriminator_time.draw(process, len(x), batch.local)
         x_t, y_t = (process.add_noise(v, batch.noise(), t) for v in (x, batch.x0))
-        _, fake, real = p.critic.judge_both(x_t, y_t, t, cond, batch.cond)
+        _, fake, real = p.discriminator.discriminate_both(x_t, y_t, t, cond, batch.cond)
         shown = {"real": real.mean(), "fake": fake.mean()}
-        return Loss({"realness": realness_loss(fake, real, self.gan_loss)}, shown)
+        return Loss({"realness": discriminator_loss(fake, real, self.gan_loss)}, shown)
 
     def passes(self, sampler: Sampler) -> Passes:
         before = self.steps_before(sampler)

@@ -5,7 +5,7 @@ Consistency distillation along a trajectory of N long steps whose guidance is fo
     L(θ) = E d( f_θ(x_t, w, t), f_θ⁻(x̂_s, w, s) ),    x̂_s = a step of u + w(c − u),
 
 t = t_n, s = t_{n+1} = t − T/N (the skipping step), f = x̂₀, d an element-wise Huber distance. w is
-the run's guidance, or drawn per sample from `guidance`; with `embedding` the student is told w, and
+the run's guidance, or drawn per sample from `guidance`; with `embedding` it is given w, and
 at sampling the run's. The paper's w, and that of its embedding, is ours less one. Its c_skip is
 7e-6 at most wherever a network is asked, so only the identity at the end is kept of it.
 """
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ..distances import Distance
-from ..method import Batch, Loss, Players
+from ..families.trajectory import ON_TRAJECTORY, OnTrajectory, Times, agreement
+from ..losses.distances import Distance
+from ..method import Batch, Loss, Needs, Players
 from ..schema import Positive
-from ..trajectory import OnTrajectory, Times, agreement
 
 
 @dataclass(frozen=True)
 class Lcm(OnTrajectory):
-    """steps: N.  huber: c.  guidance: range of w, None for the run's.  embedding: is w told?"""
+    """steps: N.  huber: c.  guidance: range of w, None for the run's.  embedding: is w an input?"""
 
     distance: Distance = "huber"
     guidance: tuple[Positive, Positive] | None = None
@@ -36,12 +36,10 @@ class Lcm(OnTrajectory):
             raise ValueError("embedding: needs a range of guidance to draw w from")
 
     @property
-    def extras(self) -> tuple[str, ...]:
-        return ("w",) if self.embedding else ()
-
-    @property
-    def guides(self) -> bool:
-        return self.guidance is not None
+    def needs(self) -> Needs:
+        inputs = ("w",) if self.embedding else ()
+        drawn = self.guidance is not None
+        return Needs(ON_TRAJECTORY, boundary=True, guidance=drawn, inputs=inputs)
 
     def loss(self, p: Players, batch: Batch) -> Loss:
         grid, (n, after) = self.times(p.student.process), self.neighbours(batch)

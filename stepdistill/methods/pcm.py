@@ -6,29 +6,29 @@ consistency function that leads to the phase's end e(t):
     L(θ) = E d( J_θ(x_t, t → e(t)), J_θ⁻(x̂_s, s → e(t)) ) − λ E ℓ(J_θ(x_t, t → e(t))),
 
 t = t_n, s = t_{n+1} ≥ e(t), J the jump x_e = α_e x̂₀ + σ_e ε̂, θ⁻ the student itself (`target: 0`),
-ℓ a judge's logits of states noised on within the phase (see `adversary`). Sampled without noise in
-M steps, from phase to phase.
+ℓ a discriminator's logits of states noised on within the phase (see `adversarial`). Sampled without
+noise in M steps, from phase to phase.
 """
 
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..adversary import Judged, Pair
-from ..distances import Distance
+from ..families.adversarial import Adversarial, Pair
+from ..families.trajectory import Times, agreement
+from ..losses.distances import Distance
 from ..method import Batch, Loss, Players
 from ..process import NoiseProcess
 from ..schema import Steps
 from ..solver import Sampler
 from ..times import Grid
-from ..trajectory import Times, agreement
 
 
 @dataclass(frozen=True)
-class Pcm(Judged):
+class Pcm(Adversarial):
     """steps: N.  phases: M.  huber: c of the Huber distance.  grid.rounding: of phases if M ∤ N.
 
-    adversarial: λ, 0 for no judge.
+    adversarial: λ, 0 for no discriminator.
     """
 
     phases: Steps = 4
@@ -44,7 +44,8 @@ class Pcm(Judged):
 
     def loss(self, p: Players, batch: Batch) -> Loss:
         pair = self.pair(p, batch)
-        return Loss({"pcm": self.error(pair.guess, pair.goal)} | self.fooling(p, batch, pair))
+        terms = {"pcm": self.error(pair.guess, pair.goal)}
+        return Loss(terms | self.adversarial_term(p, batch, pair))
 
     def pair(self, p: Players, batch: Batch) -> Pair:
         process = p.student.process

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..denoiser import AnyDenoiser, Cond, Rescheduled
-from ..method import Batch, Loss, Method, Passes, Players, Turn
+from ..losses.jvp import STEP, Mode, derivative, normalised
+from ..method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from ..process import TrigFlow, per_sample
 from ..schema import Positive, Share
 from ..solver import Sampler
-from ..tangent import STEP, Mode, derivative, unit
 from ..times import TimeLaw
 
 END = 1e-4  # how far training stays below pure noise, where forward mode divides by zero
@@ -43,8 +43,6 @@ class Scm(Method):
     warmup: Share = 0.1
     adaptive: bool = True
 
-    roles = ("student", "teacher")
-    identity_at_clean = True
     paper = "sCM (arXiv:2410.11081)"
 
     def __post_init__(self) -> None:
@@ -53,8 +51,8 @@ class Scm(Method):
             raise ValueError("step: belongs to the tangent 'difference': ask for that")
 
     @property
-    def extras(self) -> tuple[str, ...]:
-        return ("logvar",) if self.adaptive else ()
+    def needs(self) -> Needs:
+        return Needs(boundary=True, inputs=("logvar",) if self.adaptive else ())
 
     def turns(self) -> tuple[Turn, ...]:
         return (Turn("student", self.loss),)
@@ -70,7 +68,7 @@ class Scm(Method):
         with torch.no_grad():
             velocity = Field(teacher, batch.cond, trig)(x_t, t) * self.sigma_data
         before, g = self.tangent_of(field, x_t, t, velocity, self.ramp(batch.progress))
-        error = field(x_t, t) - before - unit(g, self.floor)
+        error = field(x_t, t) - before - normalised(g, self.floor)
 
         square = error.square().flatten(1).mean(1)
         shown = {"square": square.mean(), "|g|": g.flatten(1).norm(dim=1).mean()}

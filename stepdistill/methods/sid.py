@@ -12,8 +12,8 @@ The paper asks the student at σ/α = 2.5, not at pure noise: `sampler: {grid: {
 
 from dataclasses import dataclass
 
-from ..critic import spread
-from ..matching import Matching
+from ..families.matching import Matching
+from ..losses.score import normaliser
 from ..method import Batch, Loss, Passes, Players, Sample
 from ..schema import NotNegative
 from ..solver import Sampler
@@ -37,7 +37,7 @@ class Sid(Matching):
         x, x_t, t = self.noised(p, batch)
         real, fake = p.teacher(x_t, t, batch.cond).x0, p.critic(x_t, t, batch.cond).x0
         u = real - fake
-        loss = (u * ((real - x) - self.a * u) / spread(x, real)).mean()
+        loss = (u * ((real - x) - self.a * u) / normaliser(x, real)).mean()
         return Loss({"fisher": loss}, carry=Sample(x.detach(), batch.cond))
 
     def passes(self, sampler: Sampler) -> Passes:

@@ -4,7 +4,7 @@ Neighbouring points of a teacher trajectory t_0 > t_1 > … > t_N must agree whe
 
     L(θ) = E d( J_θ(x_t, t → e), J_θ⁻(x̂_s, s → e) ),    t = t_n, s = t_{n+1}, e ∈ {t_{n+1}, …, t_N},
 
-J the jump x_e = α_e x̂₀ + σ_e ε̂. The network is not told e, so a large jump is a compromise between
+J the jump x_e = α_e x̂₀ + σ_e ε̂. The network is not given e, so a large jump is a compromise between
 the posterior mean and the end of the trajectory: one step loses variance by construction, which
 segments (`tscd`), phases (`pcm`) and telling e (`ctm`) mend. Sample with `sampler.gamma` between 0
 and 1.
@@ -12,8 +12,8 @@ and 1.
 
 from dataclasses import dataclass
 
+from ..families.trajectory import OnTrajectory, Times, agreement, up_to
 from ..method import Batch, Loss, Players
-from ..trajectory import OnTrajectory, Times, agreement, up_to
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..critic import denoising_error, lag, matching_direction, pull
-from ..denoiser import Denoiser, heading
-from ..matching import Matching
+from ..denoiser import Denoiser, toward
+from ..families.matching import Matching
+from ..losses.denoising import denoising_error, lag
+from ..losses.score import matching_direction, pull
 from ..method import Batch, Loss, Passes, Players, Turn
 from ..process import Estimate, NoiseProcess, per_sample
 from ..schema import Range
@@ -102,7 +103,7 @@ class Tdm(Matching):
         with torch.no_grad():
             walk = states(p.student, batch.noise(), times, batch.cond, None, 0.0)
             x_t = torch.stack(list(walk))[k, torch.arange(b)]
-        here = heading(p.student, ends[k])(x_t, times[k], batch.cond)
+        here = toward(p.student, ends[k])(x_t, times[k], batch.cond)
 
         x_s = ddim_step(process, here, ends[k]).detach()
         u = torch.rand(b, generator=batch.local, dtype=torch.float64)

@@ -5,10 +5,10 @@ Time is cut into k even segments, and within its segment a student's jumps must 
     L(θ) = E d( J_θ(x_t, t → e), J_θ⁻(x̂_s, s → e) ) − λ E ℓ(J_θ(x_t, t → e)),
 
 s = max(next(t), b(t)), e ~ U[b(t), s], b(t) the low end of the segment t lies in, J the jump
-x_e = α_e x̂₀ + σ_e ε̂, ℓ a judge's logits of states noised on by up to a segment (see `adversary`). A
-run has stages with k = 8, 4, 2, 1: within a short segment jumps are nearly the teacher's steps and
-easily learnt, and each stage starts from the last. A closing `dmd2` stage is the paper's score
-distillation for one step.
+x_e = α_e x̂₀ + σ_e ε̂, ℓ a discriminator's logits of states noised on by up to a segment (see
+`adversarial`). A run has stages with k = 8, 4, 2, 1: within a short segment jumps are nearly the
+teacher's steps and easily learnt, and each stage starts from the last. A closing `dmd2` stage is
+the paper's score distillation for one step.
 """
 
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adversary import Judged, Pair
+from ..families.adversarial import Adversarial, Pair
+from ..families.trajectory import Times, agreement
 from ..method import Batch, Loss, Players
 from ..process import NoiseProcess
 from ..schema import Steps
-from ..trajectory import Times, agreement
 
 
 @dataclass(frozen=True)
-class Tscd(Judged):
+class Tscd(Adversarial):
     """segments: k.  steps: N, the trajectory's length.  huber: c of a Huber distance.
 
-    adversarial: λ, 0 for no judge.
+    adversarial: λ, 0 for no discriminator.
     """
 
     segments: Steps = 8
@@ -36,7 +36,8 @@ class Tscd(Judged):
 
     def loss(self, p: Players, batch: Batch) -> Loss:
         pair = self.pair(p, batch)
-        return Loss({"tscd": self.error(pair.guess, pair.goal)} | self.fooling(p, batch, pair))
+        terms = {"tscd": self.error(pair.guess, pair.goal)}
+        return Loss(terms | self.adversarial_term(p, batch, pair))
 
     def pair(self, p: Players, batch: Batch) -> Pair:
         process, (n, after) = p.student.process, self.neighbours(batch)

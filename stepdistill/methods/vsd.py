@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..critic import pull
 from ..denoiser import AnyDenoiser, Cond, Guided
-from ..matching import Matching
-from ..method import Batch, Loss, Passes, Players, Sample
+from ..families.matching import MATCHING, Matching
+from ..losses.score import pull
+from ..method import Batch, Loss, Needs, Passes, Players, Sample
 from ..process import per_sample
 from ..schema import Positive, Share
 from ..solver import Sampler
@@ -31,7 +31,7 @@ from ..solver import Sampler
 class Vsd(Matching):
     """guidance: range of w, None for the run's.  entropy: λ, None for the teacher's guidance.
 
-    dropout: share of conditions the critic is not told.  ratio, time, critic_time: see `matching`.
+    dropout: share of conditions left out in the critic's turns.  Others: see `matching`.
     """
 
     guidance: tuple[Positive, Positive] | None = None
@@ -41,8 +41,8 @@ class Vsd(Matching):
     paper = "VSD (arXiv:2305.16213), SwiftBrush (arXiv:2312.05239)"
 
     @property
-    def guides(self) -> bool:
-        return self.guidance is not None
+    def needs(self) -> Needs:
+        return Needs(MATCHING, data=False, guidance=self.guidance is not None)
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
         x, x_t, t = self.noised(p, batch)

@@ -1,0 +1,1 @@
+"""Numbered batches: what is trained on."""

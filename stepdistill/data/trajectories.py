@@ -1,0 +1,204 @@
+"""What a frozen teacher says, computed once: trajectories of its ODE from noise to clean data.
+
+    manifest.json        the teacher's hash, solver, times, guidance, seed and sizes
+    00000.safetensors    m trajectories: their states (m, n + 1, *event), the answers there, guided
+                         x̂₀ (m, n, *event), w (m,) and, with labels, cond (m,)
+    00000.sha256         its checksum; its presence says that the shard is whole
+
+Shard k is the same whoever computes it, and whenever: its noise, labels and w come from a stream
+keyed (seed, k). So a build that was interrupted goes on, several processes share the work, and a
+cache of another teacher or setting is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..denoiser import Guided
+from ..files import save_whole, sha256, write_whole
+from ..schema import ConfigError, Count, Positive, Seed, Steps
+from ..solver import OneStep, Trajectory, ode_step, start
+from ..teachers.teacher import Teacher, teacher_sampler
+from .loader import Drawn, shuffled, stream
+
+MANIFEST = "manifest.json"
+CACHED = 5  # kind of the streams that shards are drawn from
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """samples: trajectories. steps: of each. guidance: range of w, None for the run's.
+
+    shard: trajectories in a file. path: a folder that runs share, None for the run's own.
+    """
+
+    samples: Count = 2048
+    steps: Steps = 32
+    solver: OneStep = "ddim"
+    guidance: tuple[Positive, Positive] | None = None
+    seed: Seed = 0
+    shard: Count = 256
+    path: str | None = None
+
+    @property
+    def shards(self) -> int:
+        return ceil(self.samples / self.shard)
+
+    def rows(self, k: int) -> int:
+        """Trajectories in shard k."""
+        return min(self.shard, self.samples - k * self.shard)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Trajectories as training data: their clean ends, and the whole of each."""
+
+    times: Tensor
+    shards: list[dict[str, Tensor]]
+    size: int
+    seed: int = 0
+
+    def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
+        places = shuffled(self.size, number * size, size, self.seed)
+        length = len(self.shards[0]["w"])
+        pick = [(self.shards[i // length], i % length) for i in places.tolist()]
+        row = {name: torch.stack([s[name][i] for s, i in pick]) for name in self.shards[0]}
+        path = Trajectory(self.times, row["states"], row["answers"], row["w"])
+        return Drawn(path.x[:, -1], row.get("cond"), path)
+
+
+@torch.no_grad()
+def trajectories(teacher: Teacher, settings: CacheSettings, k: int) -> dict[str, Tensor]:
+    """The tensors of shard k, on the CPU."""
+    m, generator = settings.rows(k), stream(settings.seed, CACHED, k)
+    device = next(teacher.denoiser.net.parameters()).device
+    noise = torch.randn(m, *teacher.event, generator=generator)
+    low, high = settings.guidance or (teacher.w, teacher.w)
+    w = low + (high - low) * torch.rand(m, generator=generator)
+    cond = None
+    if teacher.classes is not None:
+        cond = torch.randint(teacher.classes, (m,), generator=generator)
+
+    guided = at_guidance(teacher, w) if settings.guidance else teacher.guided
+    labels = None if cond is None else cond.to(device)
+    times = times_of(teacher, settings)
+    x = start(guided.process, noise, times[0]).to(device)
+    states, answers = [x], []
+    for t, s in pairwise(times):
+        t, s = t.expand(m), s.expand(m)
+        answers.append(guided(x, t, labels).x0)
+        x = ode_step(guided, x, t, s, labels, settings.solver)
+        states.append(x)
+    whole = {"states": states, "answers": answers}
+    found = {name: torch.stack(listed, 1).cpu() for name, listed in whole.items()} | {"w": w}
+    return found if cond is None else found | {"cond": cond}
+
+
+def at_guidance(teacher: Teacher, w: Tensor):
+    """The teacher with guidance w (b,)."""
+    if isinstance(teacher.guided, Guided):
+        return replace(teacher.guided, w=w)
+    return teacher.guided
+
+
+def times_of(teacher: Teacher, settings: CacheSettings) -> Tensor:
+    """The falling times of every trajectory, (steps + 1,)."""
+    return teacher_sampler(teacher).grid.times(teacher.denoiser.process, settings.steps)
+
+
+def manifest(teacher: Teacher, settings: CacheSettings) -> dict[str, Any]:
+    """What a cache is made of: equal for equal contents."""
+    asked = {k: v for k, v in asdict(settings).items() if k != "path"}
+    asked["guidance"] = list(settings.guidance or (teacher.w, teacher.w))
+    return asked | {
+        "teacher": hash_of(teacher),
+        "process": type(teacher.denoiser.process).__name__,
+        "prediction": teacher.denoiser.prediction,
+        "times": times_of(teacher, settings).tolist(),
+        "event": list(teacher.event),
+    }
+
+
+def hash_of(teacher: Teacher) -> str:
+    """SHA-256 of the teacher's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(teacher.denoiser.net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build(
+    folder: Path,
+    teacher: Teacher,
+    settings: CacheSettings,
+    part: tuple[int, int] = (0, 1),
+    observe: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Compute the shards that are missing; part: (rank, processes) of those that share the work.
+
+    Raises ConfigError if the folder holds another cache."""
+    rank, world = part
+    require(folder, manifest(teacher, settings))
+    mine = range(rank, settings.shards, world)
+    for done, k in enumerate(mine):
+        observe(done, len(mine))
+        if not is_whole(folder, k):
+            write_shard(folder, k, trajectories(teacher, settings, k))
+    observe(len(mine), len(mine))
+
+
+def require(folder: Path, wanted: dict[str, Any]) -> None:
+    """Make the folder of a cache, or see that it is this one. Raises ConfigError."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(wanted, indent=1) + "\n")
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        other = next((k for k in wanted if found.get(k) != wanted[k]), None)
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{file}: damaged ({error}): delete {folder}, run again") from error
+    if other is not None:
+        raise ConfigError(
+            f"{folder}: a cache of another {other}: choose another cache.path, or delete it"
+        )
+
+
+def write_shard(folder: Path, k: int, tensors: dict[str, Tensor]) -> None:
+    """Put a shard, then its checksum, into the folder, each whole or not at all."""
+    file = folder / f"{k:05d}.safetensors"
+    save_whole(file, tensors)
+    write_whole(file.with_suffix(".sha256"), f"{sha256(file)}  {file.name}\n")
+
+
+def is_whole(folder: Path, k: int) -> bool:
+    """Whether shard k lies there as it was written."""
+    file = folder / f"{k:05d}.safetensors"
+    try:
+        said = file.with_suffix(".sha256").read_text(encoding="utf-8").split()
+        return said[:1] == [sha256(file)]
+    except OSError:
+        return False
+
+
+def load(folder: Path, teacher: Teacher, settings: CacheSettings, seed: int) -> Cache:
+    """The whole cache, its files mapped rather than read; `seed` orders it for training.
+
+    Raises ConfigError if it is of something else, or a shard is missing or damaged."""
+    require(folder, manifest(teacher, settings))
+    for k in range(settings.shards):
+        if not is_whole(folder, k):
+            raise ConfigError(f"{folder}: shard {k:05d} is missing or damaged: run again")
+    shards = [load_file(folder / f"{k:05d}.safetensors") for k in range(settings.shards)]
+    return Cache(times_of(teacher, settings), shards, settings.samples, seed)

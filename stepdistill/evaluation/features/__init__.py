@@ -1,0 +1,1 @@
+"""The spaces in which images are compared, one a file."""

@@ -1,0 +1,1 @@
+"""Rows of scores as results.json, report.md and report.html."""

@@ -1,0 +1,43 @@
+"""What a user of an exported folder does, in a process that cannot see this toolkit.
+
+    python check_call.py REQUEST.json IMAGES.safetensors
+
+The request names the folder, the seed, the labels (or a batch size) and the numbers of steps; the
+answer holds the images (n, h, w, c) in [0, 1] of each plain call `pipe(num_inference_steps=N)`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+class Absent:
+    """Makes `import stepdistill` fail, as on a machine where it is not installed."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.split(".")[0] == "stepdistill":
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+
+def main(request: dict, answer: Path) -> None:
+    sys.meta_path.insert(0, Absent())
+    import torch
+    from diffusers import DiffusionPipeline
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    custom = {"trust_remote_code": True} if request["custom"] else {}
+    pipe = DiffusionPipeline.from_pretrained(request["folder"], local_files_only=True, **custom)
+    pipe.set_progress_bar_config(disable=True)
+    who = {"class_labels": request["labels"]} if request["labels"] else {}
+    images = {}
+    for n in request["steps"]:
+        seeded = torch.Generator().manual_seed(request["seed"])
+        batch = who or {"batch_size": request["batch"]}
+        out = pipe(num_inference_steps=n, generator=seeded, output_type="np", **batch)
+        images[str(n)] = torch.from_numpy(out.images).float().contiguous()
+    save_file(images, answer)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

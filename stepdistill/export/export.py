@@ -1,0 +1,166 @@
+"""The averaged student as a diffusers pipeline folder that works without this toolkit.
+
+A stock pipeline and scheduler where their configuration alone yields the trained times: a
+deterministic, unconditional student of a table of ᾱ at trailing timesteps is a `DDIMPipeline`.
+Otherwise `pipelines/few_step.py` travels with the weights and carries the times; loading it needs
+`trust_remote_code=True`, and the model card says so.
+
+Export runs the plain call `pipe(num_inference_steps=N)` in a clean process and compares its images
+with the trainer's own sampler; a mismatch leaves nothing behind.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import DDIMPipeline, DiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from ..evaluation.report.report import read_results
+from ..networks.inputs import WithInputs
+from ..networks.views import bare
+from ..resources import INPUTS, PACKAGE, shipped
+from ..runs.stages import TrainedRun
+from ..schema import ConfigError
+from ..solver import Sampler
+from ..teachers.loading import FEW_STEP, few_step_class
+from ..teachers.teacher import Teacher
+from .model_card import card
+from .schedulers import ANY_STEPS, stock_scheduler
+
+CODE = "pipeline.py"
+TOLERANCE = 1e-5  # largest difference of a pixel in [0, 1], float32
+CHECKED = 20  # images of the comparison
+
+
+class ExportError(RuntimeError):
+    """The exported folder does not do what the trained student does."""
+
+
+def export(trained: TrainedRun, out: Path) -> float:
+    """Write the student of a trained run to `out`; the largest pixel difference it was seen with.
+
+    Raises ExportError if the plain call disagrees with the trainer's sampler, ConfigError if `out`
+    is something else than an earlier export.
+    """
+    if out.exists() and not is_export(out):
+        raise ConfigError(f"{out} exists and is not an earlier export: choose another folder")
+    teacher, student, sampler = trained.teacher, trained.student, trained.run.sampler
+    pipeline = pipeline_for(teacher, student, sampler)
+    custom = type(pipeline).__name__ == FEW_STEP
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
+    try:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+        if custom:
+            carry_code(partial)
+        describe(trained, partial)
+        difference = verify(partial, custom, teacher, student, sampler)
+        readable(partial)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return difference
+
+
+def is_export(folder: Path) -> bool:
+    """Whether stepdistill made this folder: its model card says so."""
+    readme = folder / "README.md"
+    return readme.is_file() and "\ntags: [stepdistill, " in readme.read_text(encoding="utf-8")
+
+
+def describe(trained: TrainedRun, folder: Path) -> None:
+    """Write the model card of an exported folder, with the run's scores if it has been scored."""
+    results = trained.folder.results
+    # What was scored is the end of training, which an earlier checkpoint is not.
+    rows = read_results(results) if results.is_file() and trained.ended else []
+    custom = (folder / CODE).is_file()
+    (folder / "README.md").write_text(card(trained, custom, rows), encoding="utf-8")
+
+
+def readable(folder: Path) -> None:
+    """The usual permissions, which safetensors' files lack."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
+
+
+def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> DiffusionPipeline:
+    """The pipeline that samples `student` exactly as `sampler` does."""
+    stock = stock_scheduler(teacher, student, sampler)
+    if stock is not None:
+        return DDIMPipeline(student.net, stock)
+    steps = sampler.steps
+    times = {str(n): sampler.times(student.process, n).tolist() for n in steps} if steps else None
+    return few_step_class()(
+        bare(student.net),
+        teacher.pipeline.scheduler,
+        student.net.inputs if isinstance(student.net, WithInputs) else None,
+        times=times,
+        gamma=sampler.gamma,
+        guidance=teacher.w,
+        skip_sigma_data=student.process.sigma_data if student.skip else None,
+    )
+
+
+def carry_code(folder: Path) -> None:
+    """Put the pipeline's file beside the weights, and its name into model_index.json."""
+    shutil.copy(shipped("pipelines") / "few_step.py", folder / CODE)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = ["pipeline", FEW_STEP]
+    if (folder / "inputs").is_dir():
+        _, name = index["inputs"]
+        shutil.copy(shipped("pipelines") / f"{INPUTS[name]}.py", folder / "inputs")
+        index["inputs"] = [INPUTS[name], name]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+@torch.no_grad()
+def verify(
+    folder: Path, custom: bool, teacher: Teacher, student: Denoiser, sampler: Sampler
+) -> float:
+    """The largest difference between plain calls in a clean process and the trainer's sampler.
+
+    Raises ExportError if it exceeds TOLERANCE."""
+    steps, seed = list(sampler.steps or ANY_STEPS), 20260101
+    labels = teacher.labels(CHECKED)
+    request = {"folder": str(folder.resolve()), "custom": custom, "steps": steps, "seed": seed}
+    request |= {"batch": CHECKED, "labels": None if labels is None else labels.tolist()}
+    images = call_plainly(request)
+    student.net.cpu()  # where the plain call runs: convolutions of other devices round differently
+    worst = 0.0
+    for n in steps:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(CHECKED, *teacher.event, generator=generator)
+        ours = sampler.draw(student, noise, n, labels, generator)
+        ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        worst = max(worst, float((images[str(n)] - ours).abs().max()))
+    if not worst <= TOLERANCE:
+        raise ExportError(
+            f"the exported pipeline differs from the trainer's sampler by {worst:.2g} "
+            f"(at most {TOLERANCE:g} is allowed); nothing was written"
+        )
+    return worst
+
+
+def call_plainly(request: dict) -> dict[str, Tensor]:
+    """Images of the plain calls of a request, made in a process without this toolkit."""
+    with tempfile.TemporaryDirectory() as scratch:
+        script, asked, answer = (Path(scratch) / name for name in ("call.py", "ask", "answer"))
+        shutil.copy(PACKAGE / "export" / "check_call.py", script)
+        asked.write_text(json.dumps(request))
+        command = [sys.executable, str(script), str(asked), str(answer)]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": scratch}
+        done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise ExportError(f"the exported pipeline does not run: {lines[-1]}")
+        return load_file(answer)

@@ -1,0 +1,108 @@
+"""The model card of an exported student: how to call it, what it is, what it scored and cost."""
+
+import re
+from pathlib import Path
+
+from ..evaluation.suite import Row
+from ..networks.inputs import WithInputs
+from ..resources import PACKAGE
+from ..runs.config import text_of
+from ..runs.costs import stage_costs
+from ..runs.folder import versions
+from ..runs.stages import TrainedRun
+
+
+def card(trained: TrainedRun, custom: bool, rows: list[Row]) -> str:
+    """README.md of the exported folder, with diffusers' front matter."""
+    run, teacher = trained.run, trained.teacher
+    licence = run.network.license if run.network else licence_of(run.teacher)
+    methods = ", ".join(stage.method for stage in run.stages[: trained.stage + 1])
+    parts = [
+        front_matter(licence, methods),
+        f"# {run.name}\n",
+        f"Made with stepdistill {versions()['stepdistill']} by: {methods}.\n",
+        usage(trained, custom),
+        "## What it is\n",
+        facts(trained, licence),
+        "## Scores\n",
+        scores(rows),
+        "## Settings\n",
+        f"```yaml\n{text_of(run)}```\n",
+    ]
+    if teacher.w != 1:
+        parts.insert(4, f"Guidance {teacher.w:g} is part of the weights: call it without.\n")
+    return "\n".join(parts)
+
+
+def front_matter(licence: str, methods: str) -> str:
+    lines = ["library_name: diffusers", f"license: {licence}", f"tags: [stepdistill, {methods}]"]
+    return "\n".join(["---", *lines, "---\n"])
+
+
+def usage(trained: TrainedRun, custom: bool) -> str:
+    """The plain call, and what it needs."""
+    steps = trained.run.sampler.steps
+    trust = ", trust_remote_code=True" if custom else ""
+    call = f"num_inference_steps={steps[0] if steps else 32}"
+    call += ", class_labels=[3, 7]" if trained.teacher.classes else ", batch_size=2"
+    text = (
+        "```python\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("path/to/this/folder"{trust})\n'
+        f"images = pipe({call}).images\n```\n"
+    )
+    if custom:
+        reason = (
+            "no stock scheduler's configuration can hold the trained times, which `pipeline.py` "
+            "reads from `model_index.json`"
+            if steps
+            else "diffusers has no pipeline for such a network; `pipeline.py` is one"
+        )
+        more = isinstance(trained.student.net, WithInputs)
+        which = "With the file in `inputs/` it is" if more else "It is"
+        text += (
+            f"\n`trust_remote_code=True` is needed because {reason}. {which} the only code of this "
+            "folder that runs.\n"
+        )
+    offered = ", ".join(map(str, steps)) if steps else "any number"
+    return text + f"\nSteps it was trained for: {offered}.\n"
+
+
+def facts(trained: TrainedRun, licence: str) -> str:
+    """What it was made of, and what it cost."""
+    run, student = trained.run, trained.student
+    reached = stage_costs(trained.setup)[: trained.stage + 1]
+    updates = [*(cost.training.updates for cost in reached[:-1]), trained.update]
+    samples = sum(n * cost.samples for n, cost in zip(updates, reached, strict=True))
+    passes = reached[-1].passes
+    lines = [
+        f"teacher: {run.teacher or 'none, trained from data'} (licence: {licence})",
+        f"process and prediction: {type(student.process).__name__}, {student.prediction}",
+        f"guidance of the teacher: {run.guidance:g} (u + w(c − u), 1 neutral)",
+        f"noise between steps: γ = {run.sampler.gamma:g} (0 none, 1 all)",
+        f"cost: {trained.update} student updates in its last stage, "
+        f"{samples * trained.setup.accelerator.num_processes} samples in all turns; "
+        f"per update {passes.trained:g} trained, {passes.frozen:g} frozen and {passes.teacher:g} "
+        "teacher passes",
+        ", ".join(f"{name} {number}" for name, number in versions().items()),
+    ]
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def scores(rows: list[Row]) -> str:
+    """A table of results, or a line saying there are none."""
+    if not rows:
+        return "Not evaluated.\n"
+    lines = ["| model | steps | NFE | Fréchet (domain-cnn) | Fréchet (random-conv) |"]
+    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        spaces = f"{row.frechet:.4g} | {row.frechet_random:.4g}"
+        lines.append(f"| {row.model} | {row.steps} | {row.nfe} | {spaces} |")
+    return "\n".join(lines) + "\n"
+
+
+def licence_of(teacher: str) -> str:
+    """The licence a teacher's model card states, or "unknown"."""
+    cards = [folder / "README.md" for folder in (PACKAGE / "assets" / teacher, Path(teacher))]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in cards if file.is_file())
+    stated = re.search(r"^license: *(\S+)", text, re.MULTILINE)
+    return stated[1] if stated else "unknown"

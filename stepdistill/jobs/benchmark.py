@@ -1,0 +1,220 @@
+"""Methods at equal cost: `stepdistill compare A B … --budget 1e6 --seeds 3`.
+
+Every config is trained at every budget with every seed, the updates of its stages and the samples
+of its cache scaled by one factor. A budget counts network passes of one sample: a forward is 1, a
+forward and its backward 3, whoever's network; a guided teacher's call is 2. All students are scored
+on the same noise. The summary has, for each config, budget and number of steps, the mean over seeds
+and its 95 % interval. Seconds are those of training alone, without the teacher's trajectories; the
+memory is what all roles hold from update to update.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import inf
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from rich.console import Console
+
+from ..evaluation.metrics import interval
+from ..evaluation.report.table import STUDENT
+from ..evaluation.suite import TEACHER, Row
+from ..files import write_whole
+from ..runs.config import RunConfig
+from ..runs.costs import held, sample_passes, scaled
+from ..runs.folder import RunFolder
+from ..runs.log import seconds_of
+from ..runs.plan import rehearsal, walk
+from ..schema import ConfigError
+from .compare import require_all, require_comparable, train_all
+from .evaluate import score
+
+TOLERANCE = 0.05  # of a budget
+MARKERS = "os^Dv"  # of neighbours whose colours are alike
+SPACES = {"domain-cnn": "frechet", "random-conv": "frechet_random"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a student's distance is drawn against, and which of a config's students are shown."""
+
+    label: str
+    of: Callable[["Summary"], float]
+    fewest_steps: bool = True
+    all_budgets: bool = True
+    scale: str = "log"
+
+    def shown(self, summaries: Sequence["Summary"]) -> list["Summary"]:
+        """Those in the fewest steps, or at the largest budget, or both."""
+        fewest = min(s.steps for s in summaries)
+        largest = max(s.budget for s in summaries)
+        few = [s for s in summaries if s.steps == fewest or not self.fewest_steps]
+        return [s for s in few if s.budget == largest or self.all_budgets]
+
+
+STEPS = Axis("evaluations an image, largest budget", lambda s: s.steps, False, False)
+AXES = (
+    Axis("network passes of one sample, fewest steps", lambda s: s.budget),
+    STEPS,
+    Axis("seconds of training, fewest steps", lambda s: s.seconds),
+    Axis("MiB held in training, fewest steps", lambda s: s.bytes / 2**20, True, False, "linear"),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A config at a budget: its runs, one a seed, and the bytes that the roles of its largest
+    stage hold from update to update."""
+
+    config: str
+    budget: float
+    runs: list[RunConfig]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an entry reached in `steps` steps: (mean, low, high) over seeds in both spaces, and the
+    mean of its training's seconds."""
+
+    config: str
+    budget: float
+    steps: int
+    frechet: tuple[float, float, float]
+    frechet_random: tuple[float, float, float]
+    seconds: float
+    bytes: int
+
+
+def benchmark(
+    configs: list[RunConfig],
+    budgets: list[float],
+    seeds: int,
+    runs: Path,
+    out: Path,
+    size: tuple[int, int],
+    console: Console,
+) -> list[Summary]:
+    """Train, score and summarise; what lies below `runs` already is not trained again.
+
+    Writes comparison.md, comparison.json and comparison.png beside the report of all students.
+    Raises ConfigError, before anything is written, for configs that cannot be trained, scaled or
+    compared, and TrainingFailed, at the end, if some could not be trained to theirs."""
+    entries = [entry for run in configs for entry in enter(run, budgets, seeds)]
+    wanted = [run for entry in entries for run in entry.runs]
+    require_comparable(wanted, runs)
+    costs = train_all(wanted, runs, console)
+    rows = score([runs / name for name in costs], "digits", out, size, None, console, costs)
+    summaries = [s for entry in entries for s in summarise(entry, rows, runs)]
+    teachers = [row for row in rows if row.model == TEACHER]
+    write_whole(out / "comparison.json", json.dumps([asdict(s) for s in summaries], indent=1))
+    write_whole(out / "comparison.md", table(summaries, teachers, rows[-1]))
+    draw(out / "comparison.png", summaries, teachers)
+    require_all(wanted, costs, out)
+    return summaries
+
+
+def enter(run: RunConfig, budgets: Sequence[float], seeds: int) -> Iterator[Entry]:
+    """A config at each budget. Raises ConfigError if it cannot be scaled to one."""
+    with rehearsal(run) as stages:
+        teacher = stages.setup.teacher
+        most = max(sum(h.bytes for h in held(stages.trainer, teacher)) for _ in walk(stages))
+    for budget in budgets:
+        if not 1 <= budget < inf:
+            raise ConfigError(f"--budget {budget:g}: must be a number of network passes")
+        enough = scaled(run, budget / sample_passes(stages.setup))
+        spent = sample_passes(replace(stages.setup, run=enough))
+        if not abs(spent / budget - 1) <= TOLERANCE:
+            raise ConfigError(
+                f"--budget {budget:g}: {run.name} would take {spent:,.0f} passes, for its updates "
+                "are whole: choose a larger one"
+            )
+        name = f"{run.name}-{budget:.3g}".replace("+", "")
+        made = [replace(enough, name=f"{name}-{seed}", seed=seed) for seed in range(seeds)]
+        yield Entry(run.name, budget, made, most)
+
+
+def summarise(entry: Entry, rows: Sequence[Row], runs: Path) -> Iterator[Summary]:
+    """One summary for each number of steps."""
+    sources = {str(runs / run.name) for run in entry.runs}
+    mine = [row for row in rows if row.source in sources and row.model == STUDENT]
+    seconds = [seconds_of(RunFolder(Path(source)).log) for source in {row.source for row in mine}]
+    for steps in sorted({row.steps for row in mine}):
+        scores = [
+            over_seeds([getattr(row, score) for row in mine if row.steps == steps])
+            for score in SPACES.values()
+        ]
+        mean = sum(seconds) / len(seconds)
+        yield Summary(entry.config, entry.budget, steps, *scores, mean, entry.bytes)
+
+
+def over_seeds(values: list[float]) -> tuple[float, float, float]:
+    """Mean, low and high; one seed has no interval."""
+    return interval(values) if len(values) > 1 else (values[0],) * 3
+
+
+def table(summaries: Sequence[Summary], teachers: Sequence[Row], real: Row) -> str:
+    """The summary as Markdown, the best of a budget and number of steps first."""
+    lines = [
+        "| config | passes | steps | domain-cnn | random-conv | seconds | MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for s in sorted(summaries, key=lambda s: (s.budget, s.steps, s.frechet[0])):
+        spaces = (s.frechet, s.frechet_random)
+        both = " | ".join(f"{mean:.3f} ({low:.3f} – {high:.3f})" for mean, low, high in spaces)
+        cost = f"{s.seconds:,.0f} | {s.bytes / 2**20:.1f}"
+        lines.append(f"| `{s.config}` | {s.budget:.3g} | {s.steps} | {both} | {cost} |")
+    for row in (*teachers, real):
+        name = f"{row.model} | – | {row.steps or '–'}"
+        lines.append(f"| {name} | {row.frechet:.3f} | {row.frechet_random:.3f} | – | – |")
+    about = __doc__.partition("\n\n")[2]
+    return "\n".join(["# Methods at equal cost", "", about, *lines, ""])
+
+
+def draw(file: Path, summaries: Sequence[Summary], teachers: Sequence[Row]) -> None:
+    """Distances in both spaces against all costs, one colour a config, the teacher in grey."""
+    figure = Figure(figsize=(16, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    configs = list(dict.fromkeys(s.config for s in summaries))
+    for row, (space, field) in zip(figure.subplots(2, 4, sharey="row"), SPACES.items()):
+        row[0].set_ylabel(f"Fréchet distance, {space}")
+        for axes, cost in zip(row, AXES):
+            axes.set(xscale=cost.scale, yscale="log", xlabel=cost.label)
+            if cost.scale == "log":
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            for i, config in enumerate(configs):
+                mine = cost.shown([s for s in summaries if s.config == config])
+                points = sorted((cost.of(s), *getattr(s, field)) for s in mine)
+                x, y, low, high = zip(*points)
+                ends = ([a - b for a, b in zip(y, low)], [b - a for a, b in zip(y, high)])
+                style = {"color": colormaps["tab20"](i % 20), "markersize": 5, "linewidth": 1}
+                fewest = min(s.steps for s in mine)
+                name = f"{config}, {fewest} step{'s' * (fewest > 1)}"
+                line = f"{MARKERS[i % len(MARKERS)]}-"
+                axes.errorbar(x, y, ends, fmt=line, elinewidth=0.6, label=name, **style)
+            levels = [(t.nfe, t.steps, getattr(t, field)) for t in teachers]
+            draw_teacher(axes, levels, along=cost is STEPS)
+        row[0].set_ylim(top=1.5 * max(getattr(s, field)[2] for s in summaries))
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right", fontsize=9)
+    figure.savefig(file, dpi=100)
+
+
+def draw_teacher(axes: Axes, points: Sequence[tuple[int, int, float]], along: bool) -> None:
+    """The teacher's (NFE, steps, distance): a curve along an axis of NFE, levels beside others."""
+    if along and points:
+        nfe, _, distances = zip(*sorted(points))
+        axes.plot(nfe, distances, "s--", color="grey", markersize=4)
+    for _, steps, distance in () if along else points:
+        axes.axhline(distance, color="grey", linewidth=0.8, linestyle=":")
+        place = {"xy": (1, distance), "xycoords": axes.get_yaxis_transform()}
+        text = {"xytext": (-2, 2), "textcoords": "offset points", "ha": "right"}
+        text["annotation_clip"] = True
+        axes.annotate(f"teacher, {steps}", **place, **text, fontsize=8, color="grey")

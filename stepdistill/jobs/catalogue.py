@@ -1,0 +1,36 @@
+"""What methods there are: one entry per file of `stepdistill/methods/`."""
+
+from typing import NamedTuple
+
+from ..method import load
+from ..resources import PACKAGE
+
+
+class Entry(NamedTuple):
+    """A method as the table of methods shows it."""
+
+    name: str
+    paper: str
+    data: str
+    players: str
+
+
+def catalogue() -> list[Entry]:
+    """Every shipped method, by name."""
+    names = sorted(p.stem for p in (PACKAGE / "methods").glob("*.py") if p.stem != "__init__")
+    return [entry(name) for name in names]
+
+
+def entry(name: str) -> Entry:
+    method = load(name)
+    needs = method().needs
+    data = "yes" if needs.data else "no"
+    players = needs.players + ("discriminator",) * (needs.discriminator == "teacher")
+    return Entry(name, method.paper, data, ", ".join(players))
+
+
+def markdown() -> str:
+    """The table of methods in the README."""
+    lines = ["| method | paper | needs data | players |", "|---|---|---|---|"]
+    lines += [f"| `{e.name}` | {e.paper} | {e.data} | {e.players} |" for e in catalogue()]
+    return "\n".join(lines)

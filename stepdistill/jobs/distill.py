@@ -1,0 +1,258 @@
+"""The main job: train, export, evaluate, report, in one resumable folder. From Python:
+
+    import stepdistill
+    result = stepdistill.distill(stepdistill.read("demo"))
+    result.student   # the exported pipeline's folder
+    result.rows      # what it scored, beside its teacher
+
+What is finished already is returned as it is.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+from accelerate import Accelerator
+from rich.console import Console
+from safetensors import SafetensorError
+from torch import distributed
+
+from ..evaluation.report.report import Report, read_results, write_report
+from ..evaluation.suite import Row, Sampled, Suite, digits_suite, evaluate
+from ..export.export import describe, export
+from ..files import DiskError, is_full, unwritten, write_whole
+from ..runs.config import RunConfig, text_of
+from ..runs.costs import stage_costs, trajectory_bytes
+from ..runs.folder import RunFolder, versions
+from ..runs.log import curves
+from ..runs.log import rows as logged
+from ..runs.loop import train
+from ..runs.progress import progress
+from ..runs.setup import Setup, accelerator_of
+from ..runs.stages import Stages, TrainedRun
+from ..schema import ConfigError
+from ..training.health.monitor import record_of
+from ..training.health.reference import StageSpan, spans
+from .report_images import outliers_of, same_noise, strips
+from .samplers import of_run
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    difference: the largest of a pixel in [0, 1], exported pipeline against trainer's sampler.
+    seconds: what each part of the job took, in the process that finished it.
+    """
+
+    folder: Path
+    student: Path
+    rows: list[Row]
+    difference: float
+    seconds: dict[str, float]
+
+
+def distill(run: RunConfig, runs: Path = Path("runs"), console: Console | None = None) -> Result:
+    """Train `run`, export its student, score it and write the report, below `runs/NAME/`.
+
+    A folder of the same run is continued; a finished one is returned as it is. On several
+    processes all train, and the main one does the rest.
+    Raises ConfigError for bad input, TrainingFailed and ExportError while running.
+    """
+    console = console or Console(quiet=True)
+    folder = RunFolder(runs / run.name)
+    done = finished(run, folder)
+    if done is not None:
+        console.print(f"{folder.path} is finished")
+        return done
+    clock = Clock()
+    with clock.part("training"):
+        stages = train_run(run, folder.path, console)
+    accelerator = stages.setup.accelerator
+    with waited_for(accelerator):
+        if accelerator.is_main_process:
+            complete(stages.result(), clock, console)
+    accelerator.end_training()
+    return finished(run, folder)
+
+
+@contextmanager
+def waited_for(accelerator: Accelerator) -> Iterator[None]:
+    """At its end all processes wait for the last, however long it takes."""
+    # The training's own barrier gives up after minutes, and under NCCL keeps the waiting GPUs busy.
+    # Waiting in a group of its own needs no longer limit for training, where it finds deadlocks;
+    # gloo waits in sockets and fails at once when the process that is waited for dies.
+    alone = accelerator.num_processes == 1
+    group = None if alone else distributed.new_group(backend="gloo", timeout=timedelta(days=30))
+    yield
+    if group is not None:
+        distributed.barrier(group)
+
+
+def complete(trained: TrainedRun, clock: "Clock", console: Console) -> None:
+    """Everything after training, in the run's folder. Raises DiskError where that is full."""
+    try:
+        finish(trained, clock, console)
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        raise DiskError(unwritten(trained.folder.student, error)) from error
+
+
+def finish(trained: TrainedRun, clock: "Clock", console: Console) -> None:
+    """Export, evaluate, report; the file that says so comes last."""
+    folder = trained.folder
+    with clock.part("export"):
+        difference = export(trained, folder.student)
+    console.print(f"exported to {folder.student}, plain call checked: {difference:.1e}")
+    with clock.part("evaluation"):
+        suite = digits_suite(conditional=trained.teacher.classes is not None)
+        samplers = of_run(trained)
+        rows = score(trained.run, suite, samplers, console)
+    with clock.part("report"):
+        write_report(folder.path, report(trained, rows, suite, samplers, clock, difference))
+        describe(trained, folder.student)
+    costs = {"difference": difference, "seconds": clock.seconds}
+    write_whole(folder.costs, json.dumps(costs, indent=1))  # last: a folder that has it is finished
+    console.print(f"time: {clock}")
+
+
+class Clock:
+    """Adds up what each part of a job takes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
+
+
+def train_run(run: RunConfig, folder: Path, console: Console) -> Stages:
+    """The stages of the run, trained to their end in its folder."""
+    accelerator = accelerator_of(run, folder)
+    stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
+    if accelerator.is_main_process:
+        stages.folder.open(run)
+    else:
+        console = Console(quiet=True)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("stepdistill", init_kwargs={"wandb": {"dir": str(folder)}})
+    prepare_cache(stages, console)
+    for warning in stages.restore():
+        warn(console, f"{warning}; going on from the one before")
+    title = "training " + " → ".join(stage.method for stage in run.stages)
+    try:
+        with progress(console, title) as show:
+            train(
+                stages,
+                lambda snapshot: show(snapshot.done, snapshot.total, str(snapshot)),
+                partial(warn, console),
+            )
+    except KeyboardInterrupt:
+        where = f"update {stages.trainer.update} of {stages.settings.method}"
+        text = f"stopped at {where}: the same command goes on from {stages.folder.checkpoints}"
+        console.print(text, markup=False, soft_wrap=True)
+        raise
+    return stages
+
+
+def warn(console: Console, line: str) -> None:
+    """Show a line that asks for attention."""
+    console.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
+def prepare_cache(stages: Stages, console: Console) -> None:
+    """Compute the teacher's trajectories the run asks for, with their size said before."""
+    setup = stages.setup
+    if setup.run.cache is None:
+        return
+    size = trajectory_bytes(setup.teacher, setup.run.cache)
+    console.print(f"teacher's trajectories: {size / 1e6:.1f} MB", soft_wrap=True)
+    with progress(console, "caching") as show:
+        stages.open_cache(lambda done, total: show(done, total, ""))
+
+
+def score(run: RunConfig, suite: Suite, samplers: list[Sampled], console: Console) -> list[Row]:
+    """The rows of the run's table."""
+    asked = run.evaluation
+    with progress(console, "evaluating") as observe:
+        return evaluate(samplers, suite, asked.n, asked.blocks, asked.seed, on_progress=observe)
+
+
+def report(
+    trained: TrainedRun,
+    rows: list[Row],
+    suite: Suite,
+    samplers: list[Sampled],
+    clock: "Clock",
+    difference: float,
+) -> Report:
+    """What results.json, report.md and report.html of the run's folder show."""
+    run, log = trained.run, trained.folder.log
+    stages = stage_spans(run)
+    return Report(
+        title=run.name,
+        rows=rows,
+        provenance=provenance(trained, difference) | suite.provenance,
+        costs=costs(trained.setup, clock),
+        curves=curves(log),
+        stages=stages,
+        grids=[same_noise(samplers, suite, run.seed)],
+        films=strips(trained),
+        worst=outliers_of(samplers, suite, run.evaluation.n, run.evaluation.seed),
+        health=record_of(logged(log), run.health, stages),
+        bands={f"health: {signal}": found for signal, found in spans(stages).items()},
+        config=text_of(run),
+    )
+
+
+def provenance(trained: TrainedRun, difference: float) -> dict[str, str]:
+    """What was trained, from what, and how far the export can be trusted."""
+    run = trained.run
+    methods = {f"stage {i}": str(method) for i, method in enumerate(trained.setup.methods, 1)}
+    return {
+        "teacher": run.teacher or "none: this run trains one from data",
+        "guidance": f"{run.guidance:g}  (u + w(c − u), 1 neutral)",
+        **methods,
+        "steps skipped as not finite": str(trained.skipped),
+        "export": f"plain call equals the trainer's sampler to {difference:.1e}",
+        "versions": ", ".join(map(" ".join, versions().items())),
+    }
+
+
+def costs(setup: Setup, clock: "Clock") -> dict[str, str]:
+    """Seconds of each part, and what each stage's updates are made of."""
+    spent = {part: f"{seconds:.1f} s" for part, seconds in clock.seconds.items()}
+    stages = zip(setup.run.stages, stage_costs(setup), strict=True)
+    return spent | {f"stage {i}, {s.method}": str(c) for i, (s, c) in enumerate(stages, 1)}
+
+
+def stage_spans(run: RunConfig) -> list[StageSpan]:
+    """The stages of a run, in order."""
+    ends = [0, *accumulate(stage.training.updates for stage in run.stages)]
+    return [StageSpan(s.method, *span) for s, span in zip(run.stages, pairwise(ends), strict=True)]
+
+
+def finished(run: RunConfig, folder: RunFolder) -> Result | None:
+    """The result of a folder that already holds this run, complete."""
+    if not folder.costs.is_file():
+        return None
+    folder.open(run)
+    rows = read_results(folder.results)
+    try:
+        costs = json.loads(folder.costs.read_text())
+        return Result(folder.path, folder.student, rows, costs["difference"], costs["seconds"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{folder.costs}: damaged ({error}): delete it, run again") from error

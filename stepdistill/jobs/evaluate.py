@@ -1,0 +1,91 @@
+"""Several students in one table and one report: `stepdistill eval A B …` scores what lies there."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from ..evaluation.report.report import Report, write_report
+from ..evaluation.suite import TEACHER, Row, Sampled, digits_suite, evaluate
+from ..runs.folder import RunFolder, versions
+from ..runs.progress import progress
+from ..runs.stages import reopen
+from ..schema import ConfigError
+from .report_images import outliers_of, same_noise
+from .samplers import UNTRAINED, of_folder, of_run
+
+SEED = 2000
+SCORED = "scored.jsonl"  # in the report's folder, until there is a report
+NAMED = 8  # sources that a report names in its heading
+
+
+def score(
+    sources: list[Path],
+    suite: str,
+    out: Path,
+    size: tuple[int, int],
+    steps: int | None,
+    console: Console,
+    costs: dict[str, str] | None = None,
+) -> list[Row]:
+    """Score every source on the same seed blocks and write results and report to `out`.
+
+    Stopped, the same call goes on. size: (n, blocks). Raises ConfigError for an unknown suite,
+    sources that are neither run nor pipeline, and conditional beside unconditional ones.
+    """
+    if suite != "digits":
+        raise ConfigError(f"suite '{suite}': the only one is 'digits'")
+    contenders, conditional = gather(sources, steps)
+    n, blocks = size
+    measured = digits_suite(conditional=conditional)
+    with progress(console, "evaluating") as observe:
+        rows = evaluate(contenders, measured, n, blocks, SEED, observe, out / SCORED)
+    provenance = {
+        "sources": ", ".join(map(str, sources)),
+        "versions": ", ".join(map(" ".join, versions().items())),
+    }
+    report = Report(
+        title=title_of(sources),
+        rows=rows,
+        costs=costs or {},
+        provenance=provenance | measured.provenance,
+        grids=[same_noise(contenders, measured, SEED)],
+        worst=outliers_of(contenders, measured, n, SEED),
+    )
+    write_report(out, report)
+    (out / SCORED).unlink()
+    return rows
+
+
+def title_of(sources: list[Path]) -> str:
+    """The report's heading; many names are in its tables alone."""
+    few = ", ".join(source.name for source in sources)
+    return f"Comparison: {few}" if len(sources) <= NAMED else f"Comparison of {len(sources)}"
+
+
+def gather(sources: list[Path], steps: int | None) -> tuple[list[Sampled], bool]:
+    """The contenders of all sources; a guided teacher that several runs share appears once."""
+    found: dict[tuple[object, str, int], Sampled] = {}
+    kinds = set()
+    for source in sources:
+        if RunFolder(source).is_run:
+            trained = reopen(source, Accelerator())
+            kinds.add(trained.teacher.classes)
+            shared = f"{trained.run.teacher or source}, w = {trained.run.guidance:g}"
+            for c in of_run(trained):
+                # Untrained students differ by how they are sampled.
+                same = {TEACHER: shared, UNTRAINED: repr(trained.run.sampler)}.get(c.model, source)
+                owner = shared if c.model == TEACHER else str(source)
+                found.setdefault((same, c.model, c.steps), replace(c, source=owner))
+        else:
+            contender, classes = of_folder(source, steps)
+            kinds.add(classes)
+            key = (source, contender.model, contender.steps)
+            found[key] = replace(contender, source=str(source))
+    if len(kinds) > 1:
+        raise ConfigError("eval: conditional and unconditional models do not fit in one table")
+    teachers = {owner for owner, model, _ in found if model == TEACHER}
+    if len(teachers) > 1:
+        raise ConfigError(f"eval: one teacher a table, got {'; '.join(sorted(teachers))}")
+    return list(found.values()), kinds.pop() is not None

@@ -1,0 +1,59 @@
+"""Samples as one PNG: a grid of images, without axes."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from ..evaluation.suite import Sampled
+from ..runs.folder import RunFolder
+from ..runs.stages import reopen
+from ..schema import ConfigError
+from .samplers import of_folder, of_student
+
+SIDE = 64  # pixels of an image in the grid, at least
+
+
+def draw_grid(source: Path, out: Path, steps: int | None, count: int, seed: int) -> None:
+    """Write `count` samples of a run or an exported pipeline to a PNG.
+
+    Raises ConfigError for a source that is neither, or steps it was not trained for."""
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise ConfigError(f"{out}: write a .png file")
+    contender, classes = student_of(source, steps)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, 1, 8, 8, generator=generator)
+    labels = None if classes is None else torch.arange(count) % classes
+    images = contender.sample(noise, labels, generator)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(tile(images, columns=min(10, count)).numpy()).save(out)
+
+
+def student_of(source: Path, steps: int | None) -> tuple[Sampled, int | None]:
+    """The sampler of a run's student or of an exported pipeline, and its number of classes."""
+    if not RunFolder(source).is_run:
+        return of_folder(source, steps)
+    trained = reopen(source, Accelerator())
+    sampler = trained.run.sampler
+    steps = steps or min(sampler.steps or trained.run.evaluation.steps)
+    if sampler.steps and steps not in sampler.steps:
+        offered = ", ".join(map(str, sampler.steps))
+        raise ConfigError(f"{source}: offered with {offered} steps, not {steps}")
+    return of_student("student", trained.student, sampler, steps), trained.teacher.classes
+
+
+def tile(images: Tensor, columns: int) -> Tensor:
+    """Images (n, 1|3, h, w) in [−1, 1] as one uint8 picture (H, W) or (H, W, 3)."""
+    zoom = max(1, SIDE // images.shape[-2])
+    images = F.pad(images, (0, 1, 0, 1))  # a grey line between neighbours
+    n, channels, height, width = images.shape
+    rows = -(-n // columns)
+    canvas = torch.full((rows * columns, channels, height, width), 1.0)
+    canvas[:n] = images
+    picture = canvas.reshape(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    picture = picture.reshape(rows * height, columns * width, channels)
+    picture = picture.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
+    return ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).squeeze(-1)

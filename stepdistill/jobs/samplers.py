@@ -1,0 +1,115 @@
+"""Teachers, students and exported folders as contenders of an evaluation."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from ..data.sources import digits
+from ..denoiser import Cond, Denoiser
+from ..evaluation.suite import Sampled
+from ..networks.inputs import WithInputs
+from ..networks.views import parameter_count
+from ..runs.stages import TrainedRun
+from ..schema import ConfigError
+from ..solver import Sampler, sample
+from ..teachers.loading import load_pipeline, pipeline_folder
+from ..teachers.teacher import Teacher, teacher_sampler
+
+UNTRAINED = "untrained-student"  # the teacher, sampled as its student is
+
+Draw = Callable[[Tensor, Cond, torch.Generator], Tensor]
+
+
+def of_run(trained: TrainedRun) -> list[Sampled]:
+    """A trained run: teacher rows, the untrained student at its fewest steps, the student."""
+    evaluation, teacher = trained.run.evaluation, trained.teacher
+    sampler = trained.run.sampler
+    found = []
+    if trained.run.network is None:
+        found += [of_teacher(teacher, n) for n in evaluation.teacher_steps]
+        fewest = min(evaluation.steps)
+        found.append(of_student(UNTRAINED, teacher.denoiser, sampler, fewest))
+    return found + [of_student("student", trained.student, sampler, n) for n in evaluation.steps]
+
+
+def of_teacher(teacher: Teacher, steps: int) -> Sampled:
+    """The guided teacher with Euler (DDIM) steps on its own uniform grid."""
+    sampler = teacher_sampler(teacher)
+
+    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
+        return sampler.draw(teacher.guided, noise, steps, labels, generator)
+
+    return sampled("teacher", steps, steps * teacher.nfe, teacher.denoiser, draw)
+
+
+def of_student(model: str, student: Denoiser, sampler: Sampler, steps: int) -> Sampled:
+    """A student as its run samples it."""
+
+    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
+        return sampler.draw(student, noise, steps, labels, generator)
+
+    return sampled(model, steps, steps, student, draw)
+
+
+def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, int | None]:
+    """An exported pipeline as a student, at `steps` or at its fewest, and its classes.
+
+    Raises ConfigError if it is none, makes no digits, or was not trained for these steps."""
+    try:
+        pipeline_folder(str(folder))
+    except ValueError as error:
+        kinds = "neither a run's folder (config.yaml) nor a pipeline's (model_index.json)"
+        raise ConfigError(f"{folder}: {kinds}") from error
+    try:
+        pipeline = load_pipeline(str(folder))
+        teacher = Teacher.from_pipeline(pipeline)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
+        raise ConfigError(f"{folder}: makes {teacher.event}, not the digits' {digits.EVENT}")
+    student, table = exported(pipeline, teacher), pipeline.config.get("times")
+    if table is None:
+        any_steps = teacher_sampler(teacher)
+        return of_student("student", student, any_steps, steps or 1), teacher.classes
+    steps = steps or min(map(int, table))
+    if str(steps) not in table:
+        raise ConfigError(f"{folder}: trained for {', '.join(table)} steps, not {steps}")
+    times = torch.tensor(table[str(steps)], dtype=torch.float64)
+
+    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
+        return sample(student, noise, times, labels, generator, pipeline.config["gamma"])
+
+    return sampled("student", steps, steps, student, draw), teacher.classes
+
+
+def exported(pipeline: DiffusionPipeline, teacher: Teacher) -> Denoiser:
+    """The network of an exported pipeline as the student it was."""
+    config = pipeline.config
+    student = replace(teacher.denoiser, skip=config.get("skip_sigma_data") is not None)
+    inputs = pipeline.components.get("inputs")
+    if inputs is None:
+        return student
+    net = WithInputs(student.net, inputs.eval().requires_grad_(False))
+    return replace(student, net=net, w=config["guidance"])
+
+
+def label(model: str, steps: int) -> str:
+    """How a sampler is named beside its pictures."""
+    return f"{model}, {steps} step{'s' * (steps != 1)}"
+
+
+def sampled(model: str, steps: int, nfe: int, denoiser: Denoiser, draw: Draw) -> Sampled:
+    """A contender whose images come from `draw`, on the denoiser's device, clamped to [−1, 1]."""
+    parameters = parameter_count(denoiser.net)
+    device = next(denoiser.net.parameters()).device
+
+    @torch.inference_mode()
+    def images(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        where = None if labels is None else labels.to(device)
+        return draw(noise.to(device), where, generator).clamp(-1, 1).cpu()
+
+    return Sampled(model, steps, nfe, parameters, images)

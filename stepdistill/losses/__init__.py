@@ -1,0 +1,1 @@
+"""What methods add up: losses that are pure functions of tensors and denoisers."""

@@ -1,0 +1,263 @@
+"""A run as nested dataclasses, read from one complete YAML file and dotted overrides.
+
+The dataclasses are the schema: unknown keys, wrong types, values out of range and settings that
+contradict each other are refused with one line that names the key and what to write instead.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, is_dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from diffusers import UNet2DModel
+
+from ..data.trajectories import CacheSettings
+from ..method import Method, load
+from ..resources import PACKAGE, shipped, shipped_names
+from ..schema import (
+    ConfigError,
+    Count,
+    Decay,
+    Range,
+    Seed,
+    Steps,
+    did_you_mean,
+    fit,
+    require_known,
+    shown,
+)
+from ..solver import Sampler
+from ..teachers.schedulers import scheduler_class
+from ..training.health.monitor import Health
+from ..training.players import Adapters
+from ..training.trainer import Optimiser, Training
+from .yaml import load as load_values
+from .yaml import written
+
+Guidance = Annotated[float, Range(0, 1000)]
+LISTED = 8  # names in a message
+# Settings of diffusers' classes, which check little and take memory and time before they fail.
+UNET = {
+    "in_channels": Annotated[int, Range(1, 1024)],
+    "out_channels": Annotated[int, Range(1, 1024)],
+    "down_block_types": list[str],
+    "up_block_types": list[str],
+    "layers_per_block": Annotated[int, Range(1, 64)],
+    "block_out_channels": list[Annotated[int, Range(1, 2**14)]],
+    "norm_num_groups": Count,
+    "add_attention": bool,
+    "num_class_embeds": Annotated[int, Range(2, 10**6)] | None,
+}
+SCHEDULER = {"num_train_timesteps": Annotated[int, Range(2, 10**5)]}
+
+
+@dataclass(frozen=True)
+class Network:
+    """An untrained network, for runs that make a teacher.
+
+    unet: settings of a UNet2DModel. scheduler: a class of diffusers, which fixes the noise process
+    and the prediction. license: of the weights, for the model card.
+    """
+
+    license: str = "unknown"
+    unet: dict[str, Any] = field(default_factory=dict)
+    scheduler: str = "FlowMatchEulerDiscreteScheduler"
+    scheduler_config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """name: the embedded digits, or the images below the folder `path` (see sources/folder.py).
+
+    dropout: the share of labels replaced by the empty one.
+    """
+
+    name: Literal["digits", "folder"] = "digits"
+    path: str | None = None
+    dropout: Decay = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One method with its settings; it starts from the student of the stage before.
+
+    teacher: the run's, or the last stage's student, at the guidance that is its input.
+    """
+
+    method: str = "consistency"
+    settings: dict[str, Any] = field(default_factory=dict)
+    training: Training = Training()
+    teacher: Literal["run", "last"] = "run"
+
+    def build(self, key: str = "stage") -> Method:
+        """The method. Raises ConfigError, with `key`, for settings it lacks or refuses."""
+        kind = method_class(self.method, f"{key}.method")
+        return fit(kind, self.settings, f"{key}.settings")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """n fresh images in each of `blocks` seed blocks, for every number of steps listed."""
+
+    suite: Literal["digits"] = "digits"
+    n: Annotated[int, Range(20, 10**6)] = 1000
+    blocks: Annotated[int, Range(2, 1000)] = 3
+    steps: tuple[Steps, ...] = (1,)
+    teacher_steps: tuple[Steps, ...] = (1, 4, 32)
+    seed: Seed = 1000
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is.
+
+    teacher: a shipped teacher or a diffusers pipeline folder; `network` instead makes a new one.
+    guidance: w in u + w(c − u), 1 neutral.  save_every: student updates between checkpoints.
+    adapters: student, critic and target as low-rank roles on the teacher's network; null for full
+    copies.  checkpointing: recompute the networks' blocks in the backward, to save memory.
+    keep: checkpoints kept besides the best. cache: trajectories of the teacher, for methods that
+    are trained on them.
+    """
+
+    name: str = "run"
+    seed: Seed = 0
+    teacher: str | None = None
+    network: Network | None = None
+    guidance: Guidance = 1.0
+    data: DataSettings = DataSettings()
+    cache: CacheSettings | None = None
+    stages: list[Stage] = field(default_factory=list)
+    adapters: Adapters | None = None
+    checkpointing: bool = False
+    sampler: Sampler = Sampler()
+    evaluation: Evaluation = Evaluation()
+    health: Health = Health()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    save_every: Count = 500
+    keep: Count = 2
+    log_every: Count = 20
+
+
+def method_class(name: str, key: str) -> type[Method]:
+    """A shipped method, or the one in an importable module. Raises ConfigError naming `key`."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{key}: {shown(name)} is not the name of a module")
+    try:
+        kind = load(name)
+    except Exception as error:  # importing runs whatever stands in the user's module
+        shipped_methods = [p.stem for p in (PACKAGE / "methods").glob("[!_]*.py")]
+        advice = did_you_mean(name, shipped_methods)
+        reason = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{key}: {reason}{advice}") from error
+    if not is_dataclass(kind):
+        raise ConfigError(f"{key}: '{name}' needs @dataclass(frozen=True) before its class")
+    return kind
+
+
+def read(source: str, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """The run of a YAML file, or of a shipped name, with `key=value` overrides.
+
+    Raises ConfigError for anything that cannot be run."""
+    path = find(source)
+    label = source if path == Path(source) else path.name
+    try:
+        run = fit(RunConfig, load_values(path, overrides))
+        check(run)
+    except ConfigError as error:
+        raise ConfigError(f"{label}: {error}") from error
+    return run
+
+
+def find(source: str) -> Path:
+    """The file of a path or of a shipped name. Raises ConfigError if there is none."""
+    named = shipped("configs") / f"{source}.yaml"
+    try:
+        for path in (Path(source), named):
+            if path.is_file():
+                return path
+    except (OSError, ValueError):  # no file can have such a name
+        pass
+    known = shipped_names("configs", ".yaml")
+    more = f", … {len(known)} in all" if len(known) > LISTED else ""
+    advice = did_you_mean(source, known) or f" ({', '.join(known[:LISTED])}{more})"
+    raise ConfigError(f"config {shown(source)}: no such file, and not a shipped name{advice}")
+
+
+def text_of(run: RunConfig) -> str:
+    """The resolved run as YAML, every key written out."""
+    return written(asdict(run))
+
+
+def check(run: RunConfig) -> None:
+    """Raise ConfigError for settings that contradict each other."""
+    for problem in _contradictions(run):
+        raise ConfigError(problem)
+
+
+def _contradictions(run: RunConfig) -> Iterator[str]:
+    if run.name[0] in ".-" or {"/", "\\"} & set(run.name) or len(run.name.encode()) > 100:
+        yield f"name: {shown(run.name)} is no plain folder name: no '/', no '.' or '-' in front"
+    if (run.teacher is None) == (run.network is None):
+        yield "teacher, network: set exactly one of them"
+    if (run.data.path is None) == (run.data.name == "folder"):
+        yield "data.path: the images' folder with `data.name: folder`, else nothing"
+    yield from _repetitions(run)
+    offered = set(run.sampler.steps)
+    if offered and not set(run.evaluation.steps) <= offered:
+        yield f"evaluation.steps: the student is offered with {sorted(offered)} steps only"
+    if not run.evaluation.steps:
+        yield "evaluation.steps: at least one number of steps"
+    if not run.stages:
+        yield "stages: a run needs at least one"
+    elif run.stages[0].teacher == "last":
+        yield "stages.0.teacher: there is no stage before the first: use run"
+    methods = [stage.build(f"stages.{i}") for i, stage in enumerate(run.stages)]
+    for i, method in enumerate(methods):
+        if method.needs.trajectories and run.cache is None:
+            yield f"stages.{i}.method: needs the teacher's trajectories: set cache: {{steps: 32}}"
+        yield from _idle_optimisers(run.stages[i], method, f"stages.{i}.training")
+    if run.network is not None:
+        yield from _network_problems(run, run.network, methods)
+
+
+def _idle_optimisers(stage: Stage, method: Method, key: str) -> Iterator[str]:
+    moved = {turn.player for turn in method.turns()}
+    for player in {"critic", "discriminator"} - moved:
+        if stage.training.optimiser_of(player) != Optimiser():
+            others = sorted(moved - {"student"})
+            advice = f"write {others[0]}_optimiser" if others else "leave it out"
+            yield f"{key}.{player}_optimiser: {stage.method} trains no {player}: {advice}"
+
+
+def _repetitions(run: RunConfig) -> Iterator[str]:
+    lists = {
+        "sampler.steps": run.sampler.steps,
+        "evaluation.steps": run.evaluation.steps,
+        "evaluation.teacher_steps": run.evaluation.teacher_steps,
+        "trackers": run.trackers,
+    }
+    for key, listed in lists.items():
+        if len(set(listed)) < len(listed):
+            yield f"{key}: {list(listed)} says one thing twice"
+
+
+def _network_problems(run: RunConfig, network: Network, methods: list[Method]) -> Iterator[str]:
+    """What a new network is refused for, before it is made."""
+    try:
+        scheduler = scheduler_class(network.scheduler)
+    except ValueError as error:
+        raise ConfigError(f"network.scheduler: {error}") from error
+    for kind, values, bounds, key in (
+        (UNet2DModel, network.unet, UNET, "network.unet"),
+        (scheduler, network.scheduler_config, SCHEDULER, "network.scheduler_config"),
+    ):
+        require_known(values, [*signature(kind.__init__).parameters][1:], key)
+        for name in [n for n in bounds if n in values]:
+            fit(bounds[name], values[name], f"{key}.{name}")
+    if run.guidance != 1:
+        yield f"guidance: {run.guidance:g} guides a teacher, which `network` is not yet: use 1"
+    for i, method in enumerate(methods):
+        if "teacher" in method.needs.players:
+            yield f"stages.{i}.method: needs a teacher, which `network` is not yet: set teacher"

@@ -1,0 +1,134 @@
+"""Training the stages of a run: progress, log, checkpoints, and a safe way to stop.
+
+Ctrl-C and SIGTERM let the step in hand finish and save a checkpoint; the same command goes on from
+there.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, current_thread, main_thread
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+from ..training.checkpoint import State, save
+from ..training.health.monitor import Monitor
+from ..training.trainer import StepLog, TrainingFailed
+from .log import Log
+from .progress import Snapshot
+from .stages import Stages
+
+Observer = Callable[[Snapshot], None]
+Warn = Callable[[str], None]
+STOPS = (signal.SIGINT, signal.SIGTERM)
+# Launchers pass a Ctrl-C on to processes that have had it from the terminal already.
+ECHO = 2.0  # seconds
+
+
+def train(stages: Stages, observe: Observer, warn: Warn = lambda line: None) -> None:
+    """Train every stage to its end, from wherever the folder's checkpoints stopped.
+
+    warn: shows the user a line. Raises TrainingFailed if training cannot go on, or an alarm of its
+    health is to stop it, DiskError if its log or state cannot be written, and KeyboardInterrupt
+    after saving.
+    """
+    log = Log(stages)
+    train_stage(stages, log, observe, warn)
+    while not stages.finished:
+        skipped = stages.trainer.skipped
+        stages.next_stage()
+        stages.trainer.skipped = skipped  # counted over the whole run
+        log.losses.clear()
+        train_stage(stages, log, observe, warn)
+
+
+def train_stage(stages: Stages, log: Log, observe: Observer, warn: Warn) -> None:
+    """Train the present stage to its end, or until it is stopped; then its state lies on disk."""
+    trainer, run, accelerator = stages.trainer, stages.setup.run, stages.setup.accelerator
+    monitor = Monitor(run.health, trainer, stages.setup.teacher)
+    monitor.begin(stages.health)
+    saved, periods = trainer.turn, trainer.update // run.save_every
+    with deferred_stop(ECHO if accelerator.num_processes > 1 else 0) as asked:
+        observe(log.snapshot())
+        while not (trainer.done or monitor.stopped or agreed(asked, accelerator)):
+            step = trainer.step(compare_terms=monitor.due)
+            log.add(step)
+            watch(monitor, step, log, warn)
+            if trainer.done or trainer.turn % run.log_every == 0:
+                log.write()
+                observe(log.snapshot())
+            if trainer.update // run.save_every > periods:  # not counted from where it resumed
+                saved, periods = trainer.turn, trainer.update // run.save_every
+                checkpoint(stages, log, monitor)
+        if trainer.turn > saved:
+            checkpoint(stages, log, monitor)
+        if agreed(asked, accelerator):
+            raise KeyboardInterrupt
+    if monitor.stopped:
+        raise TrainingFailed(f"stopped at update {trainer.update} (health.stop): {monitor.stopped}")
+
+
+def watch(monitor: Monitor, step: StepLog, log: Log, warn: Warn) -> None:
+    """Let the monitor see a turn; log what it finds, and warn the user of its alarms."""
+    findings = monitor.watch(step)
+    if findings is not None:
+        log.probed(findings)
+        for alarm in findings.alarms:
+            warn(f"update {step.update}: {alarm.text}")
+
+
+@contextmanager
+def deferred_stop(echo: float) -> Iterator[Event]:
+    """Ctrl-C or SIGTERM sets an event instead of breaking a step in two; a second one acts at once.
+
+    echo: seconds in which a second one is taken for the first. Raises KeyboardInterrupt at the end
+    if a stop was asked for and nothing came of it."""
+    asked, since = Event(), 0.0
+    if current_thread() is not main_thread():
+        yield asked
+        return
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        nonlocal since
+        if not asked.is_set():
+            since = time.monotonic()
+            asked.set()
+        elif time.monotonic() - since >= echo:
+            restore()
+            signal.raise_signal(number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, ask) for number in STOPS}
+    try:
+        yield asked
+    finally:
+        restore()
+    if asked.is_set():
+        raise KeyboardInterrupt
+
+
+def agreed(asked: Event, accelerator: Accelerator) -> bool:
+    """Whether any process was asked to stop; all of them learn it at the same turn."""
+    if accelerator.num_processes == 1:
+        return asked.is_set()
+    flag = torch.tensor(float(asked.is_set()), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum") > 0)
+
+
+def checkpoint(stages: Stages, log: Log, monitor: Monitor) -> None:
+    """Write the stage's state; every process calls this, the main one writes."""
+    trainer, setup = stages.trainer, stages.setup
+    state, score = trainer.state(), monitor.distance()
+    if not setup.accelerator.is_main_process:
+        return
+    log.sync()
+    numbers = {**state.numbers, "stage": stages.stage, "update": trainer.update}
+    numbers |= {"pending": log.pending(), "health": monitor.state()}
+    whole = State(state.tensors, numbers)
+    save(stages.folder.checkpoints, log.position(), whole, setup.run.keep, score)

@@ -1,0 +1,149 @@
+"""What a run is made of before anything is trained: its methods, its teacher, its data and its
+devices, and the refusals of settings that do not fit together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from ..data.loader import Data, Images, Shapes
+from ..data.sources import digits
+from ..data.sources.folder import load as load_images
+from ..denoiser import Denoiser
+from ..method import Method
+from ..networks.inputs import GUIDANCE_INPUTS
+from ..networks.lora import AdapterView
+from ..schema import ConfigError
+from ..teachers.loading import load_pipeline, new_pipeline
+from ..teachers.teacher import Teacher
+from .config import RunConfig
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # ours (YAML reads "no" as false) → accelerate's
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of; one method a stage. Nothing in it changes while the run is trained."""
+
+    run: RunConfig
+    methods: tuple[Method, ...]
+    teacher: Teacher
+    data: Data
+    accelerator: Accelerator
+
+    @classmethod
+    def of(cls, run: RunConfig, accelerator: Accelerator) -> "Setup":
+        """Raises ConfigError for a run that cannot be trained."""
+        methods = tuple(stage.build() for stage in run.stages)
+        teacher = teacher_of(run)
+        check_times(run, methods, teacher.denoiser)
+        teacher.denoiser.net.to(accelerator.device)
+        data = data_of(run, teacher, any(method.needs.data for method in methods))
+        check_guidance(run, methods, teacher)
+        return cls(run, methods, teacher, data, accelerator)
+
+
+def teacher_of(run: RunConfig) -> Teacher:
+    """The run's teacher, or its new network in the same shape. Raises ConfigError."""
+    try:
+        if run.network is None:
+            pipeline = load_pipeline(run.teacher)
+        else:
+            n = run.network
+            pipeline = new_pipeline(n.unet, n.scheduler, n.scheduler_config, run.seed)
+        teacher = Teacher.from_pipeline(pipeline, run.guidance)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"teacher: {error}") from error
+    if run.adapters is None:
+        return teacher
+    return teacher.with_net(AdapterView(teacher.denoiser.net, None))
+
+
+def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Data:
+    """The run's training data; shapes and labels alone if none is needed. Raises ConfigError if the
+    data, or the suite that will score the student, do not fit the network."""
+    if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
+        raise ConfigError(
+            f"evaluation.suite: 'digits' scores images {digits.EVENT} of {digits.CLASSES} classes "
+            f"or none; the teacher makes {teacher.event} of {teacher.classes or 'no'} classes"
+        )
+    if teacher.classes is None and run.data.dropout > 0:
+        raise ConfigError("data.dropout: the network takes no labels (num_class_embeds): use 0")
+    if not needed:
+        return Shapes(teacher.event, teacher.classes, run.data.dropout)
+    if run.data.name == "digits":
+        images, labels = digits.load()
+    else:
+        try:
+            images, labels = load_images(run.data.path, teacher.event, teacher.classes)
+        except ConfigError as error:
+            raise ConfigError(f"data.path: {error}") from error
+    if teacher.classes is None:
+        return Images(images, None, seed=run.seed)
+    return Images(images, labels, teacher.classes, run.data.dropout, run.seed)
+
+
+def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) -> None:
+    """Raise ConfigError for a teacher that a stage cannot learn from, and for guidance, the run's,
+    a method's or the cache's, that would do nothing."""
+    given: set[str] = set()  # inputs of the student so far
+    for i, (stage, method) in enumerate(zip(run.stages, methods)):
+        own = stage.teacher == "run"
+        cached = run.cache is not None and run.cache.guidance is not None
+        ranged = method.needs.trajectories and cached
+        try:
+            method.check_teacher(teacher.guided if own else teacher.denoiser)
+        except ValueError as error:
+            raise ConfigError(f"stages.{i}: {error}") from error
+        if (method.needs.guidance or ranged) and teacher.classes is None:
+            raise ConfigError(f"stages.{i}: guidance needs a class-conditional teacher")
+        if method.needs.guidance and not own and not given.intersection(GUIDANCE_INPUTS):
+            raise ConfigError(f"stages.{i}: guides the last student, which takes no guidance")
+        if ranged and not set(GUIDANCE_INPUTS) & {*method.needs.inputs}:
+            raise ConfigError(f"stages.{i}: {stage.method} gives no student w: no cache.guidance")
+        given |= {*method.needs.inputs}
+    asked = [m.needs.trajectories or m.passes(run.sampler).teacher > 0 for m in methods]
+    if run.guidance != 1 and not any(asked):
+        raise ConfigError(f"guidance: {run.guidance:g} is for a teacher that no stage asks: use 1")
+
+
+def check_times(run: RunConfig, methods: Sequence[Method], denoiser: Denoiser) -> None:
+    """Raise ConfigError for sampling times the student never sees, or where x̂₀ is undefined."""
+    process, offered = denoiser.process, {*run.sampler.steps, *run.evaluation.steps}
+    try:
+        *_, trained = (method.trained_times(process, run.sampler) for method in methods)
+        for n in sorted(offered):
+            times = run.sampler.times(process, n)
+            process.require_well_posed(denoiser.prediction, float(times[0]))
+            check_trained(n, times, trained, tolerance=1e-6 * process.t_max)
+    except ValueError as error:
+        raise ConfigError(f"sampler: {error}") from error
+
+
+def check_trained(n: int, times: Tensor, trained: Tensor | None, tolerance: float) -> None:
+    """Raise ValueError if one of `times` is not among `trained`; None trains everywhere."""
+    if trained is None:
+        return
+    gaps = (times[:, None] - trained).abs().min(dim=1).values
+    if float(gaps.max()) > tolerance:
+        t = float(times[gaps.argmax()])
+        raise ValueError(
+            f"{n} steps ask the student at t = {t:g}, which the last stage never trains: choose a "
+            "grid that holds it (such as 16 uniform steps for 1, 2 and 4), or other steps"
+        )
+
+
+def accelerator_of(run: RunConfig, folder: Path) -> Accelerator:
+    """The accelerator of a run, logging below its folder."""
+    AcceleratorState._reset_state()  # else an earlier run of this process fixes the precision
+    trackers = list(run.trackers) or None
+    if "wandb" in run.trackers and find_spec("wandb") is None:
+        raise ConfigError("trackers: wandb is not installed: pip install 'stepdistill[wandb]'")
+    return Accelerator(
+        mixed_precision=PRECISIONS[run.precision], log_with=trackers, project_dir=str(folder)
+    )

@@ -1,0 +1,251 @@
+"""The stages of a run, one after the other: each has its teacher and its trainer, and begins from
+the averaged student of the one before. What comes out at the end is a `TrainedRun`.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..data.loader import Data
+from ..data.trajectories import Cache, build, times_of, trajectories
+from ..data.trajectories import load as load_cache
+from ..denoiser import Denoiser
+from ..method import Method
+from ..networks.inputs import INPUTS, KEPT_INPUTS
+from ..networks.views import load_own, own_tensors, standalone
+from ..schema import ConfigError
+from ..teachers.teacher import Teacher
+from ..training.checkpoint import CheckpointError, State, best, latest
+from ..training.checkpoint import read as read_state
+from ..training.players import PlayerSettings, make_players
+from ..training.trainer import Trainer
+from .config import RunConfig, Stage
+from .folder import RunFolder
+from .setup import Setup
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run and the student it has come to: what export, evaluation and reports are made of.
+
+    student: averaged, a plain network with weights of its own. stage, update: where training is.
+    skipped: turns that were not finite. ended: whether training came to its end.
+    """
+
+    setup: Setup
+    folder: RunFolder
+    student: Denoiser
+    stage: int
+    update: int
+    skipped: int
+    ended: bool
+
+    @property
+    def run(self) -> RunConfig:
+        return self.setup.run
+
+    @property
+    def teacher(self) -> Teacher:
+        return self.setup.teacher
+
+
+class Stages:
+    """The present stage of a run in its folder: its teacher, its trainer, and how it is left.
+
+    pending, health: of the checkpoint that was taken up, means that are not yet logged and the
+    state of the stage's monitor.
+    """
+
+    def __init__(self, setup: Setup, folder: RunFolder) -> None:
+        self.setup, self.folder = setup, folder
+        self.cache: Data | None = None
+        self.pending: dict[str, dict[str, Any]] = {}
+        self.health: dict[str, Any] = {}
+        self.stage, self.teacher = 0, setup.teacher
+        self.trainer = self._trainer(None)
+
+    @classmethod
+    def of(cls, run: RunConfig, folder: Path, accelerator: Accelerator) -> "Stages":
+        """Raises ConfigError for a run that cannot be trained."""
+        return cls(Setup.of(run, accelerator), RunFolder(folder))
+
+    @property
+    def settings(self) -> Stage:
+        """The present stage's."""
+        return self.setup.run.stages[self.stage]
+
+    @property
+    def method(self) -> Method:
+        return self.setup.methods[self.stage]
+
+    @property
+    def finished(self) -> bool:
+        return self.stage + 1 == len(self.setup.run.stages) and self.trainer.done
+
+    def next_stage(self, start: dict[str, Tensor] | None = None) -> None:
+        """Start the next stage from the averaged student of this one, or from these tensors.
+
+        A critic goes on where it was."""
+        start, critic = start or self.trainer.averaged(), self.trainer.players.critic
+        taught = self.setup.run.stages[self.stage + 1].teacher == "last"
+        kept = taught or self.setup.methods[self.stage + 1].needs.initial
+        if kept and self.setup.accelerator.is_main_process:
+            self.folder.keep_student(self.stage, start)
+        if taught:
+            self.teacher = self._taught()
+        self.stage += 1
+        self.health = {}
+        self.trainer = self._trainer(start, critic and own_tensors(critic.denoiser.net))
+
+    def open_cache(self, observe: Callable[[int, int], None]) -> None:
+        """Build what is missing of the run's trajectories, with all processes, and open them."""
+        run, teacher, accelerator = self.setup.run, self.setup.teacher, self.setup.accelerator
+        needed = any(method.needs.trajectories for method in self.setup.methods)
+        if run.cache is None or not needed:
+            return
+        folder = Path(run.cache.path) if run.cache.path else self.folder.trajectories
+        part = accelerator.process_index, accelerator.num_processes
+        build(folder, teacher, run.cache, part, observe)
+        accelerator.wait_for_everyone()
+        self.cache = load_cache(folder, teacher, run.cache, run.seed)
+        self.trainer.data = self._data()
+
+    def rehearse_cache(self) -> None:
+        """A few trajectories in memory, in place of those that training will build."""
+        settings, teacher = self.setup.run.cache, self.setup.teacher
+        if settings is not None:
+            few = replace(settings, samples=1, shard=1)
+            self.cache = Cache(times_of(teacher, few), [trajectories(teacher, few, 0)], 1)
+            self.trainer.data = self._data()
+
+    def student(self) -> Denoiser:
+        """The averaged student, a plain network with weights of its own."""
+        student = self.trainer.players.student
+        student = replace(student, net=deepcopy(student.net))
+        load_own(student.net, self.trainer.averaged())
+        student = replace(student, net=standalone(student.net))
+        student.net.eval().requires_grad_(False)
+        return student
+
+    def result(self) -> TrainedRun:
+        """What the run has come to, as it stands."""
+        return TrainedRun(
+            setup=self.setup,
+            folder=self.folder,
+            student=self.student(),
+            stage=self.stage,
+            update=self.trainer.update,
+            skipped=self.trainer.skipped,
+            ended=self.finished,
+        )
+
+    def restore(self) -> list[str]:
+        """Continue from the newest readable checkpoint, if any; warnings about damaged ones.
+
+        Raises CheckpointError if none of them can be read, or if it is no state of this run."""
+        state, warnings = latest(self.folder.checkpoints)
+        if state is not None:
+            self.go_on_from(state, self.folder.checkpoints)
+        return warnings
+
+    def go_on_from(self, state: State, folder: Path) -> None:
+        """Take up a state read from `folder`. Raises CheckpointError if it is not of this run."""
+        try:
+            self._call_teachers(state.numbers["stage"])
+            self.stage, self.pending = state.numbers["stage"], state.numbers["pending"]
+            self.health = state.numbers["health"]
+            self.trainer = self._trainer(self._initial())
+            self.trainer.restore(state)
+        except (KeyError, IndexError) as error:
+            raise CheckpointError(
+                f"{folder}: written by another version of stepdistill (no {error}): go on with "
+                f"that one, or delete {self.folder.path} to start again"
+            ) from error
+
+    def _call_teachers(self, until: int) -> None:
+        """Give stage `until` the teacher it has. Raises CheckpointError if it was not kept."""
+        for stage in range(until):
+            if self.setup.run.stages[stage + 1].teacher == "last":
+                self.stage = stage
+                self.trainer = self._trainer(self.folder.kept_student(stage))
+                self.teacher = self._taught()
+
+    def _taught(self) -> Teacher:
+        """The teacher of the next stage: the present one's student as it is."""
+        return replace(self.setup.teacher, guided=self.student())
+
+    def _initial(self) -> dict[str, Tensor] | None:
+        """What the present stage started from, if its method needs it again."""
+        if self.stage == 0 or not self.method.needs.initial:
+            return None
+        return self.folder.kept_student(self.stage - 1)
+
+    def _data(self) -> Data:
+        """The data of the present stage; trajectories come with `open_cache`."""
+        return self.cache if self.method.needs.trajectories else self.setup.data
+
+    def _trainer(
+        self, start: dict[str, Tensor] | None, critic: dict[str, Tensor] | None = None
+    ) -> Trainer:
+        run, training = self.setup.run, self.settings.training
+        seeds = (run.seed, self.stage)
+        settings = PlayerSettings(
+            sampler=run.sampler,
+            adapters=run.adapters,
+            checkpointing=run.checkpointing,
+            target=training.target_ema,
+            skip=self._needs_skip(),
+            inputs=self._inputs(),
+            start=start,
+            critic=critic,
+            seed=seeds,
+        )
+        try:
+            players = make_players(self.method, self.teacher, settings)
+        except ValueError as error:
+            raise ConfigError(f"stages.{self.stage}: {error}") from error
+        return Trainer(self.method, players, self._data(), training, self.setup.accelerator, seeds)
+
+    def _inputs(self) -> tuple[str, ...]:
+        # An input a student's network has had stays in later stages; an output need not.
+        before = {i for method in self.setup.methods[: self.stage] for i in method.needs.inputs}
+        asked = (before & {*KEPT_INPUTS}) | {*self.method.needs.inputs}
+        return tuple(name for name in INPUTS if name in asked)
+
+    def _needs_skip(self) -> bool:
+        # A student that has been a consistency function stays one in later stages.
+        denoiser = self.setup.teacher.denoiser
+        asked = any(method.needs.boundary for method in self.setup.methods[: self.stage + 1])
+        return asked and not denoiser.process.has_identity_at_clean(denoiser.prediction)
+
+
+def reopen(folder: Path, accelerator: Accelerator, at_best: bool = False) -> TrainedRun:
+    """A trained run, at its end or at the checkpoint nearest to the teacher.
+
+    Raises ConfigError if it is not one, or not finished, CheckpointError if it is damaged."""
+    run = RunFolder(folder).read()
+    try:
+        stages = Stages.of(run, folder, accelerator)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error
+    try:
+        stages.restore()
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        # Whatever torch makes of numbers and tensors that are not this run's.
+        reason = f"its checkpoints do not fit its config.yaml ({type(error).__name__})"
+        raise ConfigError(f"{folder}: {reason}: train it again") from error
+    if not stages.finished:
+        raise ConfigError(f"{folder}: its training is not finished; `stepdistill run` goes on")
+    if at_best:
+        checkpoint = best(stages.folder.checkpoints)
+        if checkpoint is None:
+            raise ConfigError(f"{folder}: no checkpoint has a score: its method has no teacher")
+        stages.go_on_from(read_state(checkpoint), checkpoint)
+    return stages.result()

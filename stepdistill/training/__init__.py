@@ -1,0 +1,1 @@
+"""Players, the trainer, its checkpoints and its health."""

@@ -1,0 +1,174 @@
+"""Checkpoints: safetensors and JSON, written atomically, checksummed, never unpickled.
+
+A checkpoint is a folder `NNNNNN/`:
+
+    state.safetensors   every tensor
+    state.json          every number, and the score if it has one
+    SHA256SUMS          of both, as `sha256sum -c` reads it
+
+It is written under a hidden name, flushed to the disk and renamed; only then do older ones go, each
+under a hidden name first. So wherever a process or the machine stops, whatever is called NNNNNN is
+whole, and a file that was damaged later is noticed.
+"""
+
+import json
+import math
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..files import DiskError, reason, sha256, sync, unwritten
+
+TENSORS, NUMBERS, SUMS = "state.safetensors", "state.json", "SHA256SUMS"
+
+
+class State(NamedTuple):
+    """Named tensors, and JSON numbers, strings and lists."""
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read; the message names it."""
+
+
+def save(folder: Path, step: int, state: State, keep: int = 2, score: float | None = None) -> Path:
+    """Write checkpoint `step` (≥ 0) into `folder`; keep the newest `keep` (≥ 1) and the best.
+
+    score: lower is better; one that is not finite is none. One process at a time writes a folder.
+    A checkpoint of the same step is replaced, later ones go: a run that went back to an earlier
+    checkpoint could not read them. Raises DiskError if the disk is full or fails; the checkpoints
+    before it are then as they were.
+    """
+    if keep < 1:
+        raise ValueError(f"keep: at least 1 checkpoint, got {keep}")
+    final, partial = folder / f"{step:06d}", folder / f".{step:06d}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        clear(folder)
+        write(partial, state, score)
+        if final.exists():
+            drop(final)
+        os.replace(partial, final)
+        sync(folder)
+        sync(folder.parent)  # the first checkpoint made `folder` itself
+    except (OSError, SafetensorError) as error:
+        clear(folder)
+        size = sum(v.numel() * v.element_size() for v in state.tensors.values())
+        raise DiskError(unwritten(final, error, size)) from error
+    rotate(folder, step, keep)
+    return final
+
+
+def write(folder: Path, state: State, score: float | None) -> None:
+    """Make a checkpoint's folder, everything in it flushed to the disk."""
+    folder.mkdir()
+    tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors.items()}
+    score = score if score is not None and math.isfinite(score) else None
+    text = json.dumps({"score": score, "numbers": state.numbers}, indent=1)
+    (folder / NUMBERS).write_text(text, encoding="utf-8")
+    save_file(tensors, folder / TENSORS)
+    shutil.copymode(folder / NUMBERS, folder / TENSORS)  # safetensors' own is for the owner alone
+    sums = [f"{sha256(folder / name)}  {name}\n" for name in (TENSORS, NUMBERS)]
+    (folder / SUMS).write_text("".join(sums), encoding="utf-8")
+    for name in (TENSORS, NUMBERS, SUMS, ""):
+        sync(folder / name)
+
+
+def rotate(folder: Path, step: int, keep: int) -> None:
+    """Drop all but `step`, the `keep` − 1 before it, and the best of these and older ones."""
+    for path in finished(folder):
+        if int(path.name) > step:
+            drop(path)
+    kept = {*finished(folder)[-keep:], best(folder)}
+    for path in finished(folder):
+        if path not in kept:
+            drop(path)
+
+
+def drop(path: Path) -> None:
+    """Delete a checkpoint; what is called NNNNNN stays whole until it is gone."""
+    hidden = path.with_name(f".{path.name}.dropped")
+    with suppress(OSError):  # one that cannot be deleted does no harm
+        os.replace(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def clear(folder: Path) -> None:
+    """Delete what a process that was killed left half-written or half-deleted."""
+    for leftover in folder.glob(".[0-9]*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def latest(folder: Path) -> tuple[State | None, list[str]]:
+    """The newest readable state, or None, and a line for every damaged one passed over.
+
+    Raises CheckpointError if there are checkpoints and none can be read."""
+    warnings = []
+    found = finished(folder)
+    for path in reversed(found):
+        try:
+            return read(path), warnings
+        except CheckpointError as error:
+            warnings.append(str(error))
+    if found:
+        raise CheckpointError(
+            f"{'; '.join(warnings)}: put back a copy of one, or delete {folder} to start again"
+        )
+    return None, warnings
+
+
+def best(folder: Path) -> Path | None:
+    """The checkpoint with the lowest score, or None if none has one."""
+    scores = {path: score_of(path) for path in finished(folder)}
+    scored = [path for path, score in scores.items() if score is not None]
+    return min(scored, key=scores.get, default=None)
+
+
+def score_of(path: Path) -> float | None:
+    """The score a checkpoint was saved with; None if it has none, or was damaged."""
+    try:
+        return numbers_of(path)["score"]
+    except CheckpointError:
+        return None
+
+
+def read(path: Path) -> State:
+    """One checkpoint. Raises CheckpointError if it is incomplete, truncated or altered."""
+    numbers = numbers_of(path)["numbers"]
+    tensors = load_file(checked(path, TENSORS))
+    # Copies: the file itself would stay mapped, and not every file system deletes a mapped file.
+    return State({k: v.clone() for k, v in tensors.items()}, numbers)
+
+
+def numbers_of(path: Path) -> dict[str, Any]:
+    return json.loads(checked(path, NUMBERS).read_text(encoding="utf-8"))
+
+
+def checked(path: Path, name: str) -> Path:
+    """A checkpoint's file. Raises CheckpointError unless it is there and as it was written."""
+    try:
+        sums = (path / SUMS).read_text(encoding="utf-8").split("\n")
+        if f"{sha256(path / name)}  {name}" not in sums:
+            raise CheckpointError(f"checkpoint {path}: {name} was altered or truncated")
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise CheckpointError(f"checkpoint {path}: {missing} is missing") from error
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: {reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"checkpoint {path}: {SUMS} was altered") from error
+    return path / name
+
+
+def finished(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = (p for p in folder.glob("[0-9]*") if p.name.isdecimal() and p.is_dir())
+    return sorted(found, key=lambda p: int(p.name))

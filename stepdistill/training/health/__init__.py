@@ -1,0 +1,1 @@
+"""Signals watched while a student trains."""
