@@ -1,4 +1,4 @@
-"""What every test shares: a quiet, offline, single-threaded process, and `figure`."""
+"""What every test shares: a quiet, offline, single-threaded process, limits and `figure`."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 
+import limits
 import pytest
 
 # Before torch is imported anywhere. One thread each: the tests run in as many processes as there
@@ -29,6 +30,10 @@ for name, value in {
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIGURE = "figure:"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    limits.install(config)
 
 
 @pytest.fixture
