@@ -10,7 +10,8 @@ shard its mark names: `@pytest.mark.full(shard="digits")`. All tests marked `ben
 
 Results are kept in eval/results/test-all.json: per shard the commit, whether uncommitted changes
 were present, date, seconds, counts and the figures its tests recorded; what the fast tests cost
-lies in durations.json beside it. A shard is not run again while it has passed on a commit that differs from a clean HEAD in nothing but eval/results.
+lies in durations.json beside it. A shard is not run again while it has passed on a commit that
+differs from a clean HEAD in nothing but eval/results.
 """
 
 import argparse
