@@ -97,7 +97,7 @@ class Limits:
         """A line for each tier over its sum, with its dearest tests."""
         sums = {name: sum(costs.values()) for name, costs in self.costs.items()}
         return [
-            f"{name}/ took {sums[name]:.0f} s of processor time and may take {tier.sum:g}, of that: "
+            f"{name}/ took {sums[name]:.0f} s of processor time, may take {tier.sum:g}; dearest: "
             + ", ".join(f"{test} {s:.1f}" for test, s in dearest(self.costs[name], 5).items())
             for name, tier in TIERS.items()
             if sums[name] > tier.sum
