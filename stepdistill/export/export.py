@@ -22,6 +22,7 @@ from diffusers import DDIMPipeline, DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..conditions import move
 from ..denoiser import Denoiser
 from ..evaluation.report.report import read_results
 from ..networks.inputs import WithInputs
@@ -131,16 +132,17 @@ def verify(
 
     Raises ExportError if it exceeds TOLERANCE."""
     steps, seed = list(sampler.steps or ANY_STEPS), 20260101
-    labels = teacher.labels(CHECKED)
+    labels = teacher.asked(CHECKED)
     request = {"folder": str(folder.resolve()), "custom": custom, "steps": steps, "seed": seed}
     request |= {"batch": CHECKED, "labels": None if labels is None else labels.tolist()}
     images = call_plainly(request)
+    cond = move(teacher.conditions(labels), "cpu")
     student.net.cpu()  # where the plain call runs: convolutions of other devices round differently
     worst = 0.0
     for n in steps:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(CHECKED, *teacher.event, generator=generator)
-        ours = sampler.draw(student, noise, n, labels, generator)
+        ours = sampler.draw(student, noise, n, cond, generator)
         ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         worst = max(worst, float((images[str(n)] - ours).abs().max()))
     if not worst <= TOLERANCE:
