@@ -500,6 +500,8 @@ def test_what_is_found_by_name_does_not_lean_on_its_like():
     independent = {name for c in CONTRACTS if c["type"] == "independence" for name in c["modules"]}
     there = [f for f in FOUND_BY_NAME if any(path.startswith(f) for path in MODULES)]
     assert independent == {folder.replace("/", ".") + "*" for folder in there}
+    for folder in FOUND_BY_NAME:
+        assert f"`{folder}NAME.py`" in PROSE["CONTRIBUTING.md"], folder
 
 
 @pytest.mark.parametrize(
