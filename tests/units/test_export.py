@@ -64,7 +64,7 @@ STOCK = {"table, one step", "table, deterministic", "any number of steps, table"
 def test_the_plain_call_of_the_exported_folder_is_the_trainers_sampler(case, tmp_path):
     config, overrides = CASES[case]
     made = session(tmp_path, config, *overrides)
-    assert export(made, tmp_path / "student") <= 1e-5
+    assert export(made.result(), tmp_path / "student") <= 1e-5
     index = json.loads((tmp_path / "student" / "model_index.json").read_text())
     stock = index["_class_name"] == "DDIMPipeline"
     assert stock == (case in STOCK)
@@ -76,7 +76,7 @@ def test_the_plain_call_of_the_exported_folder_is_the_trainers_sampler(case, tmp
 
 
 def test_steps_it_was_not_trained_for_are_refused(tmp_path):
-    export(session(tmp_path, "demo"), tmp_path / "student")
+    export(session(tmp_path, "demo").result(), tmp_path / "student")
     request = {"folder": str(tmp_path / "student"), "custom": True, "steps": [3], "seed": 0}
     with pytest.raises(ExportError, match="trained for 1, 2, 4 steps, not 3"):
         call_plainly(request | {"batch": 2, "labels": [1, 2]})
@@ -91,7 +91,7 @@ def test_a_mismatch_fails_and_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporting, "pipeline_for", off)
     with pytest.raises(ExportError, match="nothing was written"):
-        export(made, tmp_path / "out" / "student")
+        export(made.result(), tmp_path / "out" / "student")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -99,20 +99,20 @@ def test_something_else_is_not_overwritten(tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not an earlier export"):
-        export(session(tmp_path, "demo"), tmp_path / "precious")
+        export(session(tmp_path, "demo").result(), tmp_path / "precious")
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "mine"
 
 
 def test_a_pipeline_somebody_else_made_is_not_overwritten(tmp_path):
     load_pipeline("digits-vp").save_pretrained(tmp_path / "theirs")
     with pytest.raises(ValueError, match="not an earlier export"):
-        export(session(tmp_path, "demo"), tmp_path / "theirs")
+        export(session(tmp_path, "demo").result(), tmp_path / "theirs")
     assert (tmp_path / "theirs" / "unet" / "config.json").is_file()
 
 
 def test_half_of_the_numbers_are_the_averaged_students(tmp_path):
     made = session(tmp_path, "demo")
-    export(made, tmp_path / "student")
+    export(made.result(), tmp_path / "student")
     file = tmp_path / "student" / "unet" / "diffusion_pytorch_model.safetensors"
     with safe_open(file, "pt") as saved:
         for (name, _), mean in zip(
@@ -167,12 +167,17 @@ def test_a_teacher_reads_process_and_prediction_from_the_scheduler(prediction, z
 def test_guidance_in_the_pipeline_is_guidance_in_the_toolkit():
     pipeline = load_pipeline("digits")
     teacher = Teacher.from_pipeline(pipeline, w=3.0)
-    labels = torch.arange(6)
+    asked = torch.arange(6)
     noise = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    ours = sample(teacher.guided, noise, Grid().times(teacher.denoiser.process, 4)[:-1], labels)
+    ours = sample(
+        teacher.guided,
+        noise,
+        Grid().times(teacher.denoiser.process, 4)[:-1],
+        teacher.conditions(asked),
+    )
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
-        num_inference_steps=4, class_labels=labels, guidance_scale=3.0, latents=noise,
+        num_inference_steps=4, class_labels=asked, guidance_scale=3.0, latents=noise,
         output_type="pt",
     ).images  # fmt: skip
     assert float((theirs - (ours / 2 + 0.5).clamp(0, 1)).abs().max()) <= 1e-5
