@@ -47,7 +47,8 @@ class Teacher:
             )
         net.eval().requires_grad_(False)
         process, prediction = process_of(pipeline.scheduler)
-        scale = float(pipeline.scheduler.config.num_train_timesteps) if is_flow(pipeline) else 1.0
+        scheduler = pipeline.scheduler
+        scale = float(scheduler.config.num_train_timesteps) if is_flow(scheduler) else 1.0
         denoiser = Denoiser(
             net,
             process,
