@@ -45,7 +45,7 @@ class Collection:
     def __init__(self) -> None:
         self.shards: dict[str, list[str]] = {}
 
-    def pytest_collection_finish(self, session: pytest.Stages) -> None:
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             self.shards.setdefault(shard_of(item), []).append(item.nodeid)
 

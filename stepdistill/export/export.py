@@ -24,6 +24,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DiffusionPipeli
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..conditions import move
 from ..denoiser import Denoiser
 from ..evaluation.report.report import read_results
 from ..networks.inputs import WithInputs
@@ -107,9 +108,8 @@ def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> Diffu
     """The pipeline that samples `student` exactly as `sampler` does."""
     stock = stock_scheduler(teacher, student, sampler)
     if stock is not None:
-        return (DDIMPipeline if isinstance(stock, DDIMScheduler) else DDPMPipeline)(
-            student.net, stock
-        )
+        kind = DDIMPipeline if isinstance(stock, DDIMScheduler) else DDPMPipeline
+        return kind(student.net, stock)
     scheduler = teacher.pipeline.scheduler
     if has_stock_pipeline(teacher, student, sampler):
         return DDPMPipeline(student.net, few_step_scheduler(scheduler, student, sampler))
@@ -129,17 +129,18 @@ def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) 
 
     Raises ExportError if it exceeds TOLERANCE."""
     steps, seed = list(sampler.steps or ANY_STEPS), 20260101
-    labels = teacher.labels(CHECKED)
+    labels = teacher.asked(CHECKED)
     custom = bool(code_of(folder))
     request = {"folder": str(folder.resolve()), "custom": custom, "steps": steps, "seed": seed}
     request |= {"batch": CHECKED, "labels": None if labels is None else labels.tolist()}
     images = call_plainly(request)
+    cond = move(teacher.conditions(labels), "cpu")
     student.net.cpu()  # where the plain call runs: convolutions of other devices round differently
     worst = 0.0
     for n in steps:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(CHECKED, *teacher.event, generator=generator)
-        ours = sampler.draw(student, noise, n, labels, generator)
+        ours = sampler.draw(student, noise, n, cond, generator)
         ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         worst = max(worst, float((images[str(n)] - ours).abs().max()))
     if not worst <= TOLERANCE:

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from ..evaluation.suite import Row
-from ..networks.inputs import WithInputs
 from ..resources import PACKAGE
 from ..runs.config import text_of
 from ..runs.costs import stage_costs
@@ -15,7 +14,7 @@ from ..runs.stages import TrainedRun
 def card(trained: TrainedRun, code: list[str], rows: list[Row]) -> str:
     """README.md of the exported folder, with diffusers' front matter; code: its files of code."""
     run, teacher = trained.run, trained.teacher
-    licence = run.network.license if run.network else licence_of(run.teacher)
+    licence = run.network.license if run.network else licence_of(str(run.teacher))
     methods = ", ".join(stage.method for stage in run.stages[: trained.stage + 1])
     parts = [
         front_matter(licence, methods),

@@ -223,7 +223,7 @@ def provenance(trained: TrainedRun, difference: float) -> dict[str, str]:
     run = trained.run
     methods = {f"stage {i}": str(method) for i, method in enumerate(trained.setup.methods, 1)}
     return {
-        "teacher": run.teacher or "none: this run trains one from data",
+        "teacher": str(run.teacher or "none: this run trains one from data"),
         "guidance": f"{run.guidance:g}  (u + w(c − u), 1 neutral)",
         **methods,
         "steps skipped as not finite": str(trained.skipped),

@@ -8,8 +8,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from ..conditions import Cond
 from ..data.sources import digits
-from ..denoiser import Cond, Denoiser
+from ..denoiser import Denoiser
 from ..evaluation.suite import Sampled
 from ..networks.inputs import WithInputs
 from ..networks.views import parameter_count
@@ -110,7 +111,7 @@ def sampled(model: str, steps: int, nfe: int, denoiser: Denoiser, draw: Draw) ->
 
     @torch.inference_mode()
     def images(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        where = None if labels is None else labels.to(device)
+        where = {} if labels is None else {"label": labels.to(device)}
         return draw(noise.to(device), where, generator).clamp(-1, 1).cpu()
 
     return Sampled(model, steps, nfe, parameters, images)

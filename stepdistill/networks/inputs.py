@@ -17,6 +17,7 @@ import torch
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
+from ..conditions import Cond
 from .views import View, bare, own_tensors, parameter_count, standalone
 
 INPUTS = ("s", "w", "adapters", "logvar")
@@ -83,16 +84,17 @@ class LogVariance(nn.Module):
 
 @contextmanager
 def conditioned(
-    net: nn.Module, t: Tensor, s: Tensor | None, w: Tensor | float, cond: object
+    net: nn.Module, t: Tensor, s: Tensor | None, w: Tensor | float, cond: Cond
 ) -> Iterator[None]:
     """While open, a network with inputs has s (None: t itself) and w; others are as they are.
 
-    t, s: (b,), in the network's own units. w: a number or (b,). cond: labels (b,), or None."""
+    t, s: (b,), in the network's own units. w: a number or (b,). cond: may hold labels."""
     if not isinstance(net, WithInputs) or net.inputs is None:
         yield
         return
     w = torch.as_tensor(w, device=t.device, dtype=t.dtype).expand(len(t))
-    hooks = net.inputs.attach(bare(net), t, t if s is None else s, w, cond)
+    target = t if s is None else s
+    hooks = net.inputs.attach(bare(net), t, target, w, cond.get("label"))
     try:
         yield
     finally:

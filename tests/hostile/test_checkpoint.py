@@ -1,6 +1,6 @@
 """Checkpoints: what is written is read, damage is noticed, no moment leaves nothing to go on from.
 
-tests/test_faults.py kills real runs; here every single operation of one `save` fails or is the
+test_faults.py kills real runs; here every single operation of one `save` fails or is the
 last one before the end.
 """
 

@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from stepdistill.cli import app
 
+pytestmark = pytest.mark.xdist_group("run")
+
 
 def call(*arguments: str, expect: int = 0) -> str:
     answer = CliRunner().invoke(app, list(arguments))

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cases import PROCESSES, at, close, normal
-from oracle import M, S, batch
-from test_ctm import informed
+from oracle import M, S, batch, informed
 from torch import nn
 
 from stepdistill.denoiser import Denoiser, Guided

@@ -28,7 +28,7 @@ from stepdistill.solver import Sampler
 from stepdistill.training.trainer import Optimiser, Training
 
 GATE = 0.012
-RESULTS = Path(__file__).resolve().parents[1] / "eval" / "results" / "mixture"
+RESULTS = Path(__file__).resolve().parents[2] / "eval" / "results" / "mixture"
 
 
 def one_step_energy(seed: int, updates: int) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mutations import FIRST, MUTATIONS, Mutation
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 PACKAGE = TESTS.parent / "stepdistill"
 PYTHON_ALONE = shutil.ignore_patterns("assets", "__pycache__")
 
@@ -22,7 +22,8 @@ PYTHON_ALONE = shutil.ignore_patterns("assets", "__pycache__")
 def run_tests(nodes: list[str], folder: Path) -> subprocess.CompletedProcess:
     """Run tests on the copy of the package in `folder`."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    command += ["-m", "", "-o", f"pythonpath={folder}", *(str(TESTS / node) for node in nodes)]
+    command += ["-m", "", "-o", f"pythonpath={folder} {TESTS / 'toy'}"]
+    command += [str(TESTS / node) for node in nodes]
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 

@@ -28,7 +28,7 @@ from stepdistill.solver import Sampler
 from stepdistill.training.players import PlayerSettings, make_players
 from stepdistill.training.trainer import Optimiser, Trainer, Training
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 NAMES = sorted(p.stem for p in (PACKAGE / "methods").glob("*.py") if p.stem != "__init__")
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 PROCESSES = {
@@ -173,25 +173,25 @@ def test_gradients_are_finite_for_every_well_posed_prediction(name, process, kin
 # Players at which the expected gradient vanishes: the test that has them, or why there are none.
 AGREES = "test_a_critic_that_agrees_with_the_teacher_leaves_the_student_alone"
 IDEAL = {
-    "agd": "test_guidance.py::test_agds_loss_is_over_the_cached_states",
-    "consistency": "test_consistency.py::test_the_chain_has_no_loss_and_no_gradient",
-    "consistency_training": "test_consistency_training.py::test_the_affine_fixed_point",
-    "ctm": "test_ctm.py::test_exact_maps_have_no_loss",
-    "diff_instruct": f"test_matching.py::{AGREES}",
-    "diffusion": "test_critic.py::test_the_posterior_mean_minimises_the_denoising_loss",
-    "dmd": "test_matching.py::test_dmds_regression_is_on_the_cached_pairs",
-    "dmd2": f"test_dmd2.py::{AGREES}",
-    "f_distill": f"test_matching.py::{AGREES}",
-    "guidance": "test_guidance.py::test_the_gradient_is_the_formulas",
+    "agd": "maths/test_guidance.py::test_agds_loss_is_over_the_cached_states",
+    "consistency": "maths/test_consistency.py::test_the_chain_has_no_loss_and_no_gradient",
+    "consistency_training": "maths/test_consistency_training.py::test_the_affine_fixed_point",
+    "ctm": "maths/test_ctm.py::test_exact_maps_have_no_loss",
+    "diff_instruct": f"maths/test_matching.py::{AGREES}",
+    "diffusion": "maths/test_critic.py::test_the_posterior_mean_minimises_the_denoising_loss",
+    "dmd": "maths/test_matching.py::test_dmds_regression_is_on_the_cached_pairs",
+    "dmd2": f"maths/test_dmd2.py::{AGREES}",
+    "f_distill": f"maths/test_matching.py::{AGREES}",
+    "guidance": "maths/test_guidance.py::test_the_gradient_is_the_formulas",
     "ladd": None,  # a GAN's student rests only where its judge sees no difference, which ours may
-    "lcm": "test_trajectory.py::test_exact_maps_have_no_loss",
-    "pcm": "test_trajectory.py::test_exact_maps_have_no_loss",  # without its judge, as above
-    "scm": "test_scm.py::test_the_tangent_vanishes_at_the_exact_consistency_function",
-    "sid": f"test_matching.py::{AGREES}",
-    "tcd": "test_trajectory.py::test_exact_maps_have_no_loss",  # if told e, which a network is not
-    "tdm": f"test_tdm.py::{AGREES}",
-    "tscd": "test_trajectory.py::test_exact_maps_have_no_loss",  # as tcd
-    "vsd": f"test_matching.py::{AGREES}",
+    "lcm": "maths/test_trajectory.py::test_exact_maps_have_no_loss",
+    "pcm": "maths/test_trajectory.py::test_exact_maps_have_no_loss",  # without its judge, as above
+    "scm": "maths/test_scm.py::test_the_tangent_vanishes_at_the_exact_consistency_function",
+    "sid": f"maths/test_matching.py::{AGREES}",
+    "tcd": "maths/test_trajectory.py::test_exact_maps_have_no_loss",  # if told e
+    "tdm": f"maths/test_tdm.py::{AGREES}",
+    "tscd": "maths/test_trajectory.py::test_exact_maps_have_no_loss",  # as tcd
+    "vsd": f"maths/test_matching.py::{AGREES}",
 }
 
 

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from cases import PROCESSES, at, normal, per_sample_scales, scales
+from torch import nn
 
 from stepdistill.denoiser import Denoiser
 from stepdistill.exact import Gaussian
 from stepdistill.method import Batch
+from stepdistill.networks.inputs import WithInputs
 from stepdistill.process import Estimate
+from stepdistill.resources import pipeline_class
 
 M, S = 0.7, 1.3
 
@@ -60,7 +63,36 @@ class Oracle(Denoiser):
 
 
 def oracle(name: str, **kwargs) -> Oracle:
-    return Oracle(torch.nn.Identity(), PROCESSES[name], "v", name=name, **kwargs)
+    return Oracle(nn.Identity(), PROCESSES[name], "v", name=name, **kwargs)
+
+
+class Timed(nn.Module):
+    """A network with an embedding of the time, as backbones have."""
+
+    def __init__(self, seed, slow):
+        super().__init__()
+        self.slow = slow
+        self.time = nn.Linear(1, 16).double()
+        self.body = nn.Sequential(nn.Linear(18, 32), nn.SiLU(), nn.Linear(32, 2)).double()
+        g = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=g, dtype=p.dtype) / 3)
+
+    def forward(self, x, t, cond=None):
+        return self.body(torch.cat([x, self.time(t[:, None] / self.slow)], 1))
+
+
+def informed(name, seed=0, prediction="v", born=False):
+    """A student with a second time, whose embedding is not zero unless newly born."""
+    process = PROCESSES[name]
+    torch.manual_seed(seed)
+    inputs = pipeline_class("extra_inputs", "ExtraInputs")(["s"], 16, "time").double()
+    if not born:
+        nn.init.normal_(inputs.embeddings[0].linear_2.weight, std=0.5)
+    scale = 1000 / process.t_max
+    net = WithInputs(Timed(seed, 1000), inputs)
+    return Denoiser(net, process, prediction, time_scale=scale, embedding="time")
 
 
 def next_on(grid: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -149,7 +149,7 @@ BEST = {
     "digits-dmd2-short": (1, 1.25),
     "digits-vsd": (1, 2.0),
 }
-RESULTS = Path(__file__).resolve().parents[1] / "eval" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "eval" / "results"
 
 
 def teacher_rows(name: str) -> dict[int, Row]:

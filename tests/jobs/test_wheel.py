@@ -10,7 +10,7 @@ from zipfile import ZipFile
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # A shipped configuration that trains, exports and evaluates in a minute.
 CONFIG = "smoke"
 # What must travel: folder of the tree → its place in the wheel.

@@ -27,6 +27,8 @@ from stepdistill.runs.stages import Stages, TrainedRun
 from stepdistill.solver import Sampler, solve_ode
 from stepdistill.teachers.teacher import teacher_sampler
 
+pytestmark = pytest.mark.xdist_group("trained")
+
 SUITE = digits_suite()
 FREE = digits_suite(conditional=False)
 

@@ -29,7 +29,7 @@ from stepdistill.teachers.teacher import Teacher
 from stepdistill.training.checkpoint import CheckpointError
 from stepdistill.training.trainer import TrainingFailed
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 

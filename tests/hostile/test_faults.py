@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import faults_worker
 import pytest
 from accelerate import Accelerator
 from faults_worker import FULL, STOPPED
@@ -24,8 +25,10 @@ from stepdistill.runs.stages import Stages
 from stepdistill.training.checkpoint import finished, latest, read
 from stepdistill.training.trainer import Training
 
+pytestmark = pytest.mark.xdist_group("worker")
+
 KILLED = -9
-WORKER = Path(__file__).with_name("faults_worker.py")
+WORKER = Path(faults_worker.__file__)
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")  # mounts of its own, if permitted
 
 

@@ -24,7 +24,9 @@ from stepdistill.resources import PACKAGE, shipped_names
 from stepdistill.runs import config
 from stepdistill.runs.config import RunConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.xdist_group("caller")
+
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = shipped_names("configs", ".yaml")
 README = (ROOT / "README.md").read_text()
 read = config.read

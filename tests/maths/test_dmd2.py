@@ -36,63 +36,65 @@ from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 PROVED = {
     "T0": (
-        "test_process.py::test_every_prediction_gives_both_unknowns_back",
-        "test_process.py::test_conversions_are_those_of_the_papers",
+        "maths/test_process.py::test_every_prediction_gives_both_unknowns_back",
+        "maths/test_process.py::test_conversions_are_those_of_the_papers",
     ),
     "T1": (
-        "test_dmd2.py::test_a_critic_that_agrees_with_the_teacher_leaves_the_student_alone",
-        "test_roles.py::test_newborn_roles_give_no_gradient_at_all",
+        "maths/test_dmd2.py::test_a_critic_that_agrees_with_the_teacher_leaves_the_student_alone",
+        "units/test_players.py::test_newborn_roles_give_no_gradient_at_all",
     ),
     "T2": (
-        "test_critic.py::test_the_closed_kl_gradient_is_golden",
-        "test_critic.py::test_golden_denoisers_and_scores",
-        "test_dmd2.py::test_with_a_constant_normaliser_the_student_descends_the_kl",
-        "test_dmd2.py::test_the_expected_gradient_by_quadrature",
-        "test_dmd2.py::test_the_students_gradient_is_the_formulas",
-        "test_dmd2.py::test_any_gaussians_pull_descends_the_kl",
+        "maths/test_critic.py::test_the_closed_kl_gradient_is_golden",
+        "maths/test_critic.py::test_golden_denoisers_and_scores",
+        "maths/test_dmd2.py::test_with_a_constant_normaliser_the_student_descends_the_kl",
+        "maths/test_dmd2.py::test_the_expected_gradient_by_quadrature",
+        "maths/test_dmd2.py::test_the_students_gradient_is_the_formulas",
+        "maths/test_dmd2.py::test_any_gaussians_pull_descends_the_kl",
     ),
-    "T3": ("test_dmd2.py::test_a_critic_that_knows_the_noise_is_score_distillation_sampling",),
-    "T4": ("test_critic.py::test_pull_has_the_gradient_it_is_given",),
+    "T3": (
+        "maths/test_dmd2.py::test_a_critic_that_knows_the_noise_is_score_distillation_sampling",
+    ),
+    "T4": ("maths/test_critic.py::test_pull_has_the_gradient_it_is_given",),
     "T5": (
-        "test_dmd2.py::test_other_samples_do_not_matter_to_a_samples_gradient",
-        "test_dmd2.py::test_one_normaliser_for_the_whole_batch_would_be_noticed",
-        "test_dmd2.py::test_the_direction_does_not_depend_on_the_scale_of_errors",
+        "maths/test_dmd2.py::test_other_samples_do_not_matter_to_a_samples_gradient",
+        "maths/test_dmd2.py::test_one_normaliser_for_the_whole_batch_would_be_noticed",
+        "maths/test_dmd2.py::test_the_direction_does_not_depend_on_the_scale_of_errors",
     ),
     "T9": (
-        "test_critic.py::test_the_posterior_mean_minimises_the_denoising_loss",
-        "test_dmd2.py::test_the_critics_turn_is_least_at_the_posterior_mean",
+        "maths/test_critic.py::test_the_posterior_mean_minimises_the_denoising_loss",
+        "maths/test_dmd2.py::test_the_critics_turn_is_least_at_the_posterior_mean",
     ),
     "T10": (
-        "test_denoiser.py::test_guiding_outputs_is_guiding_estimates",
-        "test_denoiser.py::test_guided_product_of_gaussians",
-        "test_dmd2.py::test_guidance_moves_the_teacher_and_not_the_critic",
+        "maths/test_denoiser.py::test_guiding_outputs_is_guiding_estimates",
+        "maths/test_denoiser.py::test_guided_product_of_gaussians",
+        "maths/test_dmd2.py::test_guidance_moves_the_teacher_and_not_the_critic",
     ),
     "T11": (
-        "test_critic.py::test_realness_is_the_log_ratio_at_its_optimum",
-        "test_critic.py::test_approximate_r1_of_a_quadratic_logit",
-        "test_dmd2.py::test_r1_perturbs_the_very_tensor_the_head_saw",
+        "maths/test_critic.py::test_realness_is_the_log_ratio_at_its_optimum",
+        "maths/test_critic.py::test_approximate_r1_of_a_quadratic_logit",
+        "maths/test_dmd2.py::test_r1_perturbs_the_very_tensor_the_head_saw",
     ),
     "T13": (
-        "test_dmd2.py::test_a_turn_leaves_the_other_player_and_its_gradients_alone",
-        "test_dmd2.py::test_the_fooling_gradient_passes_through_a_frozen_critic",
+        "maths/test_dmd2.py::test_a_turn_leaves_the_other_player_and_its_gradients_alone",
+        "maths/test_dmd2.py::test_the_fooling_gradient_passes_through_a_frozen_critic",
     ),
     "T23": (
-        "test_dmd2.py::test_turns_and_updates_are_counted",
-        "test_dmd2.py::test_two_time_scales_overshoot_as_the_model_does",
+        "maths/test_dmd2.py::test_turns_and_updates_are_counted",
+        "maths/test_dmd2.py::test_two_time_scales_overshoot_as_the_model_does",
     ),
     "T24": (
-        "test_times.py::test_shifted_grids",
-        "test_times.py::test_shift_moves_the_median_and_the_mean",
-        "test_times.py::test_edm_index_values",
-        "test_times.py::test_a_fifth_of_the_way_down_edms_levels",
+        "maths/test_times.py::test_shifted_grids",
+        "maths/test_times.py::test_shift_moves_the_median_and_the_mean",
+        "maths/test_times.py::test_edm_index_values",
+        "maths/test_times.py::test_a_fifth_of_the_way_down_edms_levels",
     ),
     "T28": (
-        "test_solver.py::test_the_exact_posterior_mean_collapses_in_four_steps",
-        "test_dmd2.py::test_a_teacher_played_as_a_student_collapses",
+        "maths/test_solver.py::test_the_exact_posterior_mean_collapses_in_four_steps",
+        "maths/test_dmd2.py::test_a_teacher_played_as_a_student_collapses",
     ),
     "T29": (
-        "test_critic.py::test_softplus_losses_at_their_ends",
-        "test_critic.py::test_hinge_losses_at_their_ends",
+        "maths/test_critic.py::test_softplus_losses_at_their_ends",
+        "maths/test_critic.py::test_hinge_losses_at_their_ends",
     ),
 }
 
@@ -1077,6 +1079,6 @@ def test_every_named_test_exists():
     named = {name for row in PROVED.values() for name in row}
     real = set()
     for file in {name.partition("::")[0] for name in named}:
-        tree = ast.parse(Path(__file__).with_name(file).read_text())
+        tree = ast.parse((Path(__file__).parents[1] / file).read_text())
         real |= {f"{file}::{n.name}" for n in tree.body if isinstance(n, ast.FunctionDef)}
     assert named - real == set()

@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-WORKER = Path(__file__).with_name("parallel_worker.py")
+pytestmark = pytest.mark.xdist_group("ranks")
+
+WORKER = Path(__file__).parents[1] / "toy" / "parallel_worker.py"
 
 
 def start(out: Path, accumulations: str, rank: dict[str, str]) -> subprocess.Popen:

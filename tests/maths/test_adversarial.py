@@ -1,4 +1,4 @@
-"""The judge of pairs: a head on the teacher's frozen features, and the student's word to it."""
+"""The discriminator of pairs: a head on the teacher's frozen features, and the student's term."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from oracle import M, S, batch
 
 from eval.mixture import MLP
-from stepdistill.critic import Critic
+from stepdistill.critic import Discriminator
 from stepdistill.denoiser import Denoiser
 from stepdistill.exact import Gaussian
-from stepdistill.families.adversarial import Pair, difference_logits
+from stepdistill.families.adversarial import Pair, pair_logits
 from stepdistill.method import Batch, Players
 from stepdistill.methods.pcm import Pcm
 from stepdistill.methods.tscd import Tscd
@@ -36,14 +36,14 @@ LEAN = normal(5, 2)
 
 @dataclass
 class Linear:
-    """A judge whose logits are ⟨LEAN, x⟩, and which keeps what it is shown."""
+    """A discriminator whose logits are ⟨LEAN, x⟩, and which keeps what it is shown."""
 
     process: object
 
     def __post_init__(self):
         self.seen = []
 
-    def judge(self, x, t, cond=None):
+    def discriminate(self, x, t, cond=None):
         self.seen.append((x.detach(), t))
         return Estimate(x, x), x @ LEAN
 
@@ -56,7 +56,7 @@ def test_a_pair_is_noised_on_by_the_exact_transition(name):
     end = at(0.4 * process.t_max, n)
     x = process.add_noise(M + S * normal(1, n, 2), normal(2, n, 2), end)
     given = batch(n, d=2)
-    difference_logits(Players(None, critic=critic), given, Pair(x, x, end, width), x, x)
+    pair_logits(Players(None, discriminator=critic), given, Pair(x, x, end, width), x, x)
     (first, a), (second, b) = critic.seen
     assert torch.equal(a, b)
     assert bool((a >= end).all()) and bool((a <= end + width).all())
@@ -69,13 +69,13 @@ def test_a_pair_is_noised_on_by_the_exact_transition(name):
 
 
 @names
-def test_the_student_follows_the_judge_through_the_transition(name):
+def test_the_student_follows_the_discriminator_through_the_transition(name):
     """∇ of −λ E⟨v, x_a⟩ with respect to the guess is −λ (α_a/α_e) v / b."""
     process, method = PROCESSES[name], METHODS["pcm"]
     critic, guess = Linear(process), normal(3, 8, 2).requires_grad_()
     end = at(process.t_max * 0.3, 8)
     pair = Pair(guess, guess.detach(), end, process.t_max * 0.5)
-    terms = method.fooling(Players(None, critic=critic), batch(8, d=2), pair)
+    terms = method.adversarial_term(Players(None, discriminator=critic), batch(8, d=2), pair)
     terms["adversarial"].backward()
     ((_, a),) = critic.seen
     keep = process.scales(a)[0] / process.scales(end)[0]
@@ -87,20 +87,21 @@ def test_times_stay_where_networks_are_asked(method):
     for name in PROCESSES:
         process = PROCESSES[name]
         critic, student = Linear(process), Gaussian(at([M, M]), S, process)
-        p = Players(student, student, critic, student)
-        method.judge_loss(p, batch(500, d=2))
+        p = Players(student, student, None, student, discriminator=critic)
+        method.discriminator_turn(p, batch(500, d=2))
         for _, a in critic.seen:
             assert float(a.min()) >= process.t_min and float(a.max()) <= process.t_max
 
 
 @names
 @methods
-def test_the_judges_loss_is_the_hinge_of_both(name, method):
+def test_the_discriminators_loss_is_the_hinge_of_both(name, method):
     """½ E[relu(1 + ℓ(guess)) + relu(1 − ℓ(goal))], of what it was shown."""
     process = PROCESSES[name]
     critic, player = Linear(process), Gaussian(at([M, M]), S, process)
     other = Gaussian(at([-M, M]), S, process)
-    loss = method.judge_loss(Players(other, player, critic, player), batch(64, d=2))
+    p = Players(other, player, None, player, discriminator=critic)
+    loss = method.discriminator_turn(p, batch(64, d=2))
     guess, goal = (x @ LEAN for x, _ in critic.seen)
     by_hand = ((1 + guess).clamp(min=0) + (1 - goal).clamp(min=0)).mean() / 2
     assert float(loss.total) == pytest.approx(float(by_hand), rel=1e-12)
@@ -114,7 +115,7 @@ SHARING = {"copies": PlayerSettings(), "adapters": PlayerSettings(adapters=Adapt
 
 @methods
 @pytest.mark.parametrize("casting", SHARING.values(), ids=SHARING)
-def test_the_judge_owns_its_head_alone(method, casting):
+def test_the_discriminator_owns_its_head_alone(method, casting):
     """Each turn moves its player; the teacher's network is nobody's, bit for bit."""
     net = toys.tiny_unet()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -122,10 +123,11 @@ def test_the_judge_owns_its_head_alone(method, casting):
     if casting.adapters is not None:
         teacher = teacher.with_net(AdapterView(net, None))
     players = make_players(method, teacher, casting)
-    assert {name.partition(".")[0] for name in players.critic.net.state_dict()} == {"head"}
-    training = Training(2, 8, optimiser=Optimiser(lr=0.01), critic_optimiser=Optimiser(lr=0.01))
+    assert {name.partition(".")[0] for name in players.discriminator.net.state_dict()} == {"head"}
+    rate = Optimiser(lr=0.01)
+    training = Training(2, 8, optimiser=rate, discriminator_optimiser=rate)
     trainer = Trainer(method, players, toys.tiny_images(), training, Accelerator(cpu=True))
-    for player, other in (("student", "critic"), ("critic", "student")):
+    for player, other in (("student", "discriminator"), ("discriminator", "student")):
         kept = {n: [p.clone() for p in trainer.moved[n]] for n in trainer.moved}
         log = trainer.step()
         assert log.player == player and log.gradient_norm > 0
@@ -136,28 +138,28 @@ def test_the_judge_owns_its_head_alone(method, casting):
     assert own.keys() == before.keys() and all(torch.equal(own[k], before[k]) for k in own)
 
 
-def test_without_a_judge_there_is_no_turn_and_no_term():
+def test_without_a_discriminator_there_is_no_turn_and_no_term():
     method = Pcm(steps=6, phases=2)
     assert [turn.player for turn in method.turns()] == [
         "student"
     ] and not method.needs.discriminator
-    assert method.fooling(Players(None), batch(), None) == {}
+    assert method.adversarial_term(Players(None), batch(), None) == {}
 
 
 @methods
 def test_passes_are_those_counted(method):
     """Teacher's network counts as trained where a gradient passes it, else as frozen."""
     net = Denoiser(MLP(32), PROCESSES["rf"], "flow", block="body.1")
-    counts = {name: Counted(net) for name in ("student", "teacher", "critic", "target")}
+    counts = {name: Counted(net) for name in ("student", "teacher", "discriminator", "target")}
     head = torch.nn.Linear(32, 1)
-    critic = Critic(counts["critic"], head, [net.net.body[1]], frozen=True)
-    p = Players(counts["student"], counts["teacher"], critic, counts["target"])
+    critic = Discriminator(counts["discriminator"], head, [net.net.body[1]])
+    p = Players(counts["student"], counts["teacher"], None, counts["target"], discriminator=critic)
     given = Batch(normal(1, 4, 2).float(), None, *(torch.Generator() for _ in range(2)))
     for turn in method.turns():
         turn.loss(p, given)
     calls = {name: player.calls for name, player in counts.items()}
-    # Trained: student, and critic in the student's turn; frozen: the goals, the judge's own turn.
-    assert calls == {"student": 2, "teacher": 2, "critic": 3, "target": 2}
+    # Trained: student, and discriminator in its turn; frozen: the goals, the discriminator's own.
+    assert calls == {"student": 2, "teacher": 2, "discriminator": 3, "target": 2}
     passes = method.passes(Sampler())
     assert passes.trained + passes.frozen == 2 + 3 + 2 and passes.teacher == 2
 

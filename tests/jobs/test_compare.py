@@ -35,7 +35,7 @@ evaluation: {{n: 20, blocks: 2, steps: [1], teacher_steps: [1, 2]}}
 health: {{every: 0}}
 """
 QUIET = Console(quiet=True)
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README, RESULTS = ROOT / "README.md", ROOT / "eval" / "results" / "comparison"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 SUITE = """
 import os, pathlib, time, pytest
 COUNT = pathlib.Path(__file__).parents[2] / "count"
@@ -45,7 +45,7 @@ def project(tmp_path: Path) -> Path:
     tests = tmp_path / "project" / "tests"
     tests.mkdir(parents=True)
     for name in ("shards.py", "conftest.py"):
-        shutil.copy(HERE / name, tests)
+        shutil.copy(TESTS / name, tests)
     (tests / "test_toy.py").write_text(SUITE)
     (tests.parent / "pytest.ini").write_text(SETTINGS)
     (tests.parent / ".gitignore").write_text("__pycache__\n.pytest_cache\n*.tmp\n")

@@ -7,49 +7,17 @@ import pytest
 import torch
 from cases import PROCESSES, at, close, normal
 from diffusers import EulerDiscreteScheduler
-from oracle import M, S, batch, next_on, oracle
-from torch import nn
+from oracle import M, S, batch, informed, next_on, oracle
 
-from stepdistill.denoiser import Denoiser, toward
+from stepdistill.denoiser import toward
 from stepdistill.exact import Gaussian
 from stepdistill.method import Players
 from stepdistill.methods.ctm import Ctm
-from stepdistill.networks.inputs import WithInputs
-from stepdistill.resources import pipeline_class
 from stepdistill.solver import Sampler, jump, sample
 from stepdistill.times import Grid
 
 names = pytest.mark.parametrize("name", PROCESSES)
 matches = pytest.mark.parametrize("match", ["clean", "end"])
-
-
-class Net(nn.Module):
-    """A network with an embedding of the time, as backbones have."""
-
-    def __init__(self, seed, slow):
-        super().__init__()
-        self.slow = slow
-        self.time = nn.Linear(1, 16).double()
-        self.body = nn.Sequential(nn.Linear(18, 32), nn.SiLU(), nn.Linear(32, 2)).double()
-        g = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(torch.randn(p.shape, generator=g, dtype=p.dtype) / 3)
-
-    def forward(self, x, t, cond=None):
-        return self.body(torch.cat([x, self.time(t[:, None] / self.slow)], 1))
-
-
-def informed(name, seed=0, prediction="v", born=False):
-    """A student with a second time, whose embedding is not zero unless newly born."""
-    process = PROCESSES[name]
-    torch.manual_seed(seed)
-    inputs = pipeline_class("extra_inputs", "ExtraInputs")(["s"], 16, "time").double()
-    if not born:
-        nn.init.normal_(inputs.embeddings[0].linear_2.weight, std=0.5)
-    scale = 1000 / process.t_max
-    net = WithInputs(Net(seed, 1000), inputs)
-    return Denoiser(net, process, prediction, time_scale=scale, embedding="time")
 
 
 @names
