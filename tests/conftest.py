@@ -4,7 +4,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -29,6 +29,15 @@ for name, value in {
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIGURE = "figure:"
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
+    """Answers requests of `export.call_plainly`; modules that use it share `xdist_group`."""
+    from caller import plain_caller  # not before the environment is set
+
+    with plain_caller(tmp_path_factory.mktemp("caller")) as call:
+        yield call
 
 
 @pytest.fixture

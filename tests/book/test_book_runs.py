@@ -8,19 +8,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
-from safetensors.torch import load_file
-from torch import Tensor
 from typer.testing import CliRunner
 
 import stepdistill
 from stepdistill import cli
-from stepdistill.resources import PACKAGE, shipped_names
+from stepdistill.resources import shipped_names
 from stepdistill.runs import config
 from stepdistill.runs.config import RunConfig
 
@@ -42,45 +38,6 @@ def short(run: RunConfig) -> RunConfig:
 
 def read_short(source: str, overrides: tuple[str, ...] = ()) -> RunConfig:
     return short(read(source, overrides))
-
-
-# Answers plain calls as a clean process does, from children of one that has imported torch already.
-CALLER = """
-import json, os, runpy, sys, traceback
-from pathlib import Path
-import torch, diffusers, safetensors.torch
-main = runpy.run_path(sys.argv[1])["main"]
-for line in sys.stdin:
-    request, answer = json.loads(line)
-    if (child := os.fork()) == 0:
-        try:
-            main(request, Path(answer))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def caller(tmp_path_factory) -> Iterator[Callable[[dict], dict[str, Tensor]]]:
-    """What `export.plain_call` does, without the seconds that each new process needs to begin."""
-    folder = tmp_path_factory.mktemp("caller")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder)}
-    command = [sys.executable, "-c", CALLER, str(PACKAGE / "export" / "check_call.py")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-
-    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
-
-        def call(request: dict) -> dict[str, Tensor]:
-            answer = folder / f"{uuid4()}.safetensors"
-            print(json.dumps([request, str(answer)]), file=process.stdin, flush=True)
-            assert int(process.stdout.readline()) == 0, "the exported pipeline does not run"
-            return load_file(answer)
-
-        yield call
-        process.stdin.close()
 
 
 def test_there_is_a_demo():
