@@ -4,6 +4,7 @@ Adapter guidance distillation (Jensen & Sadat 2025, arXiv:2503.07274). Self-cont
 and diffusers only, and lies beside the weights in an exported folder.
 """
 
+from pathlib import Path
 from typing import Optional
 
 import torch
@@ -25,6 +26,10 @@ class GuidanceAdapters(ModelMixin, ConfigMixin):
     what each puts out, channels first for a plane. labels: how many there are, 0 for none. hidden:
     width of the tokens. narrow: of the convolutions.
     """
+
+    # What model_index.json calls the module of a component: diffusers looks for it in its folder.
+    __module__ = "guidance_adapters"
+    source = Path(__file__).read_text(encoding="utf-8")
 
     @register_to_config
     def __init__(
@@ -70,6 +75,13 @@ class GuidanceAdapters(ModelMixin, ConfigMixin):
             return (first, *output[1:]) if isinstance(output, tuple) else first
 
         return add
+
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """The config, and this file, without which it could not be loaded again."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.__module__}.py").write_text(self.source, encoding="utf-8")
+        super().save_config(save_directory, push_to_hub, **kwargs)
 
 
 class Convolution(nn.Module):

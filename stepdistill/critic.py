@@ -6,7 +6,6 @@ the logits (DMD2, arXiv:2405.14867); on the teacher's frozen network the head is
 (LADD, arXiv:2403.12015; PCM, arXiv:2405.18407).
 """
 
-
 import torch
 from torch import Tensor, nn
 

@@ -17,7 +17,7 @@ from ..networks.views import parameter_count
 from ..runs.stages import TrainedRun
 from ..schema import ConfigError
 from ..solver import Sampler, sample
-from ..teachers.loading import load_pipeline, pipeline_folder
+from ..teachers.loading import load_pipeline, pipeline_folder, trained_settings
 from ..teachers.teacher import Teacher, teacher_sampler
 
 UNTRAINED = "untrained-student"  # the teacher, sampled as its student is
@@ -72,7 +72,8 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, int | None]:
         raise ConfigError(str(error)) from error
     if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
         raise ConfigError(f"{folder}: makes {teacher.event}, not the digits' {digits.EVENT}")
-    student, table = exported(pipeline, teacher), pipeline.config.get("times")
+    trained = trained_settings(pipeline)
+    student, table = exported(pipeline, teacher), trained.get("times")
     if table is None:
         any_steps = teacher_sampler(teacher)
         return of_student("student", student, any_steps, steps or 1), teacher.classes
@@ -82,20 +83,20 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, int | None]:
     times = torch.tensor(table[str(steps)], dtype=torch.float64)
 
     def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
-        return sample(student, noise, times, labels, generator, pipeline.config["gamma"])
+        return sample(student, noise, times, labels, generator, trained["gamma"])
 
     return sampled("student", steps, steps, student, draw), teacher.classes
 
 
 def exported(pipeline: DiffusionPipeline, teacher: Teacher) -> Denoiser:
     """The network of an exported pipeline as the student it was."""
-    config = pipeline.config
-    student = replace(teacher.denoiser, skip=config.get("skip_sigma_data") is not None)
+    trained = trained_settings(pipeline)
+    student = replace(teacher.denoiser, skip=trained.get("skip_sigma_data") is not None)
     inputs = pipeline.components.get("inputs")
     if inputs is None:
         return student
     net = WithInputs(student.net, inputs.eval().requires_grad_(False))
-    return replace(student, net=net, w=config["guidance"])
+    return replace(student, net=net, w=trained["guidance"])
 
 
 def label(model: str, steps: int) -> str:

@@ -1,6 +1,6 @@
 """Between images in [−1, 1] and the states that a teacher denoises.
 
-    Pixels    the images themselves
+Pixels    the images themselves
 """
 
 from abc import ABC, abstractmethod

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from stepdistill import cli
 from stepdistill.export import export
-from stepdistill.export.export import carry_code, pipeline_for
+from stepdistill.export.export import pipeline_for
 from stepdistill.jobs import samplers as contenders
 from stepdistill.runs.stages import reopen
 from stepdistill.training.trainer import Trainer
@@ -39,7 +39,6 @@ def stock(tmp_path_factory):
     session = reopen(folder / "smoke", Accelerator())
     pipeline = pipeline_for(session.teacher, session.student, session.run.sampler)
     pipeline.save_pretrained(folder / "student")
-    carry_code(folder / "student")
     return Stock(folder / "smoke", folder / "student")
 
 

@@ -30,6 +30,7 @@ from stepdistill.runs.progress import Snapshot
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError, fit
 from stepdistill.solver import Sampler
+from stepdistill.teachers.backbones.unet2d import UNet2D
 from stepdistill.teachers.loading import load_pipeline
 from stepdistill.teachers.teacher import Teacher, teacher_sampler
 from stepdistill.training.checkpoint import latest
@@ -289,7 +290,7 @@ class Constant(nn.Module):
         return x - self.value
 
 
-def plain(net: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+def plain(net: nn.Module, x: Tensor, t: Tensor, cond: Cond, w: float) -> Tensor:
     return net(x, t, cond)
 
 
@@ -328,7 +329,7 @@ def test_a_constant_student_raises_the_alarm(teacher, value: float):
     monitor = monitor_of(teacher, 1, Constant(value))
     values = monitor.against_teacher()
     assert all(map(math.isfinite, values.values()))
-    raised = {a.signal for _ in range(2) for a in monitor.judge(values)}
+    raised = {a.signal for _ in range(2) for a in monitor.alarms(values)}
     assert raised >= {"std", "diversity"}
 
 
@@ -337,7 +338,7 @@ def test_drift_is_from_the_unguided_teacher_and_the_score_from_the_guided_one(te
     monitor, neutral = monitor_of(strong, 4), monitor_of(teacher, 4)
     unguided, guided = monitor.reference
     assert all(torch.equal(unguided, samples) for samples in neutral.reference)
-    labels = monitor.labels
+    labels = monitor.asked
     assert diversity(guided, labels) < diversity(unguided, labels)  # what guidance is known to do
     values = monitor.against_teacher()
     assert values["distance"] != pytest.approx(neutral.distance())
@@ -347,16 +348,19 @@ def test_drift_is_from_the_unguided_teacher_and_the_score_from_the_guided_one(te
 @pytest.mark.parametrize(
     ("classes", "samples", "shown"), [(10, 128, 10), (1000, 128, 16), (3, 16, 2)]
 )
-def test_every_class_of_a_probe_has_pairs(teacher, classes: int, samples: int, shown: int):
-    many = replace(teacher, classes=classes)
-    labels = monitor_of(many, 1, samples=samples).labels
+def test_every_class_of_a_probe_has_pairs(
+    teacher, monkeypatch, classes: int, samples: int, shown: int
+):
+    monkeypatch.setattr(UNet2D, "classes", classes)
+    labels = monitor_of(teacher, 1, samples=samples).asked
     counts = labels.bincount()
     assert (counts > 0).sum() == shown and counts[counts > 0].min() >= 8
     assert len(labels) == samples and labels.max() < classes
 
 
-def test_an_unconditional_probe_has_no_labels(teacher):
-    assert monitor_of(replace(teacher, classes=None), 1).labels is None
+def test_an_unconditional_probe_has_no_labels():
+    plain = Teacher.from_pipeline(load_pipeline("digits-vp"))
+    assert monitor_of(plain, 1).asked is None
 
 
 # Inside a run.
@@ -445,7 +449,7 @@ def test_a_probe_sees_the_student_that_would_be_exported(tmp_path, adapters):
         made.trainer.step()
     monitor = Monitor(OFTEN, made.trainer, made.teacher)
     exported = monitor.draw(made.student(), made.setup.run.sampler, 1)
-    wanted = signals_of(exported, *monitor.reference, monitor.labels)
+    wanted = signals_of(exported, *monitor.reference, monitor.asked)
     assert monitor.against_teacher() == pytest.approx(wanted, rel=1e-3, abs=1e-4)
     current = monitor.draw(made.trainer.players.student, made.setup.run.sampler, 1)
     assert (current - exported).abs().max() > 1e-3

@@ -37,7 +37,7 @@ class UNet2D(Backbone):
         labels = self.net.config.num_class_embeds
         if labels is not None and labels < 2:
             raise ValueError(f"num_class_embeds {labels}: needs a class and the empty label")
-        flow, scheduler = is_flow(pipeline), pipeline.scheduler.config
+        flow, scheduler = is_flow(pipeline.scheduler), pipeline.scheduler.config
         self.scale = float(scheduler.num_train_timesteps) if flow else 1.0
 
     @property
