@@ -23,8 +23,6 @@ from stepdistill.losses.denoising import lag
 from stepdistill.method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.diffusion import Diffusion
-from stepdistill.networks.views import bare
-from stepdistill.resources import shipped_names
 from stepdistill.runs.config import RunConfig, Stage, read
 from stepdistill.runs.log import curves, rows
 from stepdistill.runs.loop import train
@@ -563,75 +561,6 @@ def test_limits_that_cannot_be_are_refused(override: str):
     with pytest.raises(ConfigError) as caught:
         read("smoke", (f"health.{override}",))
     assert BAD[override] in str(caught.value) and "\n" not in str(caught.value)
-
-
-class Rows:
-    """Counts samples through networks: forward as one, backward as two."""
-
-    def __init__(self, session: Stages) -> None:
-        self.count = 0
-        players = session.trainer.players
-        nets = {session.teacher.denoiser.net, players.student.net}
-        nets |= {players.target.net} if players.target else set()
-        nets |= {players.critic.denoiser.net} if players.critic else set()
-        for net in {bare(net) for net in nets}:
-            net.conv_in.register_forward_hook(lambda m, x, y: self.add(len(y)))
-            net.conv_in.register_full_backward_hook(lambda m, x, y: self.add(2 * len(y[0])))
-
-    def add(self, rows: int) -> None:
-        self.count += rows
-
-    def of(self, *actions) -> int:
-        """What these actions cost."""
-        before = self.count
-        for action in actions:
-            action()
-        return self.count - before
-
-
-def share_of_watching(session: Stages, batch: int) -> float:
-    """What the monitor of a stage adds to its training, both counted in samples."""
-    trainer, few = session.trainer, session.trainer.training.batch
-    rows, monitor = Rows(session), Monitor(session.setup.run.health, trainer, session.teacher)
-    cycle = rows.of(*[trainer.step] * len(trainer.turns))
-    turn = rows.of(trainer.step)
-    rows.of(*[trainer.step] * (len(trainer.turns) - 1))
-    # Where chance decides what an update costs, the one compared may be the cheaper.
-    compared = max(rows.of(lambda: trainer.step(compare_terms=True)) - turn, 0)
-    once = rows.of(lambda: monitor.reference)
-    probe = rows.of(monitor.against_teacher)
-    fewest = min(session.setup.run.sampler.steps, default=1)
-    assert probe == monitor.health.samples * fewest
-    guided = monitor.teacher.w != 1  # then there are the plain samples beside the guided ones
-    assert once == 32 * monitor.health.samples * (monitor.teacher.nfe + guided)
-    updates = trainer.training.updates
-    later = updates // monitor.health.every * (probe + compared * batch / few)
-    watching = once + probe + later
-    return watching / (updates * cycle * batch / few)
-
-
-def is_watched(name: str) -> bool:
-    """Whether a shipped config's stages are compared with a teacher, and trained for long.
-
-    And can be counted: the first layer of a frozen network sees no backward."""
-    methods = [stage.build() for stage in read(name).stages]
-    taught = all("teacher" in m.needs.players and "adapters" not in m.needs.inputs for m in methods)
-    return taught and name != "smoke"
-
-
-DISTILLED = [name for name in shipped_names("configs", ".yaml") if is_watched(name)]
-
-
-@pytest.mark.filterwarnings("ignore:Full backward hook")
-@pytest.mark.parametrize("name", DISTILLED)
-def test_watching_costs_at_most_three_hundredths_of_training(name: str, tmp_path, figure):
-    for stage in read(name).stages:
-        small = replace(stage, training=replace(stage.training, batch=32))
-        made = Stages.of(replace(read(name), stages=[small]), tmp_path, Accelerator(cpu=True))
-        made.rehearse_cache()
-        share = share_of_watching(made, stage.training.batch)
-        figure(f"share of {stage.method}", share)
-        assert 0 < share <= 0.03
 
 
 # On real runs: healthy ones are silent, each broken one raises its alarm.
