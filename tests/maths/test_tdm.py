@@ -1,6 +1,5 @@
 """TDM: a deterministic walk, states between its points, and what the critic learns of them."""
 
-
 import numpy as np
 import pytest
 import torch
