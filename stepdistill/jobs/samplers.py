@@ -1,4 +1,4 @@
-"""Teachers, students and exported folders as contenders of an evaluation."""
+"""Teachers, students and exported folders as samplers of an evaluation."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,9 +8,10 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..data.sources import digits
 from ..denoiser import Cond, Denoiser
-from ..evaluation.suite import Sampled
+from ..evaluation.evaluate import Sampled
+from ..evaluation.reference import Asked, Kind
+from ..evaluation.rows import STUDENT, TEACHER
 from ..networks.inputs import WithInputs
 from ..networks.views import parameter_count
 from ..runs.stages import TrainedRun
@@ -18,6 +19,7 @@ from ..schema import ConfigError
 from ..solver import Sampler, sample
 from ..teachers.loading import load_pipeline, pipeline_folder
 from ..teachers.teacher import Teacher, teacher_sampler
+from .suites import kind_of
 
 UNTRAINED = "untrained-student"  # the teacher, sampled as its student is
 
@@ -27,13 +29,14 @@ Draw = Callable[[Tensor, Cond, torch.Generator], Tensor]
 def of_run(trained: TrainedRun) -> list[Sampled]:
     """A trained run: teacher rows, the untrained student at its fewest steps, the student."""
     evaluation, teacher = trained.run.evaluation, trained.teacher
-    sampler = trained.run.sampler
+    sampler, event = trained.run.sampler, teacher.event
     found = []
     if trained.run.network is None:
         found += [of_teacher(teacher, n) for n in evaluation.teacher_steps]
         fewest = min(evaluation.steps)
-        found.append(of_student(UNTRAINED, teacher.denoiser, sampler, fewest))
-    return found + [of_student("student", trained.student, sampler, n) for n in evaluation.steps]
+        found.append(of_student(UNTRAINED, teacher.denoiser, sampler, fewest, event))
+    student = trained.student
+    return found + [of_student(STUDENT, student, sampler, n, event) for n in evaluation.steps]
 
 
 def of_teacher(teacher: Teacher, steps: int) -> Sampled:
@@ -43,22 +46,25 @@ def of_teacher(teacher: Teacher, steps: int) -> Sampled:
     def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
         return sampler.draw(teacher.guided, noise, steps, labels, generator)
 
-    return sampled("teacher", steps, steps * teacher.nfe, teacher.denoiser, draw)
+    nfe = steps * teacher.nfe
+    return sampled(TEACHER, steps, nfe, teacher.denoiser, teacher.event, draw)
 
 
-def of_student(model: str, student: Denoiser, sampler: Sampler, steps: int) -> Sampled:
+def of_student(
+    model: str, student: Denoiser, sampler: Sampler, steps: int, event: tuple[int, ...]
+) -> Sampled:
     """A student as its run samples it."""
 
     def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
         return sampler.draw(student, noise, steps, labels, generator)
 
-    return sampled(model, steps, steps, student, draw)
+    return sampled(model, steps, steps, student, event, draw)
 
 
-def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, int | None]:
-    """An exported pipeline as a student, at `steps` or at its fewest, and its classes.
+def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Kind]:
+    """An exported pipeline as a student, at `steps` or at its fewest, and what it makes.
 
-    Raises ConfigError if it is none, makes no digits, or was not trained for these steps."""
+    Raises ConfigError if it is none, or was not trained for these steps."""
     try:
         pipeline_folder(str(folder))
     except ValueError as error:
@@ -69,12 +75,11 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, int | None]:
         teacher = Teacher.from_pipeline(pipeline)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
-        raise ConfigError(f"{folder}: makes {teacher.event}, not the digits' {digits.EVENT}")
-    student, table = exported(pipeline, teacher), pipeline.config.get("times")
+    student, event, kind = exported(pipeline, teacher), teacher.event, kind_of(teacher)
+    table = pipeline.config.get("times")
     if table is None:
         any_steps = teacher_sampler(teacher)
-        return of_student("student", student, any_steps, steps or 1), teacher.classes
+        return of_student(STUDENT, student, any_steps, steps or 1, event), kind
     steps = steps or min(map(int, table))
     if str(steps) not in table:
         raise ConfigError(f"{folder}: trained for {', '.join(table)} steps, not {steps}")
@@ -83,7 +88,7 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, int | None]:
     def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
         return sample(student, noise, times, labels, generator, pipeline.config["gamma"])
 
-    return sampled("student", steps, steps, student, draw), teacher.classes
+    return sampled(STUDENT, steps, steps, student, event, draw), kind
 
 
 def exported(pipeline: DiffusionPipeline, teacher: Teacher) -> Denoiser:
@@ -102,14 +107,16 @@ def label(model: str, steps: int) -> str:
     return f"{model}, {steps} step{'s' * (steps != 1)}"
 
 
-def sampled(model: str, steps: int, nfe: int, denoiser: Denoiser, draw: Draw) -> Sampled:
-    """A contender whose images come from `draw`, on the denoiser's device, clamped to [−1, 1]."""
+def sampled(
+    model: str, steps: int, nfe: int, denoiser: Denoiser, event: tuple[int, ...], draw: Draw
+) -> Sampled:
+    """A sampler whose images come from `draw`, on the denoiser's device, clamped to [−1, 1]."""
     parameters = parameter_count(denoiser.net)
     device = next(denoiser.net.parameters()).device
 
     @torch.inference_mode()
-    def images(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        where = None if labels is None else labels.to(device)
+    def images(noise: Tensor, asked: Asked, generator: torch.Generator) -> Tensor:
+        where = None if asked is None else asked.to(device)
         return draw(noise.to(device), where, generator).clamp(-1, 1).cpu()
 
-    return Sampled(model, steps, nfe, parameters, images)
+    return Sampled(model, steps, nfe, parameters, event, images)

@@ -65,18 +65,14 @@ def teacher_of(run: RunConfig) -> Teacher:
 
 
 def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Data:
-    """The run's training data; shapes and labels alone if none is needed. Raises ConfigError if the
-    data, or the suite that will score the student, do not fit the network."""
-    if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
-        raise ConfigError(
-            f"evaluation.suite: 'digits' scores images {digits.EVENT} of {digits.CLASSES} classes "
-            f"or none; the teacher makes {teacher.event} of {teacher.classes or 'no'} classes"
-        )
+    """The run's training data; shapes and labels alone if none is needed. Raises ConfigError if it
+    does not fit the network."""
     if teacher.classes is None and run.data.dropout > 0:
         raise ConfigError("data.dropout: the network takes no labels (num_class_embeds): use 0")
     if not needed:
         return Shapes(teacher.event, teacher.classes, run.data.dropout)
     if run.data.name == "digits":
+        require_digits(teacher)
         images, labels = digits.load()
     else:
         try:
@@ -86,6 +82,15 @@ def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Data:
     if teacher.classes is None:
         return Images(images, None, seed=run.seed)
     return Images(images, labels, teacher.classes, run.data.dropout, run.seed)
+
+
+def require_digits(teacher: Teacher) -> None:
+    """Raise ConfigError unless the digits are what the network takes."""
+    if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
+        raise ConfigError(
+            f"data.name: 'digits' are images {digits.EVENT} of {digits.CLASSES} classes or none; "
+            f"the network takes {teacher.event} of {teacher.classes or 'no'} classes"
+        )
 
 
 def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) -> None:
