@@ -12,6 +12,7 @@ from traceback import format_exc
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -260,19 +261,17 @@ def plan(config: Config, overrides: Overrides = None, debug: Debug = False) -> N
 
 
 def table(rows: list) -> Table:
-    """The result table in the terminal."""
-    from .evaluation.report.table import score_names, score_texts
+    """The result table in the terminal; intervals are in the report."""
+    from .evaluation.report.table import score_names, value_text
 
     names = score_names(rows)
-    listing = Table("model", "steps", "NFE")
-    for heading in (*names, "ms/image"):
-        listing.add_column(heading, overflow="fold")
+    listing = Table("model", "steps", "NFE", *names, "ms/image", box=SIMPLE_HEAD, padding=0)
     for row in rows:
         listing.add_row(
             f"{row.model} {row.source}".strip(),
             str(row.steps),
             str(row.nfe),
-            *("\n".join(score_texts(row.scores.get(name))) for name in names),
+            *(value_text(row.scores.get(name)) for name in names),
             "" if row.seconds is None else f"{1000 * row.seconds:.3g}",
         )
     return listing

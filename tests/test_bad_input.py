@@ -318,17 +318,15 @@ def test_methods_without_data_need_no_images(name, tmp_path):
         data_of(run, teacher_of(run))
 
 
-def test_a_teacher_the_suite_cannot_score_is_refused(tmp_path):
+def test_data_that_does_not_fit_the_network_is_refused():
     def refused(*overrides: str) -> str:
         run = read("digits-teacher", overrides)
         with pytest.raises(ConfigError) as caught:
             data_of(run, teacher_of(run))
         return str(caught.value)
 
-    assert "teacher makes (1, 16, 16)" in refused("network.unet.sample_size=16")
-    three = ("network.unet.in_channels=3", "network.unet.out_channels=3")
-    folder = f"data={{name: folder, path: {tmp_path}}}"
-    assert "evaluation.suite: 'digits' scores images (1, 8, 8)" in refused(*three, folder)
+    said = refused("network.unet.sample_size=16")
+    assert "data.name: 'digits' are images (1, 8, 8)" in said and "takes (1, 16, 16)" in said
     assert "of 4 classes" in refused("network.unet.num_class_embeds=5")
     assert "data.dropout" in refused("network.unet.num_class_embeds=null", "data.dropout=0.1")
 

@@ -170,9 +170,9 @@ def test_an_exported_student_comes_back_as_it_was(tmp_path):
         "guidance=2.5",
         stages("method: lcm, settings: {steps: 4, guidance: [1, 4], embedding: true}"),
     )
-    export(finish(made), tmp_path / "student")
-    contender, classes = of_folder(tmp_path / "student", 2)
-    assert classes == 10
+    export(finish(made).result(), tmp_path / "student")
+    contender, kind = of_folder(tmp_path / "student", 2)
+    assert kind.classes == 10 and contender.event == kind.size == (1, 8, 8)
     noise, labels = torch.randn(4, 1, 8, 8, generator=stream(1)), torch.arange(4)
     mine = made.setup.run.sampler.draw(made.student(), noise, 2, labels, stream(2)).clamp(-1, 1)
     assert torch.allclose(contender.sample(noise, labels, stream(2)), mine, atol=1e-5)

@@ -110,6 +110,11 @@ class Metric(ABC):
         """Its name, and its space if it has one."""
         return f"{self.name}, {self.space}" if self.space else self.name
 
+    @property
+    def heading(self) -> str:
+        """Of its column."""
+        return self.name
+
     def better(self, a: float, b: float) -> bool:
         """Whether value a is better than value b."""
         return a < b if self.lower_is_better else a > b

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ..evaluation.report.table import score_names, score_texts
+from ..evaluation.report.table import score_names, value_text
 from ..evaluation.rows import Row
 from ..networks.inputs import WithInputs
 from ..resources import PACKAGE
@@ -97,7 +97,7 @@ def scores(rows: list[Row]) -> str:
     head = ["model", "steps", "NFE", *names]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        texts = [" ".join(score_texts(row.scores.get(name))) for name in names]
+        texts = [value_text(row.scores.get(name)) for name in names]
         lines.append(f"| {row.model} | {row.steps} | {row.nfe} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 

@@ -24,9 +24,8 @@ class KID(OfFeatures):
     """Mean and standard error of blocks of at most 1,000 images."""
 
     about = (
-        "the unbiased kernel distance to the reference images (KID in Inception's space), × 1000, "
-        "± its standard error; it may be negative, and is for `real`, which repeats reference "
-        "images."
+        "the unbiased kernel distance to the reference images (KID in Inception's space), ± its "
+        "standard error; it may be negative, and is for `real`, which repeats reference images."
     )
     real: Tensor = field(init=False, repr=False)
 
@@ -40,6 +39,10 @@ class KID(OfFeatures):
     def score(self, blocks: Blocks, best: Blocks | None) -> Score:
         mean, error = mean_and_error([value for block in blocks for value in block])
         return Score(mean, error=error)
+
+    @property
+    def heading(self) -> str:
+        return f"{self.name} × 1000"
 
     def text(self, score: Score) -> str:
         return signed(1e3 * score.value, 1)

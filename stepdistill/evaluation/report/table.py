@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..metric import Metric
-from ..numerals import number, span
+from ..numerals import number
 from ..rows import REAL, STUDENT, TEACHER, Row, Score
 from ..suite import Suite
 
@@ -76,13 +76,9 @@ def notes_of(rows: Sequence[Row], suite: Suite) -> list[str]:
     return [*notes, " ".join([N_NOTE, *real]), NFE_NOTE]
 
 
-def score_texts(score: Score | None) -> list[str]:
-    """A score in a table that knows nothing of its metric: its value, and its interval if any."""
-    if score is None:
-        return ["–"]
-    if score.low is None or score.high is None:
-        return [number(score.value)]
-    return [number(score.value), span(score.low, score.high)]
+def value_text(score: Score | None) -> str:
+    """A score in a table that knows nothing of its metric."""
+    return "–" if score is None else number(score.value)
 
 
 def score_names(rows: Sequence[Row]) -> list[str]:
@@ -99,7 +95,7 @@ def _column(metric: Metric) -> Column:
         score = row.scores.get(metric.name)
         return "" if score is None else metric.small(score)
 
-    return Column(metric.name, text, small)
+    return Column(metric.heading, text, small)
 
 
 def _note(kind: type[Metric], metrics: Sequence[Metric], suite: Suite) -> str:
