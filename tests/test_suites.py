@@ -107,7 +107,7 @@ stages:
   - {{method: consistency, settings: {{steps: 4}}, training: {{updates: 3, batch: 4}}}}
 sampler: {{steps: [1, 2]}}
 evaluation: {{n: 20, blocks: 2, steps: [1, 2], teacher_steps: [2, 4]}}
-health: {{every: 2, samples: 8}}
+health: {{every: 2, samples: 16}}
 trackers: []
 log_every: 1
 """)

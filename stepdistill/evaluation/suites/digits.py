@@ -14,15 +14,16 @@ from ...data.sources import digits
 from ..features.domain_cnn import load_domain_cnn
 from ..reference import Kind, Reader, Reference, Task
 
+KIND = Kind(digits.EVENT, digits.CLASSES)  # of conditional samplers
+
 
 @dataclass(frozen=True)
 class Digits(Task):
     """For images (1, 8, 8) of ten classes or none."""
 
     def open(self, kind: Kind) -> Reference:
-        known = Kind(digits.EVENT, digits.CLASSES)
-        if kind not in (known, Kind(digits.EVENT)):
-            raise ValueError(f"scores images {known} or none; the teacher makes {kind}")
+        if kind not in (KIND, Kind(digits.EVENT)):
+            raise ValueError(f"scores images {KIND} or none; the teacher makes {kind}")
         images, labels = digits.load()
         return Reference(
             size=digits.EVENT,
