@@ -4,7 +4,6 @@ Mutations that must each fail a test here: a fallback that says nothing; a suite
 before training; samples of 8×8 whatever the network's size; rows whose scores are not the suite's.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,10 @@ from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.report.report import read_results
 from stepdistill.evaluation.suite import Unfit, load
 from stepdistill.jobs.sample import tile
+from stepdistill.jobs.suites import suite_for
 from stepdistill.resources import PACKAGE, shipped
+from stepdistill.runs.config import read
+from stepdistill.runs.setup import teacher_of
 from stepdistill.schema import ConfigError
 from stepdistill.teachers.loading import new_pipeline
 
@@ -132,7 +134,9 @@ def test_a_run_that_no_suite_fits_is_compared_with_its_teacher(unfit):
     assert all(row.scores.keys() == {"paired"} and row.seconds > 0 for row in rows)
     assert found["teacher", 4].value("paired") == 0 < found["student", 1].value("paired")
     text = (unfit / "report.md").read_text()
-    (why,) = [line for line in text.splitlines() if line.startswith("No suite fits")]
+    whys = [line for line in text.splitlines() if line.startswith("No suite fits")]
+    assert len(whys) == 1
+    (why,) = whys
     assert "'digits' scores images (1, 8, 8) of 10 classes or none" in why and "(3, 12, 20)" in why
     assert "the teacher at 4 steps (0.000)" in text and "| training health |" in text
     page = (unfit / "report.html").read_text()
@@ -216,12 +220,12 @@ def test_a_suite_and_a_metric_outside_the_package_work_by_name(toys, unfit, tmp_
     assert "Worst samples" in page and "nearest to it in random-conv" in page
 
 
-def test_a_run_is_scored_by_the_suite_it_names(toys, run, tmp_path):
-    folder, config = run
-    call("run", config, f"evaluation.suite={toys}", "--runs", str(tmp_path))
-    assert "No suite fits" not in (tmp_path / "colours" / "report.md").read_text()
-    rows = json.loads((tmp_path / "colours" / "results.json").read_text())["rows"]
-    assert {tuple(row["scores"]) for row in rows} == {("red", "blue", "texture")}
+def test_a_run_is_scored_by_the_suite_it_names(toys, run):
+    _, config = run
+    named = read(config, (f"evaluation.suite={toys}",))
+    suite, remark = suite_for(named, teacher_of(named))
+    assert suite.name == "mine" and remark == ""
+    assert [metric.name for metric in suite.metrics] == ["red", "blue", "texture"]
 
 
 def test_prompts_are_asked_for_in_their_batches(toys):
@@ -284,6 +288,12 @@ def test_a_broken_suite_is_refused_before_training(toys, run, tmp_path):
     named = ("evaluation.suite=digit", *named[1:])
     assert "did you mean 'digits'?" in call("run", config, *named, expect=2)
     assert not (tmp_path / "runs").exists()
+
+
+def test_fewer_images_are_generated_at_a_time_where_they_are_large(toys):
+    for size, batch in (((1, 8, 8), 250), ((3, 256, 256), 21), ((3, 1024, 1024), 1)):
+        assert load("teacher", Kind(size)).batch == batch
+    assert load(str(toys), Kind(SIZE)).batch == 8
 
 
 def test_a_suite_says_whom_it_fits():

@@ -7,12 +7,13 @@ It is a YAML of eval/suites/, or anyone's, that names its parts:
     metrics:                     files of evaluation/metrics/, or any importable modules
       - {name: frechet_random, metric: frechet, settings: {space: random-conv}}
     headline: [frechet_random]   by which rows are compared in one sentence
-    batch: 250                   images that are generated at a time
+    batch: 250                   images that are generated at a time, fewer by default if large
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, is_dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from .named import class_of
 from .reference import Kind, Reference, Task
 
 Part = TypeVar("Part")
+MOST, VALUES = 250, 2**22  # images, and pixel values, that are generated at a time
 
 
 class Unfit(ConfigError):
@@ -47,7 +49,7 @@ class SuiteSettings:
     metrics: list[MetricSettings]
     headline: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
-    batch: Count = 250
+    batch: Count | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class Suite:
     reference: Reference
     metrics: tuple[Metric, ...]
     headline: tuple[str, ...]
-    batch: int = 250
+    batch: int
     settings: SuiteSettings | None = None
 
     @property
@@ -103,7 +105,8 @@ def load(name: str, kind: Kind) -> Suite:
             metric.open(reference)
     except ValueError as error:
         raise Unfit(f"suite '{name}' {where}{error}") from error
-    return Suite(path.stem, reference, metrics, settings.headline, settings.batch, settings)
+    batch = settings.batch or max(1, min(MOST, VALUES // prod(reference.size)))
+    return Suite(path.stem, reference, metrics, settings.headline, batch, settings)
 
 
 def require(name: str) -> tuple[Path, SuiteSettings, Task, tuple[Metric, ...]]:

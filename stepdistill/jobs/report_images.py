@@ -45,7 +45,12 @@ def first_images(sampler: Sampled, suite: Suite, seed: int) -> Tensor:
     source = torch.Generator().manual_seed(seed)
     noise = torch.randn(PICTURES, *sampler.event, generator=source)
     # Re-noising continues the stream the noise came from; the same seed again would repeat it.
-    return shown(sampler.sample(noise, suite.reference.asked(PICTURES), source))
+    asked = suite.reference.asked(PICTURES)
+    made = []
+    for start in range(0, PICTURES, suite.batch):
+        rows = slice(start, start + suite.batch)
+        made.append(sampler.sample(noise[rows], None if asked is None else asked[rows], source))
+    return shown(torch.cat(made))
 
 
 def shown(images: Tensor) -> Tensor:
