@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stepdistill.data.loader import Data, Drawn, Images
+from stepdistill.data.loader import Data, Drawn, InMemory, Loader
 from stepdistill.data.sources import digits
 from stepdistill.evaluation.suite import Suite, digits_suite, evaluate
 from stepdistill.jobs.samplers import of_student
@@ -120,7 +120,7 @@ def trainer_of(
     teacher = Teacher.from_pipeline(load_pipeline("digits"), guidance)
     images, labels = digits.load()
     players = make_players(method, teacher, PlayerSettings(Sampler((1,)), start=start))
-    batches = data(Images(images, labels, teacher.classes))
+    batches = data(Loader(InMemory(images, labels), teacher))
     return Trainer(method, players, batches, training, Accelerator(cpu=True)), teacher
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers import DiTTransformer2DModel, UNet2DModel
+from torch import Tensor
 
-from stepdistill.data.loader import Images
+from stepdistill.conditions import Cond
+from stepdistill.data.loader import InMemory, Loader
 from stepdistill.data.sources import digits
-from stepdistill.denoiser import Denoiser
+from stepdistill.denoiser import Denoiser, Weight
 from stepdistill.evaluation.suite import digits_suite, evaluate
 from stepdistill.jobs.samplers import sampled
 from stepdistill.method import Players
@@ -24,7 +26,8 @@ from stepdistill.methods.diffusion import Diffusion
 from stepdistill.networks.views import load_own
 from stepdistill.process import RectifiedFlow
 from stepdistill.solver import Sampler
-from stepdistill.teachers.backbones.unet2d import call_labelled
+from stepdistill.teachers.loading import load_pipeline
+from stepdistill.teachers.teacher import Teacher
 from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 
@@ -68,14 +71,20 @@ CANDIDATES = {
 }
 
 
+def call(net: torch.nn.Module, x: Tensor, t: Tensor, cond: Cond, w: Weight) -> Tensor:
+    """Both kinds' calling convention."""
+    return net(x, timestep=t, class_labels=cond["label"], return_dict=False)[0]
+
+
 def trained(net: torch.nn.Module, seconds: float) -> tuple[Denoiser, int]:
     """The averaged denoiser after `seconds` of training, and its updates."""
     images, labels = digits.load()
-    denoiser = Denoiser(net.eval(), RectifiedFlow(), "flow", call_labelled, 1000.0)
+    denoiser = Denoiser(net.eval(), RectifiedFlow(), "flow", call, time=lambda t: 1000 * t)
     training = Training(
         updates=10**6, batch=128, ema=0.998, optimiser=Optimiser(lr=2e-3, warmup=100)
     )
-    data = Images(images, labels, null=10, dropout=0.1)
+    teacher = Teacher.from_pipeline(load_pipeline("digits"))  # its labels, and no more
+    data = Loader(InMemory(images, labels), teacher, dropout=0.1)
     trainer = Trainer(Diffusion(), Players(denoiser), data, training, Accelerator(cpu=True))
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:

@@ -1,4 +1,4 @@
-"""What every test shares: a quiet, offline, single-threaded process, and `figure`."""
+"""What every test shares: a quiet, offline, single-threaded process, limits and `figure`."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
+import limits
 import pytest
 
 # Before torch is imported anywhere. One thread each: the tests run in as many processes as there
@@ -31,7 +32,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 FIGURE = "figure:"
 
 
-@pytest.fixture(scope="module")
+def pytest_configure(config: pytest.Config) -> None:
+    limits.install(config)
+
+
+@pytest.fixture(scope="session")
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
     """Answers requests of `export.call_plainly`; modules that use it share `xdist_group`."""
     from caller import plain_caller  # not before the environment is set

@@ -9,7 +9,7 @@ All are zero at first: the network then is the one it was made from. Inputs act 
 live for one call, so roles on one base do not meet each other's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -17,7 +17,6 @@ import torch
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
-from ..conditions import Cond
 from .views import View, bare, own_tensors, parameter_count, standalone
 
 INPUTS = ("s", "w", "adapters", "logvar")
@@ -84,7 +83,11 @@ class LogVariance(nn.Module):
 
 @contextmanager
 def conditioned(
-    net: nn.Module, t: Tensor, s: Tensor | None, w: Tensor | float, cond: Cond
+    net: nn.Module,
+    t: Tensor,
+    s: Tensor | None,
+    w: Tensor | float,
+    cond: Mapping[str, Tensor],
 ) -> Iterator[None]:
     """While open, a network with inputs has s (None: t itself) and w; others are as they are.
 

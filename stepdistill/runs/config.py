@@ -253,9 +253,11 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
 
 
 def _idle_optimisers(stage: Stage, method: Method, key: str) -> Iterator[str]:
-    moved = {turn.player for turn in method.turns()}
-    for player in {"critic", "discriminator"} - moved:
-        if stage.training.optimiser_of(player) != Optimiser():
+    for player in ("critic", "discriminator"):
+        if stage.training.optimiser_of(player) == Optimiser():
+            continue
+        moved = {turn.player for turn in method.turns()}
+        if player not in moved:
             others = sorted(moved - {"student"})
             advice = f"write {others[0]}_optimiser" if others else "leave it out"
             yield f"{key}.{player}_optimiser: {stage.method} trains no {player}: {advice}"

@@ -150,7 +150,7 @@ def guidance_adapters(teacher: Teacher) -> nn.Module:
     # One at a time, for several come in the order of the pass, not of their paths.
     taps = [taps_of(teacher, (path,), "for an adapter") for path in paths]
     shapes = [tuple(outputs_of(teacher, each)[0].shape[1:]) for each in taps]
-    labels = 0 if teacher.classes is None else teacher.classes + 1
+    labels = teacher.classes + 1 if "label" in teacher.null else 0
     return pipeline_class("guidance_adapters", "GuidanceAdapters")(paths, shapes, labels)
 
 

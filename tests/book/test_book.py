@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,7 @@ MODULES = texts(p for p in PACKAGE.rglob("*.py") if PACKAGE / "assets" not in p.
 PIPELINES = texts((ROOT / "pipelines").glob("*.py"))
 PROSE = texts([ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONTRACTS = PROJECT["tool"]["importlinter"]["contracts"]
 
 BUDGETS = {
     "code lines": 40,
@@ -371,9 +372,8 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess:
 
 def test_imports_point_one_way():
     done = lint_imports(ROOT)
-    contracts = len(PROJECT["tool"]["importlinter"]["contracts"])
     assert done.returncode == 0, done.stdout
-    assert f"Contracts: {contracts} kept, 0 broken" in done.stdout
+    assert f"Contracts: {len(CONTRACTS)} kept, 0 broken" in done.stdout
     assert int(re.search(r"Analyzed (\d+) files", done.stdout)[1]) >= len(MODULES)
 
 
@@ -395,6 +395,168 @@ def test_a_wrong_import_is_seen(tmp_path: Path, module: str, statement: str, con
     done = lint_imports(tmp_path)
     assert done.returncode != 0
     assert re.search(f"{contract}.* BROKEN", done.stdout), done.stdout
+
+
+# First-level folders and flat modules of the package; a room imports what stands below it.
+ROOMS = {"rooms": 26, "floors": 11, "arrows": 130}
+# Folders whose files are found by name, none of which may lean on another.
+FOUND_BY_NAME = (
+    "stepdistill/methods/",
+    "stepdistill/teachers/backbones/",
+    "stepdistill/data/sources/",
+    "stepdistill/evaluation/metrics/",
+    "stepdistill/evaluation/suites/",
+)
+Graph = dict[str, set[str]]
+
+
+def room_of(parts: Sequence[str]) -> str:
+    """The room of a module, given by the parts of its dotted name."""
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported(path: str, source: str) -> Iterator[tuple[str, ...]]:
+    """Parts of the dotted name of everything of the package that a module imports, anywhere."""
+    package = Path(path).parts[:-1]
+    for node in ast.walk(parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            where = (*base, *(node.module.split(".") if node.module else ()))
+            yield from ((*where, alias.name) for alias in node.names)
+
+
+def import_graph(modules: dict[str, str]) -> Graph:
+    """Room → the other rooms it imports; a name of the package's root is of the room `__init__`."""
+    graph: Graph = {room_of(Path(path).with_suffix("").parts): set() for path in modules}
+    for path, source in modules.items():
+        room = room_of(Path(path).with_suffix("").parts)
+        ours = [name for name in imported(path, source) if name[0] == "stepdistill"]
+        used = {room_of(name) if room_of(name) in graph else "__init__" for name in ours}
+        graph[room] |= used - {room}
+    return graph
+
+
+def floors(graph: Graph) -> tuple[int, set[str]]:
+    """Rooms in the longest chain of imports; and those in a circle of imports, or above one."""
+    count, placed = 0, set()
+    while ready := {room for room in graph.keys() - placed if graph[room] <= placed}:
+        count, placed = count + 1, placed | ready
+    return count, graph.keys() - placed
+
+
+def counted(graph: Graph) -> dict[str, int]:
+    """What ROOMS limits."""
+    arrows = sum(map(len, graph.values()))
+    return {"rooms": len(graph), "floors": floors(graph)[0], "arrows": arrows}
+
+
+def arrow_faults(graph: Graph, order: Sequence[str]) -> list[str]:
+    """Arrows against a reading order, as far as it names both rooms; circles; too much of each."""
+    place = {room: number for number, room in enumerate(order)}
+    pairs = [(a, b) for a in graph for b in graph[a] if a in place and b in place]
+    upward = [f"upward: {a} imports {b}" for a, b in pairs if place[b] > place[a]]
+    circles = [f"in or above a circle: {room}" for room in sorted(floors(graph)[1])]
+    counts = counted(graph)
+    much = [f"{counts[kind]} {kind}, {n} allowed" for kind, n in ROOMS.items() if counts[kind] > n]
+    return upward + circles + much
+
+
+def reading_order(readme: str) -> list[str]:
+    """Rooms as "Reading the code" names them; those that "serve" all others come first."""
+    chapter = readme.partition("## Reading the code")[2].partition("\n\n")[2].partition("\n\n")[0]
+    listed, _, serving = chapter.partition(";")
+    room = r"`stepdistill/(\w+)(?:/|\.py)`"
+    return re.findall(room, serving) + re.findall(room, listed)
+
+
+def test_the_rooms_stand_on_one_another(figure):
+    graph = import_graph(MODULES)
+    assert graph["cli"] and "jobs" in graph["__init__"] and graph["__main__"] == {"cli"}
+    for kind, count in counted(graph).items():
+        figure(kind, count)
+    assert arrow_faults(graph, reading_order(PROSE["README.md"])) == []
+
+
+def test_the_readme_lists_every_room_once_each_standing_on_those_before_it():
+    graph, order = import_graph(MODULES), reading_order(PROSE["README.md"])
+    assert sorted(order) == sorted(graph)
+    for number, room in enumerate(order):
+        assert graph[room] <= {*order[:number]}, room
+
+
+def test_the_contracts_name_every_room_in_the_order_of_reading():
+    (contract,) = [c for c in CONTRACTS if c["type"] == "layers"]
+    layers = [layer.split(" | ") for layer in reversed(contract["layers"])]
+    level = {room: number for number, layer in enumerate(layers) for room in layer}
+    assert contract["exhaustive"]
+    assert level.keys() == import_graph(MODULES).keys() - {"__init__"}
+    levels = [level[room] for room in reading_order(PROSE["README.md"]) if room != "__init__"]
+    assert levels == sorted(levels)
+
+
+def test_what_is_found_by_name_does_not_lean_on_its_like():
+    independent = {name for c in CONTRACTS if c["type"] == "independence" for name in c["modules"]}
+    there = [f for f in FOUND_BY_NAME if any(path.startswith(f) for path in MODULES)]
+    assert independent == {folder.replace("/", ".") + "*" for folder in there}
+    for folder in FOUND_BY_NAME:
+        assert f"`{folder}NAME.py`" in PROSE["CONTRIBUTING.md"], folder
+
+
+@pytest.mark.parametrize(
+    ("path", "statement", "rooms"),
+    [
+        ("a.py", "from .b import x", {"b"}),
+        ("a.py", "from . import b, c", {"b", "c"}),
+        ("a.py", "from . import b as other, RunConfig", {"b", "__init__"}),
+        ("a.py", "from .c.d import x\nfrom .c import y", {"c"}),
+        ("a.py", "def f():\n  from .b import x", {"b"}),
+        ("a.py", "import stepdistill.c.d", {"c"}),
+        ("a.py", "import stepdistill", {"__init__"}),
+        ("a.py", "from stepdistill import b", {"b"}),
+        ("a.py", "from stepdistill.b import x", {"b"}),
+        ("a.py", "import b, torch.c\nfrom torch import a\nfrom os import path", set()),
+        ("c/d.py", "from ..b import x\nfrom . import e\nfrom .e import x", {"b"}),
+        ("c/d.py", "from .. import a", {"a"}),
+        ("c/e/f.py", "from ...b import x\nfrom ..d import y\nfrom . import b", {"b"}),
+        ("c/__init__.py", "from .d import x\nfrom ..a import y", {"a"}),
+        ("__init__.py", "from .a import x\nfrom .c.d import x", {"a", "c"}),
+    ],
+)
+def test_arrows_are_seen(path: str, statement: str, rooms: set[str]):
+    names = ("__init__.py", "a.py", "b.py", "c/__init__.py", "c/d.py")
+    modules = {f"stepdistill/{name}": "" for name in names}
+    graph = import_graph({**modules, f"stepdistill/{path}": statement})
+    assert set().union(*graph.values()) == rooms
+    assert graph.keys() == {"__init__", "a", "b", "c"}
+
+
+def pile(rooms: int, below: int) -> dict[str, str]:
+    """Sources of rooms each of which imports the last `below` before it."""
+    names = [f"r{number}" for number in range(rooms)]
+    used = {name: names[max(0, n - below) : n] for n, name in enumerate(names)}
+    return {f"stepdistill/{n}.py": "\n".join(f"from .{u} import x" for u in used[n]) for n in names}
+
+
+@pytest.mark.parametrize(
+    ("modules", "fault"),
+    [
+        (pile(26, 0), None),
+        (pile(27, 0), "27 rooms, 26 allowed"),
+        (pile(11, 1), None),
+        (pile(12, 1), "12 floors, 11 allowed"),
+        (pile(17, 17), "136 arrows, 130 allowed"),
+        ({**pile(3, 1), "stepdistill/r1.py": "from . import r2"}, "upward: r1 imports r2"),
+        (
+            {"stepdistill/a.py": "from . import b", "stepdistill/b.py": "def f(): from . import a"},
+            "in or above a circle: a",
+        ),
+    ],
+)
+def test_a_wrong_house_is_seen(modules: dict[str, str], fault: str | None):
+    seen = arrow_faults(import_graph(modules), ["r0", "r1", "r2"])
+    assert fault in seen if fault else seen == []
 
 
 def foreign(source: str, nodes: str = "all") -> set[str]:
@@ -467,3 +629,65 @@ def test_the_prose_names_what_exists():
         assert makes <= targets, document
         real = {path for path in paths if "NAME" not in path}
         assert [path for path in sorted(real) if not (ROOT / path).exists()] == [], document
+
+
+KINDS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def changelog_faults(text: str, version: str) -> list[str]:
+    """What a changelog lacks of the form that keepachangelog.com describes."""
+    heads = re.findall(r"^## (.*)$", text, re.M)
+    form = r"\[(?:Unreleased\]|(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d)"
+    told = [re.fullmatch(form, head) for head in heads]
+    strange = [f"heading: {head}" for head, match in zip(heads, told) if match is None]
+    kinds = [f"kind: {k}" for k in re.findall(r"^### (.*)$", text, re.M) if k not in KINDS]
+    names = [match[1] for match in told if match]
+    order = [tuple(map(int, name.split("."))) for name in names if name]
+    newest_first = order == sorted({*order}, reverse=True) and None not in names[1:]
+    silent = [] if {version, None} & {*names} else [f"nothing of {version}"]
+    return strange + kinds + silent + ([] if newest_first else ["order of versions"])
+
+
+def renamed_keys(modules: dict[str, str]) -> set[tuple[str, str]]:
+    """(old, new) of every key of the YAML that is refused with its new name."""
+    return {
+        pair
+        for source in modules.values()
+        for node in ast.walk(parse(source))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "renamed"
+        for pair in ast.literal_eval(node.value).items()
+    }
+
+
+def test_the_changelog_tells_of_this_version():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert changelog_faults(text, PROJECT["project"]["version"]) == []
+    assert "(CHANGELOG.md)" in PROSE["README.md"]
+
+
+def test_the_changelog_tells_of_every_key_that_is_refused():
+    keys, rows = renamed_keys(MODULES), (ROOT / "CHANGELOG.md").read_text().splitlines()
+    assert keys
+    for old, new in keys:
+        assert any(re.search(rf"\b{old}`.*\|.*\b{new}`", row) for row in rows), (old, new)
+
+
+GOOD = "# Changelog\n\n## [Unreleased]\n\n### Added\n\n## [0.1.0] - 2026-01-01\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "version", "fault"),
+    [
+        (GOOD, "0.1.0", None),
+        (GOOD, "0.2.0", None),
+        (GOOD.replace("[Unreleased]", "[0.2.0] - 2026-02-01"), "0.2.0", None),
+        (GOOD.replace("[Unreleased]", "[0.2.0] - 2026-02-01"), "0.3.0", "nothing of 0.3.0"),
+        (GOOD.replace("[Unreleased]", "[0.0.9] - 2026-02-01"), "0.1.0", "order of versions"),
+        (GOOD + "## [Unreleased]\n", "0.1.0", "order of versions"),
+        (GOOD.replace(" - 2026-01-01", ""), "0.1.0", "heading: [0.1.0]"),
+        (GOOD.replace("Added", "New"), "0.1.0", "kind: New"),
+    ],
+)
+def test_a_wrong_changelog_is_seen(text: str, version: str, fault: str | None):
+    seen = changelog_faults(text, version)
+    assert fault in seen if fault else seen == []

@@ -1,6 +1,8 @@
-"""What the prose claims is executed: every shipped config, the README, a method from outside.
+"""What the prose claims is executed: the README, and a method from outside.
 
-Runs are cut short (a few updates, few images); nothing else is changed.
+Two of the README's runs are run, cut short (a few updates, few images), and their commands. Of all
+other commands the arguments are read, each config among them is rehearsed, and each run's folder is
+one that an earlier command makes.
 """
 
 import json
@@ -8,53 +10,26 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from collections import Counter
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+import typer
+from rehearse import rehearse, short
 from typer.testing import CliRunner
 
 import stepdistill
 from stepdistill import cli
-from stepdistill.resources import shipped_names
+from stepdistill.cli import UsageError
 from stepdistill.runs import config
-from stepdistill.runs.config import RunConfig
+from stepdistill.schema import ConfigError
 
 pytestmark = pytest.mark.xdist_group("caller")
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = shipped_names("configs", ".yaml")
 README = (ROOT / "README.md").read_text()
 read = config.read
-
-
-def short(run: RunConfig) -> RunConfig:
-    """The same run with two updates a stage, few images and few cached trajectories."""
-    stages = [replace(s, training=replace(s.training, updates=2, batch=8)) for s in run.stages]
-    cache = run.cache and replace(run.cache, samples=12, steps=3, shard=8)
-    evaluation = replace(run.evaluation, n=20, blocks=2)
-    return replace(run, stages=stages, cache=cache, evaluation=evaluation)
-
-
-def read_short(source: str, overrides: tuple[str, ...] = ()) -> RunConfig:
-    return short(read(source, overrides))
-
-
-def test_there_is_a_demo():
-    assert "demo" in CONFIGS
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_runs(name: str, tmp_path: Path, caller, monkeypatch):
-    monkeypatch.setattr("stepdistill.export.export.call_plainly", caller)
-    run = read_short(name)
-    assert run.name == name
-    result = stepdistill.distill(run, tmp_path)
-    scored = {row.steps for row in result.rows if row.model == "student"}
-    assert scored == set(run.evaluation.steps)
-    assert result.difference <= 1e-5
-    for made in ("results.json", "report.md", "report.html", "student/model_index.json"):
-        assert (tmp_path / name / made).stat().st_size > 0, made
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -69,38 +44,69 @@ def commands(content: str) -> list[list[str]]:
     return [words[1:] for words in lines if words and words[0] in names]
 
 
-def execute(text: str, folder: Path) -> int:
-    """Execute a document's blocks in order, in one folder and one namespace; how many did run.
+class Reader:
+    """Follows a document, in the folder it was made in: python and `REAL` commands are executed.
 
-    Python blocks are run, `stepdistill` lines of shell blocks too. A block of any language that
-    opens with "# name.ext" is first written to that file.
+    runs: names of the runs that commands have made or would have made. done: numbers of what was
+    executed, and of what was rehearsed.
     """
-    done, namespace = 0, {"__name__": "readme"}
-    for language, content in blocks(text):
-        if file := re.match(r"# ([\w-]+\.\w+)$", content, re.M):
-            (folder / file[1]).write_text(content)
-        if language == "python":
-            exec(compile(content, "README.md", "exec"), namespace)
-        for arguments in commands(content) if language in ("sh", "bash", "console") else []:
-            answer = CliRunner().invoke(cli.app, arguments)
-            assert answer.exit_code == 0, f"stepdistill {' '.join(arguments)}: {answer.output}"
-            done += 1
-        done += language == "python"
-    return done
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.runs, self.done = folder, set(), Counter()
+        self.namespace: dict[str, object] = {"__name__": "readme"}
+
+    def follow(self, text: str) -> Counter:
+        """Its blocks in order. One that opens with "# name.ext" is first written to that file."""
+        for language, content in blocks(text):
+            if file := re.match(r"# ([\w-]+\.\w+)$", content, re.M):
+                (self.folder / file[1]).write_text(content)
+            if language == "python":
+                exec(compile(content, "README.md", "exec"), self.namespace)
+                self.done["python"] += 1
+            for words in commands(content) if language in ("sh", "bash", "console") else []:
+                self.command(words)
+        return self.done
+
+    def command(self, words: list[str]) -> None:
+        if words[0] == "run":
+            self.runs.add(read(words[1], tuple(words[2:])).name)
+        if tuple(words[:2]) in REAL:
+            answer = CliRunner().invoke(cli.app, words)
+            assert answer.exit_code == 0, f"stepdistill {' '.join(words)}: {answer.output}"
+        else:
+            self.rehearse(words)
+        self.done["real" if tuple(words[:2]) in REAL else "rehearsed"] += 1
+
+    def rehearse(self, words: list[str]) -> None:
+        """Read a command's arguments, and try out what they name."""
+        command = typer.main.get_command(cli.app).commands[words[0]]
+        given = command.make_context(words[0], words[1:]).params  # options of a wrong name or kind
+        overrides = tuple(given.get("overrides") or ())
+        for name in [given["config"]] if "config" in given else given.get("configs", ()):
+            rehearse(read(name, overrides), self.folder / "rehearsal" / uuid4().hex)
+        sources = [given[key] for key in ("source", "folder") if key in given]
+        for source in [*sources, *given.get("sources", ())]:
+            assert Path(source).name in self.runs, f"{source}: no command makes it"
+
+
+# Two runs, and all that takes no time.
+REAL = {("run", "smoke"), ("run", "my_run.yaml"), ("methods",)}
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caller) -> Path:
     """An empty working folder in which every config is read short."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("stepdistill.export.export.call_plainly", caller)
     for module in (config, stepdistill):
-        monkeypatch.setattr(module, "read", read_short)
+        monkeypatch.setattr(module, "read", lambda *given: short(read(*given)))
     return tmp_path
 
 
 def test_the_readme_does_what_it_says(elsewhere: Path):
-    assert execute(README, elsewhere) > 0
+    done = Reader(elsewhere).follow(README)
+    assert done["real"] == len(REAL) and done["python"] >= 3 and done["rehearsed"] >= 5
 
 
 @pytest.mark.parametrize(
@@ -109,11 +115,14 @@ def test_the_readme_does_what_it_says(elsewhere: Path):
         "```python\nimport stepdistill\nstepdistill.no_such_thing\n```\n",
         "```sh\nstepdistill no-such-command  # why not\n```\n",
         "```sh\nstepdistill run no-such-config\n```\n",
+        "```sh\nstepdistill plan smoke stages.0.settings.steps=-1\n```\n",
+        "```sh\nstepdistill sample runs/never-made out.png\n```\n",
+        "```sh\nstepdistill compare smoke --no-such-option\n```\n",
     ],
 )
 def test_a_lie_in_the_readme_is_seen(elsewhere: Path, lie: str):
-    with pytest.raises((AssertionError, AttributeError)):
-        execute(lie, elsewhere)
+    with pytest.raises((AssertionError, LookupError, AttributeError, ConfigError, UsageError)):
+        Reader(elsewhere).follow(lie)
 
 
 TOY = '''

@@ -44,7 +44,7 @@ def project(tmp_path: Path) -> Path:
     """A committed repository with the runner and a toy suite of five shards."""
     tests = tmp_path / "project" / "tests"
     tests.mkdir(parents=True)
-    for name in ("shards.py", "conftest.py"):
+    for name in ("shards.py", "conftest.py", "limits.py"):
         shutil.copy(TESTS / name, tests)
     (tests / "test_toy.py").write_text(SUITE)
     (tests.parent / "pytest.ini").write_text(SETTINGS)
@@ -92,6 +92,8 @@ def test_all_shards_run_once_and_are_recorded(project: Path):
     assert {name: record["passed"] for name, record in records(project).items()} == {
         "bench": 1, "fast": 1, "pair": 2, "toy.long": 2, "toy.slow": 1
     }  # fmt: skip
+    durations = json.loads((project / "eval/results/durations.json").read_text())
+    assert durations.keys() == {"unit", "tiers", "dearest"}
     (pace,) = records(project)["bench"]["figures"]
     assert pace == {"test": "test_timing", "name": "pace", "value": 1.5, "unit": "s"}
 

@@ -228,7 +228,7 @@ def test_the_student_improves_in_one_step(name):
 
     def score(denoiser) -> float:
         with torch.no_grad():
-            return energy_distance(Sampler().draw(denoiser, noise, 1, None, stream(13)), real)
+            return energy_distance(Sampler().draw(denoiser, noise, 1, {}, stream(13)), real)
 
     before = score(base)
     given = (

@@ -279,22 +279,25 @@ def pictures(folder: Path, per_class: int = 2, size: int = 8) -> Path:
 
 def test_training_data_from_a_folder_of_images(tmp_path):
     folder = pictures(tmp_path / "pictures")
-    run = read("smoke", (f"data={{name: folder, path: {folder}, dropout: 0.5}}",))
+    run = read("smoke", (f"data={{source: folder, settings: {{path: {folder}}}, dropout: 0.5}}",))
     data = data_of(run, teacher_of(run))
-    assert data.images.shape == (20, 1, 8, 8) and data.labels.tolist() == sorted([*range(10)] * 2)
-    images, labels = data.batch(0, 20, torch.Generator().manual_seed(0))[:2]
+    held = data.samples
+    assert held.images.shape == (20, 1, 8, 8) and held.labels.tolist() == sorted([*range(10)] * 2)
+    images, cond = data.batch(0, 20, torch.Generator().manual_seed(0))[:2]
+    labels = cond["label"]
     assert set(labels.tolist()) <= {*range(11)} and 2 < (labels == 10).sum() < 18
     kept = labels < 10
-    of = {tuple(x.flatten().tolist()): int(y) for x, y in zip(data.images, data.labels)}
+    of = {tuple(x.flatten().tolist()): int(y) for x, y in zip(held.images, held.labels)}
     assert all(of[tuple(x.flatten().tolist())] == y for x, y in zip(images[kept], labels[kept]))
-    vp = read("digits-consistency-vp", (f"data={{name: folder, path: {folder}}}",))
+    vp = read("digits-consistency-vp", (f"data={{source: folder, settings: {{path: {folder}}}}}",))
     unlabelled = data_of(vp, teacher_of(vp))
-    assert unlabelled.labels is None and torch.equal(unlabelled.images, data.images)
+    assert unlabelled.samples.labels is None
+    assert torch.equal(unlabelled.samples.images, held.images)
 
 
 def test_a_run_trains_on_a_folder_of_images(tmp_path):
     folder = pictures(tmp_path / "pictures")
-    settings = f"data={{name: folder, path: {folder}}}"
+    settings = f"data={{source: folder, settings: {{path: {folder}}}}}"
     trained = CliRunner().invoke(cli.app, ["train", "smoke", settings, "--runs", str(tmp_path)])
     assert trained.exit_code == 0, trained.output
     shutil.rmtree(folder / "3")
@@ -305,7 +308,7 @@ def test_a_run_trains_on_a_folder_of_images(tmp_path):
 @pytest.mark.parametrize("name", ["vsd", "sid", "diff-instruct", "tdm"])
 def test_methods_without_data_need_no_images(name, tmp_path):
     """They train with the images gone from the disk, and see zeros and every label."""
-    gone = f"data={{name: folder, path: {tmp_path / 'gone'}}}"
+    gone = f"data={{source: folder, settings: {{path: {tmp_path / 'gone'}}}}}"
     small = ("stages.0.training.updates=1", "stages.0.training.batch=4", "health.every=0")
     config = f"digits-{name}"
     command = ["train", config, gone, *small, "--runs", str(tmp_path)]
@@ -313,12 +316,12 @@ def test_methods_without_data_need_no_images(name, tmp_path):
     assert trained.exit_code == 0, trained.output
     run = read(config, (gone,))
     x0, cond, path = data_of(run, teacher_of(run), needed=False).batch(0, 500, torch.Generator())
-    assert not x0.any() and set(cond.tolist()) == {*range(10)} and path is None
-    with pytest.raises(ConfigError, match="data.path"):
+    assert not x0.any() and set(cond["label"].tolist()) == {*range(10)} and path is None
+    with pytest.raises(ConfigError, match="data.settings.path"):
         data_of(run, teacher_of(run))
 
 
-def test_a_teacher_the_suite_cannot_score_is_refused(tmp_path):
+def test_data_that_do_not_fit_the_teacher_are_refused(tmp_path):
     def refused(*overrides: str) -> str:
         run = read("digits-teacher", overrides)
         with pytest.raises(ConfigError) as caught:
@@ -327,8 +330,9 @@ def test_a_teacher_the_suite_cannot_score_is_refused(tmp_path):
 
     assert "teacher makes (1, 16, 16)" in refused("network.unet.sample_size=16")
     three = ("network.unet.in_channels=3", "network.unet.out_channels=3")
-    folder = f"data={{name: folder, path: {tmp_path}}}"
-    assert "evaluation.suite: 'digits' scores images (1, 8, 8)" in refused(*three, folder)
+    folder = f"data={{source: folder, settings: {{path: {tmp_path}}}}}"
+    assert "data.source: 'digits' are images (1, 8, 8)" in refused(*three)
+    assert "data.settings.path" in refused(*three, folder)
     assert "of 4 classes" in refused("network.unet.num_class_embeds=5")
     assert "data.dropout" in refused("network.unet.num_class_embeds=null", "data.dropout=0.1")
 

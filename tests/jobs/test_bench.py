@@ -48,16 +48,16 @@ def formula(session: Stages) -> tuple[Callable[[], None], Callable[[], None]]:
     net = deepcopy(session.trainer.players.student.net).requires_grad_(True)
     size = session.setup.run.stages[0].training.batch
     x, t = torch.randn(size, *session.teacher.event), torch.rand(size) * 1000
-    labels = session.teacher.labels(size)
+    cond = session.teacher.some(size)
 
     def trained() -> None:
-        net(x, t, class_labels=labels).sample.square().mean().backward()
+        net(x, t, class_labels=cond["label"]).sample.square().mean().backward()
         for p in net.parameters():
             p.grad = None
 
     def frozen() -> None:
         with torch.no_grad():
-            net(x, t, class_labels=labels)
+            net(x, t, class_labels=cond["label"])
 
     return trained, frozen
 

@@ -1,12 +1,15 @@
 """The command line as a user meets it: exit codes, one-line errors, a run's folder."""
 
 import json
+import sys
+from runpy import run_module
+from types import ModuleType
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from stepdistill.cli import app
+from stepdistill.cli import app, main
 
 pytestmark = pytest.mark.xdist_group("run")
 
@@ -160,3 +163,43 @@ def test_precision_is_a_run_s_own_whatever_ran_before(tmp_path):
     first, half, again = losses.values()
     assert first == again and first != half
     assert half == pytest.approx(first, rel=0.05)
+
+
+def called(how: str, arguments: list[str], monkeypatch, capsys) -> tuple[int, str]:
+    """Exit code and words printed by `stepdistill` ("script") or `python -m stepdistill`."""
+    monkeypatch.setattr(sys, "argv", ["stepdistill", *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    with pytest.raises(SystemExit) as done:
+        if how == "module":
+            run_module("stepdistill", run_name="__main__", alter_sys=True)
+        else:
+            main()
+    printed = capsys.readouterr()
+    return done.value.code, " ".join((printed.out + printed.err).split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["--help"], 0, "Usage: stepdistill [OPTIONS] COMMAND"),
+        (["plan", "--help"], 0, "What a run will cost"),
+        ([], 2, "Usage: stepdistill [OPTIONS] COMMAND"),
+        (["methods"], 0, "2303.01469"),
+        (["plan", "no-such-config"], 2, "error: config 'no-such-config'"),
+        (["plan", "smoke", "--nonsense"], 2, "see stepdistill plan --help"),
+        (["plan", "smoke"], 1, "error: the disk is gone"),
+    ],
+)
+def test_the_module_is_the_command(arguments, code, named, monkeypatch, capsys):
+    """`python -m stepdistill` prints and exits as the script does."""
+
+    def broken(config):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("stepdistill.runs.plan.plan", broken)
+    script = called("script", arguments, monkeypatch, capsys)
+    exit_code, printed = called("module", arguments, monkeypatch, capsys)
+    assert "python -m stepdistill" in printed or "Usage" not in printed
+    assert script == (exit_code, printed.replace("python -m stepdistill", "stepdistill"))
+    assert script[0] == code and named in script[1]

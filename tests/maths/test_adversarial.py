@@ -19,6 +19,7 @@ from stepdistill.method import Batch, Players
 from stepdistill.methods.pcm import Pcm
 from stepdistill.methods.tscd import Tscd
 from stepdistill.networks.lora import AdapterView
+from stepdistill.networks.taps import Taps
 from stepdistill.process import Estimate
 from stepdistill.solver import Sampler
 from stepdistill.teachers.teacher import Teacher
@@ -149,12 +150,12 @@ def test_without_a_discriminator_there_is_no_turn_and_no_term():
 @methods
 def test_passes_are_those_counted(method):
     """Teacher's network counts as trained where a gradient passes it, else as frozen."""
-    net = Denoiser(MLP(32), PROCESSES["rf"], "flow", block="body.1")
+    net = Denoiser(MLP(32), PROCESSES["rf"], "flow")
     counts = {name: Counted(net) for name in ("student", "teacher", "discriminator", "target")}
     head = torch.nn.Linear(32, 1)
-    critic = Discriminator(counts["discriminator"], head, [net.net.body[1]])
+    critic = Discriminator(counts["discriminator"], head, Taps(("body.1",)))
     p = Players(counts["student"], counts["teacher"], None, counts["target"], discriminator=critic)
-    given = Batch(normal(1, 4, 2).float(), None, *(torch.Generator() for _ in range(2)))
+    given = Batch(normal(1, 4, 2).float(), {}, *(torch.Generator() for _ in range(2)))
     for turn in method.turns():
         turn.loss(p, given)
     calls = {name: player.calls for name, player in counts.items()}

@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import MLP, PREDICTIONS, PROCESSES, at, check_gradient, close, normal, scales
+from cases import MLP, PREDICTIONS, PROCESSES, at, check_gradient, close, labels, normal, scales
 from torch import nn
 
+from stepdistill.conditions import NOTHING
 from stepdistill.denoiser import Denoiser, Guided
 from stepdistill.exact import Gaussian, GaussianMixture
 from stepdistill.method import Batch, Players
@@ -84,7 +85,7 @@ class Chain(nn.Module):
         return output + self.error[i][:, None]
 
 
-def batch(n=64, seed=0, d=1, cond=None):
+def batch(n=64, seed=0, d=1, cond=NOTHING):
     shared, local = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
     return Batch(M + S * normal(seed, n, d), cond, shared, local)
 
@@ -128,9 +129,9 @@ def test_the_chain_of_a_guided_teacher():
     method = Consistency(steps=6, distance="l2")
     student = of_chain("rf", "flow", method)
     means = at([[M - 1.0], [M - 0.75]])
-    teacher = Guided(Gaussian(means, S, PROCESSES["rf"]), 4.0, torch.zeros_like)
+    teacher = Guided(Gaussian(means, S, PROCESSES["rf"]), 4.0, labels(0))
     players = Players(student, teacher, target=student)
-    assert method.loss(players, batch(cond=torch.ones(64).long())).total < 1e-16
+    assert method.loss(players, batch(cond=labels(1, n=64))).total < 1e-16
 
 
 class Table(nn.Module):

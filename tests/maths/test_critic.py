@@ -22,7 +22,7 @@ from stepdistill.exact import Gaussian
 from stepdistill.losses.denoising import denoising_error, denoising_loss, lag
 from stepdistill.losses.gan import approximate_r1, discriminator_loss, generator_loss
 from stepdistill.losses.score import project, pull
-from stepdistill.networks.taps import features
+from stepdistill.networks.taps import Taps, collected
 from stepdistill.process import VariancePreserving
 
 names = pytest.mark.parametrize("name", PROCESSES)
@@ -319,7 +319,7 @@ def judged():
     torch.manual_seed(0)
     trunk, head = Trunk(), nn.Linear(6, 1).double()
     denoiser = Denoiser(trunk, PROCESSES["rf"], "flow")
-    return Judged(trunk, head, Critic(denoiser, head, [trunk.block]))
+    return Judged(trunk, head, Critic(denoiser, head, Taps(("block",))))
 
 
 def test_a_critic_answers_and_judges_in_one_pass(judged):
@@ -334,7 +334,7 @@ def test_a_critic_answers_and_judges_in_one_pass(judged):
 
 def test_two_batches_are_judged_in_one_pass(judged):
     x, y, t = normal(1, 4, 2), normal(2, 4, 2), at([0.1, 0.3, 0.6, 0.9])
-    estimate, fake, real = judged.critic.discriminate_both(x, y, t, None, None)
+    estimate, fake, real = judged.critic.discriminate_both(x, y, t, {}, {})
     (alone, of_x), (_, of_y) = judged.critic.discriminate(x, t), judged.critic.discriminate(y, t)
     close(fake, of_x, rtol=1e-12)
     close(real, of_y, rtol=1e-12)
@@ -346,6 +346,7 @@ def test_logits_are_at_least_float32(judged):
     judged.critic.net.bfloat16()
     x, t = normal(1, 4, 2, dtype=torch.bfloat16), at([0.1, 0.3, 0.6, 0.9])
     judged.critic.denoiser = Denoiser(Halved(judged.trunk), PROCESSES["rf"], "flow")
+    judged.critic.taps = Taps(("net.block",))
     assert judged.critic.discriminate(x, t)[1].dtype == torch.float32
 
 
@@ -373,7 +374,7 @@ def test_realness_reaches_the_sample_and_the_features_of_a_frozen_critic(judged)
 def test_features_are_deaf_to_recomputation():
     """A checkpointed block runs again during backward; what was seen stays as it was."""
     block, x = nn.Linear(2, 2).double(), normal(1, 3, 2).requires_grad_()
-    with features([block]) as seen:
+    with collected([block]) as seen:
         out = checkpoint(block, x, use_reentrant=False)
     assert len(seen) == 1
     out.sum().backward()

@@ -133,7 +133,7 @@ def test_without_noise_it_is_eulers_scheduler(steps):
     student, noise = informed("ve"), normal(1, 4, 2)
     times = Grid("karras").times(PROCESSES["ve"], steps)
     with torch.no_grad():
-        ours = sample(student, noise, times[:-1], None)
+        ours = sample(student, noise, times[:-1])
     scheduler = EulerDiscreteScheduler(prediction_type="sample", beta_schedule="scaled_linear")
     scheduler.set_timesteps(sigmas=times.tolist())
     scheduler.set_begin_index(0)

@@ -9,9 +9,10 @@ from math import cos, pi, sin, sqrt
 import numpy as np
 import pytest
 import torch
-from cases import MLP, PREDICTIONS, PROCESSES, TIMES, at, close, normal, scales
+from cases import MLP, PREDICTIONS, PROCESSES, TIMES, at, close, labels, normal, scales
 from scipy import integrate, optimize, stats
 
+from stepdistill.conditions import repeat
 from stepdistill.denoiser import Denoiser, Guided, Rescheduled
 from stepdistill.exact import Gaussian, GaussianMixture
 from stepdistill.process import (
@@ -158,11 +159,11 @@ def test_mixture_ode_is_quantile_transport():
 @names
 def test_a_condition_names_one_component(name):
     mix, x, t = mixture(name), normal(1, 4, 1), at(TIMES[name][2], 4)
-    k = torch.tensor([0, 1, 2, 0])
+    k = labels(0, 1, 2, 0)
     alone = Gaussian(MODES, 0.3, PROCESSES[name])(x, t, k)
     close(mix(x, t, k).x0, alone.x0, atol=1e-13)
     close(mix(x, t, k).eps, alone.eps, atol=1e-12)
-    assert torch.equal(mix(x, t, mix.null(k)).x0, mix(x, t).x0)
+    assert torch.equal(mix(x, t, repeat(mix.null, 4)).x0, mix(x, t).x0)
     assert not torch.allclose(mix(x, t).x0, alone.x0, atol=1e-3)
 
 
@@ -244,17 +245,18 @@ def test_boundary_maps_are_those_of_the_papers():
 def test_a_network_sees_the_scaled_state_and_its_own_time():
     seen = []
 
-    def call(net, x, t, cond):
+    def call(net, x, t, cond, w):
         seen.append((x, t, cond))
         return net(x, t)
 
     for dtype in (torch.float32, torch.float64):
         x = normal(1, 2, 3).to(dtype)
-        denoiser = Denoiser(lambda x, t: x, VarianceExploding(), "edm", call, time_scale=250.0)
-        estimate = denoiser(x, at([3.0, 1.0]), "a condition")
+        process, asked = VarianceExploding(), labels(0, 1)
+        denoiser = Denoiser(lambda x, t: x, process, "edm", call, time=lambda t: 250 * t)
+        estimate = denoiser(x, at([3.0, 1.0]), asked)
         scaled, t, cond = seen.pop()
         close(scaled, x / at([[9.25], [1.25]]).sqrt(), rtol=1e-6)
-        assert t.dtype == scaled.dtype == estimate.x0.dtype == dtype and cond == "a condition"
+        assert t.dtype == scaled.dtype == estimate.x0.dtype == dtype and cond is asked
         assert t.tolist() == [750.0, 250.0]
 
 
@@ -295,9 +297,10 @@ class Pair:
     def process(self):
         return self.given.process
 
-    def __call__(self, x_t, t, cond=None):
-        self.calls.append(cond)
-        return (self.given if cond == "c" else self.free)(x_t, t)
+    def __call__(self, x_t, t, cond):
+        (label,) = cond["label"].unique().tolist()
+        self.calls.append(label)
+        return (self.free if label else self.given)(x_t, t)
 
 
 def pair(name, std_c=S, std_u=S, mean_c=2.0):
@@ -306,8 +309,12 @@ def pair(name, std_c=S, std_u=S, mean_c=2.0):
     return Pair(given, Gaussian(MEAN, std_u, process), [])
 
 
-def empty(cond):
-    return None
+EMPTY = labels(1)
+
+
+def asked(x):
+    """The condition of the given side."""
+    return labels(0, n=len(x))
 
 
 @names
@@ -315,7 +322,7 @@ def empty(cond):
 def test_guidance_extrapolates_means(name, w):
     """Equal covariances: the guided Gaussian has mean m_u + w (m_c − m_u); w = 1 is neutral."""
     x, t = normal(1, 5, 1), at(TIMES[name])
-    guided = Guided(pair(name), w, empty)(x, t, "c")
+    guided = Guided(pair(name), w, EMPTY)(x, t, asked(x))
     moved = torch.tensor([M + w * (2.0 - M)], dtype=torch.float64)
     expected = Gaussian(moved, S, PROCESSES[name])(x, t)
     close(guided.x0, expected.x0, rtol=1e-10, atol=1e-10)
@@ -326,24 +333,26 @@ def test_guidance_extrapolates_means(name, w):
 def test_the_other_convention_counts_from_zero(name):
     """c + w (c − u), of CausVid and Self-Forcing, is our w + 1."""
     x, t, two = normal(1, 5, 1), at(TIMES[name]), pair(name)
-    c, u = (two(x, t, cond).x0 for cond in ("c", None))
-    close(Guided(pair(name), 2.5, empty)(x, t, "c").x0, c + 1.5 * (c - u), rtol=1e-12, atol=1e-12)
+    c, u = (two(x, t, cond).x0 for cond in (asked(x), labels(1, n=5)))
+    close(
+        Guided(pair(name), 2.5, EMPTY)(x, t, asked(x)).x0, c + 1.5 * (c - u), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_guidance_costs_two_evaluations_and_one_where_neutral():
     x, t, two = normal(1, 2, 1), at([0.3, 0.8]), pair("rf")
-    Guided(two, 3.0, empty)(x, t, "c")
-    assert two.calls == ["c", None]
-    Guided(two, 1, empty)(x, t, "c")
-    assert two.calls == ["c", None, "c"]
+    Guided(two, 3.0, EMPTY)(x, t, asked(x))
+    assert two.calls == [0, 1]
+    Guided(two, 1, EMPTY)(x, t, asked(x))
+    assert two.calls == [0, 1, 0]
 
 
 def test_guidance_may_differ_per_sample():
     x, t = normal(1, 3, 1), at([0.3, 0.8, 0.5])
     w = torch.tensor([1.0, 4.0, 0.0])
-    together = Guided(pair("rf"), w, empty)(x, t, "c")
+    together = Guided(pair("rf"), w, EMPTY)(x, t, asked(x))
     for i in range(3):
-        alone = Guided(pair("rf"), float(w[i]), empty)(x[i : i + 1], t[i : i + 1], "c")
+        alone = Guided(pair("rf"), float(w[i]), EMPTY)(x[i : i + 1], t[i : i + 1], labels(0))
         close(together.x0[i], alone.x0[0], atol=1e-14)
         close(together.eps[i], alone.eps[0], atol=1e-14)
 
@@ -355,8 +364,8 @@ def test_guided_product_of_gaussians():
         Gaussian(torch.tensor([m], dtype=torch.float64), sqrt(v - 0.25), process)
         for m, v in ((1.0, 0.7), (0.0, 2.0))
     ]
-    guided = Guided(Pair(*sides, []), 3.0, empty)
-    at_0, at_1 = (-guided(at([[0.0], [1.0]]), t, "c").eps / 0.5)[:, 0].tolist()
+    guided = Guided(Pair(*sides, []), 3.0, EMPTY)
+    at_0, at_1 = (-guided(at([[0.0], [1.0]]), t, labels(0, n=2)).eps / 0.5)[:, 0].tolist()
     precision = at_0 - at_1
     assert 1 / precision == pytest.approx(0.304348, abs=1e-6)
     assert at_0 / precision == pytest.approx(1.304348, abs=1e-6)
@@ -368,7 +377,14 @@ def test_guiding_outputs_is_guiding_estimates(name, prediction):
     """Every conversion is affine with one x_t, so guidance commutes with it."""
     x, t, process = normal(7, 5, 3), at(TIMES[name]), PROCESSES[name]
     c, u = (Denoiser(MLP(3, seed, process.t_max), process, prediction) for seed in (0, 10))
-    guided = Guided(Pair(c, u, []), 3.5, empty)(x, t, "c")
+
+    def net(x, t, cond):
+        return (u if cond["label"].any() else c).net(x, t)
+
+    guided = Guided(Denoiser(net, process, prediction), 3.5, EMPTY)(x, t, asked(x))
+    apart = Guided(Pair(c, u, []), 3.5, EMPTY)(x, t, asked(x))
+    close(guided.x0, apart.x0, rtol=1e-9, atol=1e-10)
+    close(guided.eps, apart.eps, rtol=1e-9, atol=1e-10)
     raw = u(x, t).raw + 3.5 * (c(x, t).raw - u(x, t).raw)
     mixed = process.estimate(x, raw, t, prediction)
     close(guided.x0, mixed.x0, rtol=1e-9, atol=1e-10)

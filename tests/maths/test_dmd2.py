@@ -17,18 +17,20 @@ import torch
 import torch.nn.functional as F
 import toys
 from accelerate import Accelerator
-from cases import MLP, PROCESSES, at, close, normal
+from cases import MLP, PROCESSES, at, close, labels, normal
 from scipy import integrate, special, stats
 from torch import nn
 from toys import tiny_images
 
+from stepdistill.conditions import NOTHING
 from stepdistill.critic import Critic
-from stepdistill.data.loader import stream
+from stepdistill.data.loader import Drawn, stream
 from stepdistill.denoiser import Denoiser, Guided
 from stepdistill.exact import Gaussian, GaussianMixture
 from stepdistill.losses.score import matching_direction, pull
 from stepdistill.method import Batch, Players, Sample, Turn
 from stepdistill.methods.dmd2 import Dmd2
+from stepdistill.networks.taps import Taps
 from stepdistill.process import RectifiedFlow, VariancePreserving
 from stepdistill.solver import Sampler, rollout
 from stepdistill.times import Grid, TimeLaw
@@ -117,9 +119,8 @@ class Call:
 
     def halves(self):
         """The two batches of a pass over both."""
-        parts = (self.x.chunk(2), self.t.chunk(2), (self.cond,) * 2)
-        if self.cond is not None:
-            parts = (*parts[:2], self.cond.chunk(2))
+        conds = self.cond.chunk(2) if self.cond is not None else (None, None)
+        parts = self.x.chunk(2), self.t.chunk(2), conds
         return [Call(*part, self.graph) for part in zip(*parts, strict=True)]
 
 
@@ -132,7 +133,8 @@ class Watched(nn.Module):
 
     def forward(self, x, t, cond=None):
         out = self.net(x, t, cond)
-        self.calls.append(Call(x.detach().clone(), t.clone(), cond, out.requires_grad))
+        label = cond.get("label") if cond else None
+        self.calls.append(Call(x.detach().clone(), t.clone(), label, out.requires_grad))
         return out
 
     @property
@@ -201,7 +203,7 @@ def view(net, prediction="x0", process=PROCESS):
     return Denoiser(net, process, prediction)
 
 
-def batch_of(shape, local=0, shared=0, cond=None, x0=None):
+def batch_of(shape, local=0, shared=0, cond=NOTHING, x0=None):
     x0 = torch.zeros(shape).double() if x0 is None else x0
     return Batch(x0, cond, stream(1, shared), stream(2, local))
 
@@ -489,7 +491,7 @@ def test_guidance_moves_the_teacher_and_not_the_critic(w):
     student, real, fake = Watched(Affine()), Watched(Mixed()), Watched(Mixed())
     teacher = Guided(view(real), w, mixture().null)
     p = Players(view(student), teacher, Critic(view(fake)), sampler=Sampler((1,)))
-    cond = torch.tensor([0, 1, 2, 0, 1])
+    cond = labels(0, 1, 2, 0, 1)
     batch = batch_of((5, 2), cond=cond)
     ours = Dmd2(**PLAIN, time=NOISY).student_loss(p, batch).total
     ours = gradients(ours, student.net.mean, student.net.std)
@@ -497,23 +499,23 @@ def test_guidance_moves_the_teacher_and_not_the_critic(w):
     z, eps = noises(student, fake)
     x = MU + V * z
     x_t = ALPHA * x + SIGMA * eps
-    given, free = posterior_mean(x_t, cond.numpy()), posterior_mean(x_t)
+    given, free = posterior_mean(x_t, cond["label"].numpy()), posterior_mean(x_t)
     guided = free + w * (given - free)
     g = (given - guided) / np.abs(x - guided).mean(axis=1, keepdims=True)
     close(g * np.abs(x - guided).mean(axis=1, keepdims=True), -(w - 1) * (given - free), atol=1e-14)
     close(torch.stack(ours), [g.mean(), (g * z).mean()], rtol=1e-10, atol=1e-15)
-    assert torch.equal(fake.conds[0], cond) and len(fake.conds) == 1
-    null = torch.full_like(cond, 3)
-    assert torch.equal(torch.stack(real.conds), torch.stack([cond, null][: 1 + (w > 1)]))
+    assert torch.equal(fake.conds[0], cond["label"]) and len(fake.conds) == 1
+    null = torch.full_like(cond["label"], 3)
+    assert torch.equal(torch.stack(real.conds), torch.stack([cond["label"], null][: 1 + (w > 1)]))
     assert not any(call.graph for call in real.calls)
 
 
 def test_a_critic_is_trained_without_guidance():
     net = Watched(Mixed())
     p = Players(view(Affine()), None, Critic(view(net)), sampler=Sampler((1,)))
-    cond = torch.tensor([2, 0, 1])
+    cond = labels(2, 0, 1)
     Dmd2(**PLAIN).critic_loss(p, batch_of((3, 2), cond=cond))
-    assert len(net.conds) == 1 and torch.equal(net.conds[0], cond)
+    assert len(net.conds) == 1 and torch.equal(net.conds[0], cond["label"])
 
 
 # --- the critic's turn ----------------------------------------------------------------------------
@@ -524,11 +526,11 @@ class Line(nn.Module):
 
     def __init__(self, prediction):
         super().__init__()
-        self.frame = nn.Parameter(at([0.1, 0.2]))
+        self.line = nn.Parameter(at([0.1, 0.2]))
         self.prediction = prediction
 
     def forward(self, x, t, cond=None):
-        x0 = self.frame[0] + self.frame[1] * x
+        x0 = self.line[0] + self.line[1] * x
         eps = (x - ALPHA * x0) / SIGMA
         return {"x0": x0, "eps": eps, "v": ALPHA * eps - SIGMA * x0}[self.prediction]
 
@@ -592,14 +594,14 @@ def judged():
     with torch.no_grad():
         head.weight.copy_(normal(9, 1, 5))
         head.bias.fill_(0.3)
-    critic = Critic(view(trunk, "eps"), head, [trunk.net.block])
+    critic = Critic(view(trunk, "eps"), head, Taps(("net.block",)))
     p = Players(view(student), view(Posterior(M, S)), critic, sampler=Sampler((1,)))
     return Judged(p, student, trunk, head)
 
 
 def test_the_critics_terms_are_the_formulas(judged):
     """Real samples are noised to the fake ones' times, each with noise of its own."""
-    x, cond, fresh = normal(1, 6, 2), torch.arange(6), torch.arange(6) + 10
+    x, cond, fresh = normal(1, 6, 2), labels(*range(6)), labels(*range(10, 16))
     data = normal(2, 6, 2)
     judged.p.carry = Sample(x, cond)
     method = Dmd2(gan=0.1, gan_critic=0.7, r1=0.4, r1_width=0.05, critic_time=NOISY)
@@ -608,7 +610,8 @@ def test_the_critics_terms_are_the_formulas(judged):
     assert not judged.student.calls
     both, there = judged.trunk.calls
     fake, real = both.halves()
-    assert torch.equal(fake.cond, cond) and torch.equal(real.cond, fresh) and there.cond is fresh
+    seen = (fake.cond, cond), (real.cond, fresh), (there.cond, fresh)
+    assert all(torch.equal(given, wanted["label"]) for given, wanted in seen)
     assert torch.equal(fake.t, real.t)
     eps = (fake.x - ALPHA * x) / SIGMA
     other = (real.x - ALPHA * data) / SIGMA
@@ -667,7 +670,7 @@ class Points:
 
     def batch(self, number, size, local):
         noise = torch.randn(size, 2, generator=local).double()
-        return M + S * noise, torch.full((size,), number)
+        return Drawn(M + S * noise, labels(number, n=size))
 
 
 def trainer(method, players, batch=4, accumulation=1, **rates):
@@ -989,7 +992,7 @@ def tally(method, sampler):
     student, trunk, teacher = Trunk(seed=1), Trunk(seed=2), Trunk(seed=3)
     head = nn.Linear(5, 1).double()
     flow = RectifiedFlow()
-    critic = Critic(view(trunk, "flow", flow), head, [trunk.block])
+    critic = Critic(view(trunk, "flow", flow), head, Taps(("block",)))
     p = Players(view(student, "flow", flow), view(teacher, "flow", flow), critic, sampler=sampler)
     players = {"student": student, "critic": critic.net}
     total = np.zeros(3)
@@ -1029,7 +1032,7 @@ def test_in_bf16_networks_round_and_the_mathematics_does_not(turn):
     """Under autocast the terms are float32, and they and their gradient stay near float32's."""
 
     def outcome(rounding: bool) -> tuple[dict, torch.Tensor]:
-        p, images = toys.cast(), tiny_images().batch(0, 32, stream(1))[:2]
+        p, images = toys.tiny_players(), tiny_images().batch(0, 32, stream(1))[:2]
         batch, method = Batch(*images, stream(2), stream(3)), Dmd2(gan=0.1, gan_critic=0.1)
         net = p.critic.net if turn == "critic" else p.student.net
         with torch.autocast("cpu", torch.bfloat16, enabled=rounding):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import toys
-from cases import PROCESSES, at, close, normal
+from cases import PROCESSES, at, close, labels, normal
 from oracle import S, batch
 from torch import nn
 
@@ -20,7 +20,6 @@ from stepdistill.networks.inputs import WithInputs
 from stepdistill.networks.views import own_tensors, parameter_count, trainable
 from stepdistill.resources import pipeline_class
 from stepdistill.solver import Sampler, Trajectory
-from stepdistill.teachers.backbones.unet2d import places
 from stepdistill.times import TimeLaw
 
 names = pytest.mark.parametrize("name", PROCESSES)
@@ -29,7 +28,7 @@ MEANS = at([[0.2, -0.5], [1.0, 0.4]])  # without a condition, and with it
 
 def pair(name, w=1.0):
     """A guided Gaussian: label 1 is the condition, 0 none."""
-    return Guided(Gaussian(MEANS, S, PROCESSES[name]), w, torch.zeros_like)
+    return Guided(Gaussian(MEANS, S, PROCESSES[name]), w, labels(0))
 
 
 class Shifted(nn.Module):
@@ -43,7 +42,7 @@ class Shifted(nn.Module):
     def forward(self, x, t, cond=None):
         process = PROCESSES[self.name]
         x = x / process.input_scale(t)[:, None]
-        eps = Gaussian(MEANS, S, process)(x, t, torch.ones(len(x)).long()).eps
+        eps = Gaussian(MEANS, S, process)(x, t, labels(1, n=len(x))).eps
         return eps + (self.w - 1)[:, None] * self.gain
 
 
@@ -52,7 +51,7 @@ def test_the_needed_correction_is_golden(name):
     """T2: in eps space −(w − 1)(α σ/V)(m_c − m_u), linear in w and constant in x."""
     process, w = PROCESSES[name], at([1.0, 2.5, 6.0])
     x, t = normal(1, 3, 2), at(process.t_max * 0.4, 3)
-    given = torch.ones(3).long()
+    given = labels(1, n=3)
     alpha, sigma = (c[:, None] for c in process.scales(t))
     V = (alpha * S) ** 2 + sigma**2
     plain, guided = (pair(name, v)(x, t, given).eps for v in (1.0, w))
@@ -65,7 +64,7 @@ def test_the_gradient_is_the_formulas(name):
     """Guidance: of the mean square of (w − 1)(gain − the golden correction), at gain 0."""
     process, n = PROCESSES[name], 64
     method = Guidance(guidance=(1.0, 5.0), time=TimeLaw("uniform", low=0.2, high=0.8))
-    given, local = batch(n, d=2, cond=torch.ones(n).long()), batch(n, d=2).local
+    given, local = batch(n, d=2, cond=labels(1, n=n)), batch(n, d=2).local
     w = 1 + 4 * torch.rand(n, generator=local)
     net = Shifted(name, w.double())
     p = Players(Denoiser(net, process, "eps"), pair(name))
@@ -87,7 +86,7 @@ def test_the_gradient_is_the_formulas(name):
 def adapted(seed=0, silent=False):
     """A tiny UNet with adapters, and its base."""
     base = toys.tiny_denoiser(seed)
-    paths = places(base.net)
+    paths = base.taps.paths
     shapes = [(8, 8, 8)] * len(paths)
     torch.manual_seed(seed)
     adapters = pipeline_class("guidance_adapters", "GuidanceAdapters")(paths, shapes, 3)
@@ -138,7 +137,7 @@ def test_adapters_hear_guidance_time_and_label():
                 (3.0, 0.6, cond),
                 (3.5, 0.6, cond),
                 (3.0, 0.5, cond),
-                (3.0, 0.6, (cond + 1) % 3),
+                (3.0, 0.6, {"label": (cond["label"] + 1) % 3}),
             )
         ]
     for other in answers[1:]:
@@ -161,7 +160,7 @@ def test_agds_loss_is_over_the_cached_states():
     name, n, steps = "rf", 40, 5
     process, guided = PROCESSES[name], pair(name, at(np.linspace(1, 5, n)))
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    x, cond = normal(1, n, 2), torch.ones(n).long()
+    x, cond = normal(1, n, 2), labels(1, n=n)
     states, guesses = [x], []
     for t, s in zip(times, times[1:]):
         at_t = guided(states[-1], t.expand(n), cond)

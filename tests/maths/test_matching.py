@@ -6,11 +6,12 @@ taken from designs whose second moments are exact, so that means over them are e
 
 from dataclasses import dataclass, field, replace
 from itertools import count, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from cases import at, close, normal
+from cases import at, close, labels, normal
 from scipy import integrate, stats
 from test_dmd2 import (
     ALPHA,
@@ -36,7 +37,7 @@ from test_dmd2 import (
 from torch import nn
 
 from eval.mixture import MLP
-from stepdistill.critic import Critic
+from stepdistill.critic import Critic, Discriminator
 from stepdistill.data.loader import stream
 from stepdistill.denoiser import Denoiser, Guided
 from stepdistill.exact import GaussianMixture
@@ -50,6 +51,7 @@ from stepdistill.methods.ladd import Ladd
 from stepdistill.methods.sid import Sid
 from stepdistill.methods.tdm import Tdm
 from stepdistill.methods.vsd import Vsd
+from stepdistill.networks.taps import Taps
 from stepdistill.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from stepdistill.solver import Sampler, Trajectory
 from stepdistill.times import Grid
@@ -71,7 +73,7 @@ def design():
     """z, ε ∈ {±1}², each sample one of the four: means of squares and products are exact."""
     z, eps = at([list(pair) for pair in product((-1, 1), repeat=2)]).T
     shape = batch_of((4, 1))
-    return Designed(shape.x0, None, shape.shared, shape.local, draws=[z[:, None], eps[:, None]])
+    return Designed(shape.x0, {}, shape.shared, shape.local, draws=[z[:, None], eps[:, None]])
 
 
 def both(z, eps):
@@ -234,7 +236,7 @@ def test_f_distills_gradient_is_the_weighted_direction(divergence, bins):
     head = nn.Linear(5, 1).double()
     nn.init.normal_(head.weight, std=0.5)
     nn.init.zeros_(head.bias)
-    critic = Critic(view(trunk), head, [trunk.net.block])
+    critic = Critic(view(trunk), head, Taps(("net.block",)))
     student = Watched(Affine())
     p = Players(view(student), view(Posterior(M, S)), critic, sampler=Sampler((1,)))
     method = FDistill(divergence=divergence, bins=bins, time=NOISY)
@@ -263,7 +265,7 @@ def test_where_the_judge_knows_nothing_every_divergence_is_dmd2(divergence):
         trunk, head, student = Trunk(), nn.Linear(5, 1).double(), Affine()
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        critic = Critic(view(trunk), head, [trunk.block])
+        critic = Critic(view(trunk), head, Taps(("block",)))
         p = Players(view(student), view(Posterior(M, S)), critic, sampler=Sampler((1,)))
         loss = method.student_loss(p, batch_of((6, 2))).total
         found.append(torch.stack(gradients(loss, student.mean, student.std)))
@@ -297,7 +299,7 @@ PULLED = {
 def test_a_critic_that_agrees_with_the_teacher_leaves_the_student_alone(name):
     """T1: exactly no gradient, but for the GAN's."""
     trunk, student = Trunk(), Affine()
-    critic = Critic(view(trunk), nn.Linear(5, 1).double(), [trunk.block])
+    critic = Critic(view(trunk), nn.Linear(5, 1).double(), Taps(("block",)))
     p = Players(view(student), view(Trunk()), critic, sampler=Sampler((1,)))
     loss = PULLED[name].student_loss(p, cached(6, normal(3, 6, 2), normal(4, 6, 2)))
     first = next(iter(loss.terms.values()))
@@ -307,7 +309,7 @@ def test_a_critic_that_agrees_with_the_teacher_leaves_the_student_alone(name):
 @pytest.mark.parametrize("name", PULLED)
 def test_only_the_student_gets_a_gradient(name):
     trunk, student, teacher = Trunk(), Affine(), Trunk(seed=1)
-    critic = Critic(view(trunk), nn.Linear(5, 1).double(), [trunk.block])
+    critic = Critic(view(trunk), nn.Linear(5, 1).double(), Taps(("block",)))
     critic.net.requires_grad_(False)
     teacher.requires_grad_(False)
     p = Players(view(student), view(teacher), critic, sampler=Sampler((1,)))
@@ -342,7 +344,7 @@ def test_entropy_mixes_the_scores_of_marginal_and_condition(entropy, golden):
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     for c, (mean, wanted) in enumerate(zip((-0.8, 1.1), golden)):
         x = mean + torch.tensor(nodes)[:, None] * 0.5**0.5
-        score = -critic(x, t, torch.full((60,), c)).eps[:, 0] / sigma
+        score = -critic(x, t, labels(c, n=60)).eps[:, 0] / sigma
         real = -(x[:, 0] - 0.3) / 1.3
         g = (score - real).numpy() @ weights / weights.sum()
         assert g / 2 == pytest.approx(wanted, abs=1e-6)
@@ -353,7 +355,7 @@ def test_the_critic_is_guided_as_the_teacher_is():
     teacher, other = Guided(mixture, 3.0, mixture.null), views((0.9, 0.1))
     assert Vsd().alike(other, teacher) == replace(teacher, denoiser=other)
     assert Vsd().alike(other, mixture) is other  # a teacher without guidance
-    given = batch_of((500, 1), cond=torch.ones(500).long())
+    given = batch_of((500, 1), cond=labels(1, n=500))
     w = Vsd(guidance=(0.5, 4.0)).drawn(teacher, given).w
     assert 0.5 <= float(w.min()) < 0.6 and 3.9 < float(w.max()) <= 4.0
     assert Vsd(guidance=(0.5, 4.0)).needs.guidance and not Vsd().needs.guidance
@@ -362,7 +364,7 @@ def test_the_critic_is_guided_as_the_teacher_is():
 def test_random_guidance_is_fixed_guidance_on_average():
     """T20: g is affine in w, so E_w g is g at the mean of the range, 2.25."""
     mixture, other = views(), views((0.9, 0.1))
-    x, t, c = normal(1, 50, 1), at(0.5, 50), torch.arange(50) % 2
+    x, t, c = normal(1, 50, 1), at(0.5, 50), labels(*[0, 1] * 25)
     w = at([0.5, 4.0])
 
     def g(w):
@@ -387,9 +389,10 @@ def test_vsds_gradient_under_guidance_is_the_formulas(settings, w, critics):
     real, fake, method = views(), views((0.9, 0.1)), Vsd(**settings)
     student = Affine()
     teacher = Guided(real, w, real.null)
-    student_view, critic = view(student, "x0", real.process), Critic(fake, frozen=True)
+    student_view = view(student, "x0", real.process)
+    critic = SimpleNamespace(denoiser=fake, process=fake.process)
     p = Players(student_view, teacher, critic, sampler=Sampler((1,)))
-    cond = torch.tensor([0, 1, 1, 0, 1, 0])
+    cond = labels(0, 1, 1, 0, 1, 0)
     loss = method.student_loss(p, batch_of((6, 1), cond=cond)).total
     ours = torch.stack(gradients(loss, student.mean, student.std))
 
@@ -398,7 +401,7 @@ def test_vsds_gradient_under_guidance_is_the_formulas(settings, w, critics):
         x, x_t, t = method.noised(p, given)
     drawn = given.uniform(2.0, 5.0).double() if "guidance" in settings else at(w, 6)
     w_fake = drawn if critics is None else at(critics, 6)
-    none = torch.full_like(cond, 2)
+    none = labels(2, n=6)
 
     def mixed(mixture, w):
         c, u = (mixture(x_t, t, label).eps for label in (cond, none))
@@ -411,15 +414,15 @@ def test_vsds_gradient_under_guidance_is_the_formulas(settings, w, critics):
 
 def test_the_critic_is_not_told_a_share_of_conditions():
     mixture, n = views(), 20_000
-    teacher, cond = Guided(mixture, 3.0, mixture.null), torch.ones(n).long()
-    told = Vsd(dropout=0.1).critic_cond(Players(None, teacher), cond, batch_of((n, 1)))
+    teacher, cond = Guided(mixture, 3.0, mixture.null), labels(1, n=n)
+    told = Vsd(dropout=0.1).critic_cond(Players(None, teacher), cond, batch_of((n, 1)))["label"]
     assert float((told == 2).double().mean()) == pytest.approx(0.1, abs=0.01)
     assert set(told.tolist()) == {1, 2}
-    assert Vsd().critic_cond(Players(None, mixture), None, batch_of((n, 1))) is None
+    assert Vsd().critic_cond(Players(None, mixture), {}, batch_of((n, 1))) == {}
     critic = Watched(Affine())
     p = one_step(Affine(), None, critic)
     p.teacher = teacher
-    Vsd(dropout=0.5).critic_loss(p, batch_of((200, 1), cond=torch.ones(200).long()))
+    Vsd(dropout=0.5).critic_loss(p, batch_of((200, 1), cond=labels(1, n=200)))
     assert float((critic.conds[-1] == 2).double().mean()) == pytest.approx(0.5, abs=0.15)
     Vsd(dropout=0.0).check_teacher(Guided(mixture, 1.0, mixture.null))
     for settings, w in (({}, 3.0), ({"entropy": 0.5}, 1.0), ({"guidance": (1.0, 4.0)}, 1.0)):
@@ -481,25 +484,26 @@ def test_dmds_regression_is_on_the_cached_pairs():
 
 @dataclass
 class Noting:
-    """A judge of logits ⟨1, x⟩ that keeps what it is shown."""
+    """A discriminator of logits ⟨1, x⟩ that keeps what it is shown."""
 
     process: object
 
     def __post_init__(self):
         self.seen = []
 
-    def judge(self, x, t, cond=None):
+    def discriminate(self, x, t, cond=None):
         self.seen.append((x.detach(), t, cond))
         return None, x.sum(1)
 
-    def judge_both(self, x, y, t, x_cond, y_cond):
-        return None, self.judge(x, t, x_cond)[1], self.judge(y, t, y_cond)[1]
+    def discriminate_both(self, x, y, t, x_cond, y_cond):
+        logits = [self.discriminate(v, t, c)[1] for v, c in ((x, x_cond), (y, y_cond))]
+        return None, *logits
 
 
 def test_ladd_is_a_hinge_on_noised_samples_and_data():
     process, n = RectifiedFlow(), 64
     student, critic = Denoiser(MLP(32), process, "flow"), Noting(process)
-    p = Players(student, None, critic, sampler=Sampler((1,)))
+    p = Players(student, None, discriminator=critic, sampler=Sampler((1,)))
     given = replace(batch_of((n, 2)), x0=normal(5, n, 2).float())
     loss = Ladd().student_loss(p, given)
     ((x_t, t, _),) = critic.seen
@@ -507,7 +511,7 @@ def test_ladd_is_a_hinge_on_noised_samples_and_data():
     assert loss.total.requires_grad and torch.equal(loss.carry.x, loss.carry.x.detach())
     p.carry = loss.carry
     critic.seen.clear()
-    judged = Ladd().critic_loss(p, given, carried=True)
+    judged = Ladd().discriminator_loss(p, given, carried=True)
     (fake, t, _), (real, s, _) = critic.seen
     assert torch.equal(t, s)
     by_hand = ((1 + fake.sum(1)).clamp(min=0) + (1 - real.sum(1)).clamp(min=0)).mean() / 2
@@ -530,8 +534,8 @@ class Heard(Denoiser):
 
     heard: list = field(default_factory=list)
 
-    def __call__(self, x_t, t, cond=None):
-        self.heard.append(self.to)
+    def __call__(self, x_t, t, cond):
+        self.heard.append(self.s)
         return super().__call__(x_t, t, cond)
 
 
@@ -553,23 +557,21 @@ def cycle(method, guidance=1.0):
     """Players of every role, what they were asked in one cycle, and a batch for it."""
     flow = RectifiedFlow()
     nets = student, trunk, teacher = Trunk(seed=1), Trunk(seed=2), Trunk(seed=3)
-    if method.needs.discriminator:
+    alone = method.needs.discriminator == "teacher"
+    if alone:
         trunk = teacher
-    critic = Critic(
-        view(trunk, "flow", flow),
-        nn.Linear(5, 1).double(),
-        [trunk.block],
-        method.needs.discriminator,
-    )
+    head, taps = nn.Linear(5, 1).double(), Taps(("block",))
+    follower = (Discriminator if alone else Critic)(view(trunk, "flow", flow), head, taps)
     sampler = Sampler((1,) if isinstance(method, Dmd) else (1, 2, 4), gamma=0.0)
     p = Players(
         Heard(student, flow, "flow"),
-        Guided(view(teacher, "flow", flow), guidance, torch.zeros_like),
-        critic,
+        Guided(view(teacher, "flow", flow), guidance, labels(0)),
+        None if alone else follower,
+        discriminator=follower if alone else None,
         sampler=sampler,
     )
     for net in nets:
-        net.requires_grad_(net is student or (net is trunk and not method.needs.discriminator))
+        net.requires_grad_(net is student or (net is trunk and not alone))
     return p, nets
 
 
@@ -579,7 +581,7 @@ def test_a_student_is_always_told_where_its_step_goes(name):
     p, _ = cycle(method)
     for k, turn in enumerate(method.turns()):
         given = replace(cached(6, normal(3, 6, 2), normal(4, 6, 2)), shared=stream(1, k))
-        loss = turn.loss(p, replace(given, cond=torch.ones(6).long()))
+        loss = turn.loss(p, replace(given, cond=labels(1, n=6)))
         p.carry = loss.carry or p.carry
     assert len(p.student.heard) >= 1
     assert not any(to is None for to in p.student.heard)
@@ -601,11 +603,11 @@ def test_passes_are_those_counted(name):
             )  # fmt: skip
             for net in nets:
                 net.requires_grad_(False)
-            moved = p.student.net if turn.player == "student" else p.critic.net
+            moved = p.trained()[turn.player]
             moved.requires_grad_(True)
             seen = Passes(6, *(net.block[0] for net in nets))
             given = replace(cached(6, normal(3, 6, 2), normal(4, 6, 2)), shared=stream(1, shared))
-            loss = turn.loss(p, replace(given, cond=torch.ones(6).long()))
+            loss = turn.loss(p, replace(given, cond=labels(1, n=6)))
             loss.total.backward()
             p.carry = loss.carry or p.carry
             total += (seen.forwards + 2 * seen.backwards) / len(lengths)

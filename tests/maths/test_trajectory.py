@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from cases import MLP, PROCESSES, at, check_gradient, close, normal, scales
+from cases import MLP, PROCESSES, at, check_gradient, close, labels, normal, scales
 from oracle import M, S, batch, ddim, next_on, oracle
 from torch import nn
 
@@ -314,7 +314,7 @@ def test_pcms_chain_has_the_golden_ratio(phases):
 def test_lcm_draws_guidance_for_teacher_and_students_alike():
     """The chain of a teacher guided by w is the Gaussian chain of mean m_u + w(m_c − m_u)."""
     means = at([[M - 1.0], [M]])
-    teacher = Guided(Gaussian(means, S, PROCESSES["rf"]), 7.0, torch.zeros_like)
+    teacher = Guided(Gaussian(means, S, PROCESSES["rf"]), 7.0, labels(0))
     seen = []
 
     @dataclass(frozen=True)
@@ -327,7 +327,7 @@ def test_lcm_draws_guidance_for_teacher_and_students_alike():
     told = Told(nn.Identity(), PROCESSES["rf"], "flow")
     method = Lcm(steps=1, distance="l2", guidance=(2.0, 5.0), embedding=True)
     p = Players(told, teacher, target=told)
-    given = batch(200, cond=torch.ones(200).long())
+    given = batch(200, cond=labels(1, n=200))
     assert method.loss(p, given).total < 1e-12
     (w,) = {id(x): x for x in seen}.values()
     assert 2 <= float(w.min()) < 2.2 and 4.8 < float(w.max()) <= 5

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from stepdistill.resources import PACKAGE
 
-# Answers plain calls as a clean process does, from children of one that has imported torch already.
+# Answers plain calls as a clean process does, from children of one that has imported torch already,
+# and the pipelines: diffusers imports what a name stands for when it is first asked.
 CALLER = """
 import json, os, runpy, sys, traceback
 from pathlib import Path
-import torch, diffusers, safetensors.torch
-from diffusers import DDIMPipeline, DDPMPipeline
+import torch, safetensors.torch
+from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
 main = runpy.run_path(sys.argv[1])["main"]
 for line in sys.stdin:
     request, answer = json.loads(line)

@@ -65,6 +65,12 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def labels(*which: int, n: int | None = None) -> dict[str, Tensor]:
+    """A condition of labels, one a sample; or of one label n times."""
+    row = torch.tensor(which)
+    return {"label": row if n is None else row.expand(n)}
+
+
 def at(t: float | list[float] | Tensor, n: int | None = None) -> Tensor:
     """Times in float64, one number repeated n times if asked."""
     times = torch.as_tensor(t, dtype=torch.float64)

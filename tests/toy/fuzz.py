@@ -155,7 +155,7 @@ def missing(rng: random.Random, stock: Stock) -> Case:
         "two sources": ({"teacher": "digits", "network": {"unet": {}}}, "teacher, network"),
         "no stages": ({"stages": []}, "stages"),
         "no steps": ({"evaluation": {"steps": []}}, "evaluation.steps"),
-        "no path": ({"data": {"name": "folder"}}, "data.path"),
+        "no path": ({"data": {"source": "folder"}}, "data.settings.path"),
         "twice": ({"evaluation": {"teacher_steps": [1, 1]}}, "evaluation.teacher_steps"),
         "name": ({"name": rng.choice(["..", "a/b", "-x", "", "x" * 500])}, "name"),
         "not offered": (
@@ -238,7 +238,7 @@ def overridden(rng: random.Random, stock: Stock) -> Case:
             ("stages.0.settings.nothing=1", "stages.0.settings.nothing"),
             ("trackers=[tensorbord]", "tensorbord"),
             ("teacher=digts", "te"),
-            ("data.name=digit", "data.name"),
+            ("data.source=digit", "data.source"),
             ("adaptors.rank=4", "adaptors"),
         ]
     )
@@ -442,7 +442,7 @@ def bad_images(rng: random.Random, stock: Stock) -> Case:
         return (spoil_images(random.Random(seed), folder / "pictures", labelled),)
 
     name = "smoke" if labelled else "digits-consistency-vp"
-    arguments = (job(rng), name, "data={name: folder, path: pictures}")
+    arguments = (job(rng), name, "data={source: folder, settings: {path: pictures}}")
     return Case(f"images {seed} {labelled}", arguments, prepare)
 
 

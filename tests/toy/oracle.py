@@ -8,6 +8,7 @@ import torch
 from cases import PROCESSES, at, normal, per_sample_scales, scales
 from torch import nn
 
+from stepdistill.conditions import NOTHING
 from stepdistill.denoiser import Denoiser
 from stepdistill.exact import Gaussian
 from stepdistill.method import Batch
@@ -48,7 +49,7 @@ class Oracle(Denoiser):
     towards: Callable[[torch.Tensor], torch.Tensor] | None = None
     shift: float = 0.0
 
-    def __call__(self, x_t, t, cond=None) -> Estimate:
+    def __call__(self, x_t, t, cond=NOTHING) -> Estimate:
         to = self.s if self.towards is None else self.towards(t)
         with torch.no_grad():
             arrived = torch.from_numpy(flow_map(self.name, x_t.numpy(), column(t), column(to)))
@@ -92,7 +93,7 @@ def informed(name, seed=0, prediction="v", born=False):
         nn.init.normal_(inputs.embeddings[0].linear_2.weight, std=0.5)
     scale = 1000 / process.t_max
     net = WithInputs(Timed(seed, 1000), inputs)
-    return Denoiser(net, process, prediction, time_scale=scale, embedding="time")
+    return Denoiser(net, process, prediction, time=lambda t: t * scale)
 
 
 def next_on(grid: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -100,6 +101,6 @@ def next_on(grid: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda t: grid[(t[:, None] <= grid).sum(1).clamp(max=len(grid) - 1)]
 
 
-def batch(n: int = 64, seed: int = 0, d: int = 1, cond=None, progress: float = 0.0) -> Batch:
+def batch(n: int = 64, seed: int = 0, d: int = 1, cond=NOTHING, progress: float = 0.0) -> Batch:
     shared, local = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
     return Batch(M + S * normal(seed, n, d), cond, shared, local, progress)

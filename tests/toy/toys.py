@@ -1,23 +1,28 @@
 """Small players and methods the tests train: a tiny UNet, a cycle like DMD2's, guided paths."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from stepdistill.conditions import Cond
 from stepdistill.critic import Critic
-from stepdistill.data.loader import Drawn, Images, stream
+from stepdistill.data.loader import Drawn, InMemory, Loader, stream
 from stepdistill.denoiser import Denoiser, Guided
 from stepdistill.exact import GaussianMixture
 from stepdistill.losses.denoising import denoising_loss
 from stepdistill.losses.gan import discriminator_loss, generator_loss
 from stepdistill.losses.score import pull
 from stepdistill.method import Batch, Loss, Method, Needs, Passes, Players, Sample, Turn
-from stepdistill.process import NoiseProcess, RectifiedFlow
+from stepdistill.networks.taps import Taps
+from stepdistill.process import NoiseProcess
 from stepdistill.solver import Sampler, Trajectory, ddim_step, rollout, start
-from stepdistill.teachers.backbones.unet2d import call_labelled
+from stepdistill.teachers.backbone import Asked
+from stepdistill.teachers.codec import Pixels
+from stepdistill.teachers.loading import few_step_class
+from stepdistill.teachers.teacher import Teacher
 from stepdistill.times import Grid, TimeLaw
 
 
@@ -44,16 +49,38 @@ def tiny_unet(
     return net
 
 
+def tiny_teacher(seed: int = 0) -> Teacher:
+    """A labelled flow teacher on 8×8 pictures."""
+    pipeline = few_step_class()(tiny_unet(seed), FlowMatchEulerDiscreteScheduler())
+    return Teacher.from_pipeline(pipeline)
+
+
 def tiny_denoiser(seed: int = 0, process: NoiseProcess | None = None) -> Denoiser:
-    """A labelled flow denoiser on 8×8 pictures."""
-    return Denoiser(tiny_unet(seed), process or RectifiedFlow(), "flow", call_labelled, 1000.0)
+    """A labelled flow denoiser on 8×8 pictures, whose weights are still to be trained."""
+    denoiser = tiny_teacher(seed).denoiser
+    denoiser.net.requires_grad_(True)
+    return replace(denoiser, process=process or denoiser.process)
 
 
-def tiny_images(n: int = 64, seed: int = 0) -> Images:
+def tiny_images(n: int = 64, seed: int = 0) -> Loader:
     """Random pictures with labels 0 and 1; 2 is the empty label."""
     g = stream(seed, 78)
     images = torch.rand(n, 1, 8, 8, generator=g) * 2 - 1
-    return Images(images, torch.randint(2, (n,), generator=g), null=2, dropout=0.2)
+    labels = torch.randint(2, (n,), generator=g)
+    return Loader(InMemory(images, labels), tiny_teacher(), dropout=0.2)
+
+
+class Labelled:
+    """What a loader asks of a teacher of pixels with labels, or without."""
+
+    codec, device = Pixels(1), "cpu"
+
+    def __init__(self, classes: int | None = None) -> None:
+        self.classes = classes
+        self.null = {} if classes is None else {"label": torch.tensor([classes])}
+
+    def conditions(self, asked: Asked) -> Cond:
+        return {} if asked is None else {"label": asked}
 
 
 class Head(nn.Module):
@@ -71,8 +98,7 @@ def tiny_players(seed: int = 0) -> Players:
     """Student, teacher and critic with a realness head, all different tiny UNets."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = tiny_denoiser(seed + 1)
-        critic = Critic(judge, Head(8), [judge.net.mid_block])
+        critic = Critic(tiny_denoiser(seed + 1), Head(8), Taps(("mid_block",)))
     return Players(tiny_denoiser(seed + 2), tiny_denoiser(seed + 3), critic)
 
 
@@ -128,7 +154,7 @@ def guided_paths(
     """Trajectories of the guided mixture, as a cache holds them."""
     process, (low, high) = mixture.process, guidance
     w = low + (high - low) * torch.rand(n, generator=generator)
-    cond = torch.randint(len(mixture.means), (n,), generator=generator)
+    cond = {"label": torch.randint(len(mixture.means), (n,), generator=generator)}
     guided, times = Guided(mixture, w, mixture.null), Grid().times(process, steps)
     noise = torch.randn(n, 2, generator=generator)
     states, guesses = [start(process, noise, times[0])], []

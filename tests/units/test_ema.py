@@ -7,8 +7,9 @@ import torch
 from accelerate import Accelerator
 from cases import MLP, PROCESSES, close, normal
 from torch import nn
+from toys import Labelled
 
-from stepdistill.data.loader import Images
+from stepdistill.data.loader import InMemory, Loader
 from stepdistill.denoiser import Denoiser
 from stepdistill.method import Players
 from stepdistill.methods.consistency import Consistency
@@ -87,7 +88,7 @@ def test_the_trainer_averages_after_the_step():
     trainer = Trainer(
         Consistency(steps=3),
         Players(student, teacher, target=target),
-        Images(normal(1, 64, 2), None),
+        Loader(InMemory(normal(1, 64, 2), None), Labelled()),
         Training(updates=6, batch=8, ema=0.3, target_ema=0.2),
         Accelerator(cpu=True),
     )

@@ -23,8 +23,6 @@ from stepdistill.losses.denoising import lag
 from stepdistill.method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.diffusion import Diffusion
-from stepdistill.networks.views import bare
-from stepdistill.resources import shipped_names
 from stepdistill.runs.config import RunConfig, Stage, read
 from stepdistill.runs.log import curves, rows
 from stepdistill.runs.loop import train
@@ -32,6 +30,7 @@ from stepdistill.runs.progress import Snapshot
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError, fit
 from stepdistill.solver import Sampler
+from stepdistill.teachers.backbones.unet2d import UNet2D
 from stepdistill.teachers.loading import load_pipeline
 from stepdistill.teachers.teacher import Teacher, teacher_sampler
 from stepdistill.training.checkpoint import latest
@@ -291,7 +290,7 @@ class Constant(nn.Module):
         return x - self.value
 
 
-def plain(net: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+def plain(net: nn.Module, x: Tensor, t: Tensor, cond: Cond, w: float) -> Tensor:
     return net(x, t, cond)
 
 
@@ -330,7 +329,7 @@ def test_a_constant_student_raises_the_alarm(teacher, value: float):
     monitor = monitor_of(teacher, 1, Constant(value))
     values = monitor.against_teacher()
     assert all(map(math.isfinite, values.values()))
-    raised = {a.signal for _ in range(2) for a in monitor.judge(values)}
+    raised = {a.signal for _ in range(2) for a in monitor.alarms(values)}
     assert raised >= {"std", "diversity"}
 
 
@@ -339,7 +338,7 @@ def test_drift_is_from_the_unguided_teacher_and_the_score_from_the_guided_one(te
     monitor, neutral = monitor_of(strong, 4), monitor_of(teacher, 4)
     unguided, guided = monitor.reference
     assert all(torch.equal(unguided, samples) for samples in neutral.reference)
-    labels = monitor.labels
+    labels = monitor.asked
     assert diversity(guided, labels) < diversity(unguided, labels)  # what guidance is known to do
     values = monitor.against_teacher()
     assert values["distance"] != pytest.approx(neutral.distance())
@@ -349,16 +348,19 @@ def test_drift_is_from_the_unguided_teacher_and_the_score_from_the_guided_one(te
 @pytest.mark.parametrize(
     ("classes", "samples", "shown"), [(10, 128, 10), (1000, 128, 16), (3, 16, 2)]
 )
-def test_every_class_of_a_probe_has_pairs(teacher, classes: int, samples: int, shown: int):
-    many = replace(teacher, classes=classes)
-    labels = monitor_of(many, 1, samples=samples).labels
+def test_every_class_of_a_probe_has_pairs(
+    teacher, monkeypatch, classes: int, samples: int, shown: int
+):
+    monkeypatch.setattr(UNet2D, "classes", classes)
+    labels = monitor_of(teacher, 1, samples=samples).asked
     counts = labels.bincount()
     assert (counts > 0).sum() == shown and counts[counts > 0].min() >= 8
     assert len(labels) == samples and labels.max() < classes
 
 
-def test_an_unconditional_probe_has_no_labels(teacher):
-    assert monitor_of(replace(teacher, classes=None), 1).labels is None
+def test_an_unconditional_probe_has_no_labels():
+    plain = Teacher.from_pipeline(load_pipeline("digits-vp"))
+    assert monitor_of(plain, 1).asked is None
 
 
 # Inside a run.
@@ -447,7 +449,7 @@ def test_a_probe_sees_the_student_that_would_be_exported(tmp_path, adapters):
         made.trainer.step()
     monitor = Monitor(OFTEN, made.trainer, made.teacher)
     exported = monitor.draw(made.student(), made.setup.run.sampler, 1)
-    wanted = signals_of(exported, *monitor.reference, monitor.labels)
+    wanted = signals_of(exported, *monitor.reference, monitor.asked)
     assert monitor.against_teacher() == pytest.approx(wanted, rel=1e-3, abs=1e-4)
     current = monitor.draw(made.trainer.players.student, made.setup.run.sampler, 1)
     assert (current - exported).abs().max() > 1e-3
@@ -559,75 +561,6 @@ def test_limits_that_cannot_be_are_refused(override: str):
     with pytest.raises(ConfigError) as caught:
         read("smoke", (f"health.{override}",))
     assert BAD[override] in str(caught.value) and "\n" not in str(caught.value)
-
-
-class Rows:
-    """Counts samples through networks: forward as one, backward as two."""
-
-    def __init__(self, session: Stages) -> None:
-        self.count = 0
-        players = session.trainer.players
-        nets = {session.teacher.denoiser.net, players.student.net}
-        nets |= {players.target.net} if players.target else set()
-        nets |= {players.critic.denoiser.net} if players.critic else set()
-        for net in {bare(net) for net in nets}:
-            net.conv_in.register_forward_hook(lambda m, x, y: self.add(len(y)))
-            net.conv_in.register_full_backward_hook(lambda m, x, y: self.add(2 * len(y[0])))
-
-    def add(self, rows: int) -> None:
-        self.count += rows
-
-    def of(self, *actions) -> int:
-        """What these actions cost."""
-        before = self.count
-        for action in actions:
-            action()
-        return self.count - before
-
-
-def share_of_watching(session: Stages, batch: int) -> float:
-    """What the monitor of a stage adds to its training, both counted in samples."""
-    trainer, few = session.trainer, session.trainer.training.batch
-    rows, monitor = Rows(session), Monitor(session.setup.run.health, trainer, session.teacher)
-    cycle = rows.of(*[trainer.step] * len(trainer.turns))
-    turn = rows.of(trainer.step)
-    rows.of(*[trainer.step] * (len(trainer.turns) - 1))
-    # Where chance decides what an update costs, the one compared may be the cheaper.
-    compared = max(rows.of(lambda: trainer.step(compare_terms=True)) - turn, 0)
-    once = rows.of(lambda: monitor.reference)
-    probe = rows.of(monitor.against_teacher)
-    fewest = min(session.setup.run.sampler.steps, default=1)
-    assert probe == monitor.health.samples * fewest
-    guided = monitor.teacher.w != 1  # then there are the plain samples beside the guided ones
-    assert once == 32 * monitor.health.samples * (monitor.teacher.nfe + guided)
-    updates = trainer.training.updates
-    later = updates // monitor.health.every * (probe + compared * batch / few)
-    watching = once + probe + later
-    return watching / (updates * cycle * batch / few)
-
-
-def is_watched(name: str) -> bool:
-    """Whether a shipped config's stages are compared with a teacher, and trained for long.
-
-    And can be counted: the first layer of a frozen network sees no backward."""
-    methods = [stage.build() for stage in read(name).stages]
-    taught = all("teacher" in m.needs.players and "adapters" not in m.needs.inputs for m in methods)
-    return taught and name != "smoke"
-
-
-DISTILLED = [name for name in shipped_names("configs", ".yaml") if is_watched(name)]
-
-
-@pytest.mark.filterwarnings("ignore:Full backward hook")
-@pytest.mark.parametrize("name", DISTILLED)
-def test_watching_costs_at_most_three_hundredths_of_training(name: str, tmp_path, figure):
-    for stage in read(name).stages:
-        small = replace(stage, training=replace(stage.training, batch=32))
-        made = Stages.of(replace(read(name), stages=[small]), tmp_path, Accelerator(cpu=True))
-        made.rehearse_cache()
-        share = share_of_watching(made, stage.training.batch)
-        figure(f"share of {stage.method}", share)
-        assert 0 < share <= 0.03
 
 
 # On real runs: healthy ones are silent, each broken one raises its alarm.

@@ -6,7 +6,7 @@ import pytest
 import torch
 import toys
 from accelerate import Accelerator
-from cases import at
+from cases import at, labels
 from torch import nn
 from toys import tiny_images
 
@@ -170,12 +170,13 @@ def test_an_exported_student_comes_back_as_it_was(tmp_path):
         "guidance=2.5",
         stages("method: lcm, settings: {steps: 4, guidance: [1, 4], embedding: true}"),
     )
-    export(finish(made), tmp_path / "student")
+    export(finish(made).result(), tmp_path / "student")
     contender, classes = of_folder(tmp_path / "student", 2)
     assert classes == 10
-    noise, labels = torch.randn(4, 1, 8, 8, generator=stream(1)), torch.arange(4)
-    mine = made.setup.run.sampler.draw(made.student(), noise, 2, labels, stream(2)).clamp(-1, 1)
-    assert torch.allclose(contender.sample(noise, labels, stream(2)), mine, atol=1e-5)
+    noise, asked = torch.randn(4, 1, 8, 8, generator=stream(1)), torch.arange(4)
+    cond = {"label": asked}
+    mine = made.setup.run.sampler.draw(made.student(), noise, 2, cond, stream(2)).clamp(-1, 1)
+    assert torch.allclose(contender.sample(noise, asked, stream(2)), mine, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["guidance", "agd"])
@@ -189,7 +190,7 @@ def test_the_last_student_can_teach_the_next_stage(tmp_path, kind):
     made.next_stage()
     taught = made.trainer.players.teacher
     assert taught.w == 2.5 and isinstance(taught.net, WithInputs)
-    x, t, cond = torch.randn(4, 1, 8, 8, generator=stream(3)), at(0.7, 4), torch.arange(4)
+    x, t, cond = torch.randn(4, 1, 8, 8, generator=stream(3)), at(0.7, 4), labels(*range(4))
     with torch.no_grad():
         assert torch.equal(taught(x, t, cond).raw, first(x, t, cond).raw)
         assert not torch.equal(taught(x, t, cond).raw, made.teacher.denoiser(x, t, cond).raw)
@@ -219,7 +220,7 @@ def test_what_a_stage_started_from_is_there_after_a_restart(tmp_path):
     finish(made)
     again = session(tmp_path, "digits-consistency", *settings)
     again.go_on_from(state_of(made), tmp_path / "checkpoints")
-    x, t, cond = torch.randn(4, 1, 8, 8, generator=stream(3)), at(0.2, 4), torch.arange(4)
+    x, t, cond = torch.randn(4, 1, 8, 8, generator=stream(3)), at(0.2, 4), labels(*range(4))
     with torch.no_grad():
         kept, expected = again.trainer.players.initial(x, t, cond).raw, found(x, t, cond).raw
         assert torch.equal(kept, expected)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from cases import at, normal
+from cases import at, labels, normal
 from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from torch import nn
 from toys import tiny_images, tiny_unet
@@ -97,7 +97,7 @@ def snapshot(players, teacher):
 
 X = normal(1, 4, 1, 8, 8, dtype=torch.float32)
 T = torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)
-LABELS = torch.tensor([0, 1, 0, 2])
+LABELS = labels(0, 1, 0, 2)
 
 
 def answer(denoiser, cond=LABELS):
@@ -153,7 +153,7 @@ def test_guidance_stays_on_the_teacher(casting):
     teacher = teacher_for(casting, w=3.0)
     players = make_players(Dmd2(), teacher, casting)
     move(players.student.net, 1), move(players.critic.net, 2)
-    given, free = (answer(teacher.denoiser, cond=c) for c in (LABELS, torch.full_like(LABELS, 2)))
+    given, free = (answer(teacher.denoiser, cond=c) for c in (LABELS, labels(2, n=4)))
     torch.testing.assert_close(answer(players.teacher), given + 2 * (given - free))
     assert not torch.allclose(answer(players.teacher), given, rtol=1e-3)
 
@@ -451,7 +451,7 @@ def test_guidance_adapters_fit_blocks_of_unequal_widths():
     p = make_players(Agd(), teacher, PlayerSettings(inputs=("adapters",)))
     for adapter in p.student.net.inputs.adapters:
         torch.nn.init.normal_(adapter.up.weight, std=0.3)
-    x, t, cond = normal(1, 2, 1, 8, 8).float(), at(0.5, 2), torch.tensor([0, 1])
+    x, t, cond = normal(1, 2, 1, 8, 8).float(), at(0.5, 2), labels(0, 1)
     with torch.no_grad():
         plain, told = (replace(p.student, w=w)(x, t, cond).raw for w in (1.0, 3.0))
     assert not torch.allclose(plain, told, atol=1e-4)
@@ -552,15 +552,16 @@ def test_a_run_of_two_stages_on_adapters(tmp_path):
 # --- what cannot be cast --------------------------------------------------------------------------
 
 
-def test_a_network_without_the_block_is_refused_in_one_line(tmp_path):
+def test_a_network_without_the_block_is_refused_in_one_line(tmp_path, monkeypatch):
     for name in ("adapters", "copies"):
         casting = CASTINGS[name]
         for block in ("", "middle.of_nowhere"):
             teacher = teacher_for(casting)
-            teacher = replace(teacher, denoiser=replace(teacher.denoiser, block=block))
+            monkeypatch.setattr(type(teacher.backbone), "tap", block)
             with pytest.raises(ValueError, match="UNet2DModel has no block .* train without a GAN"):
                 make_players(Dmd2(), teacher, casting)
             assert make_players(Dmd2(**PLAIN), teacher, casting).critic.head is None
+            monkeypatch.undo()
     with pytest.raises(ConfigError, match=r"^stages\.0: UNet2DModel has no block 'mid_block'") as e:
         session(tmp_path, ("dmd2",), V, mid_block_type=None)
     assert "\n" not in str(e.value)
@@ -571,18 +572,18 @@ def test_the_head_looks_at_the_block_that_is_asked_for():
     for name in ("adapters", "copies"):
         casting = CASTINGS[name]
         critics = [
-            make_players(Dmd2(block=block), teacher_for(casting), casting).critic
+            make_players(Dmd2(tap=block), teacher_for(casting), casting).critic
             for block in (None, "up_blocks.1")
         ]
         nets = [bare(critic.denoiser.net) for critic in critics]
-        assert critics[0].blocks == [nets[0].mid_block]
-        assert critics[1].blocks == [nets[1].up_blocks[1]]
+        assert [critic.taps.paths for critic in critics] == [("mid_block",), ("up_blocks.1",)]
+        assert nets[0] is not nets[1]
         sizes = [sum(p.numel() for p in critic.head.parameters()) for critic in critics]
         assert sizes[0] != sizes[1]
         with pytest.raises(ValueError, match="its block puts out more: choose a part"):
-            make_players(Dmd2(block="down_blocks.0"), teacher_for(casting), casting)
-        with pytest.raises(ValueError, match="no block 'up_blocks.9' for a realness head"):
-            make_players(Dmd2(block="up_blocks.9"), teacher_for(casting), casting)
+            make_players(Dmd2(tap="down_blocks.0"), teacher_for(casting), casting)
+        with pytest.raises(ValueError, match="no block 'up_blocks.9' for a discriminator's head"):
+            make_players(Dmd2(tap="up_blocks.9"), teacher_for(casting), casting)
 
 
 def test_an_unknown_role_is_refused():
@@ -590,7 +591,7 @@ def test_an_unknown_role_is_refused():
         needs = Needs(("student", "teacher", "muse"))
 
     for casting in CASTINGS.values():
-        with pytest.raises(ValueError, match="role muse; there are student, teacher, critic, tar"):
+        with pytest.raises(ValueError, match="player muse; there are student, teacher, critic"):
             make_players(Extra(), teacher_for(casting), casting)
 
 

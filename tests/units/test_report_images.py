@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from cases import labels
 from test_report import Page
 from torch import Tensor
 
@@ -47,13 +48,13 @@ def test_a_film_shows_the_estimates_of_its_steps(trained: TrainedRun):
     assert len(teacher.frame_labels) == 8 and {"1", "12"} <= set(teacher.frame_labels)
     takes = len(teacher.images)
     noise = torch.randn(takes, 1, 8, 8, generator=torch.Generator().manual_seed(trained.run.seed))
-    guided, labels = trained.teacher.guided, torch.arange(takes)
+    guided, cond = trained.teacher.guided, labels(*range(takes))
     times = teacher_sampler(trained.teacher).grid.times(guided.process, 12)
     with torch.no_grad():
-        states = list(solve_ode(guided, noise, times, labels))
+        states = list(solve_ode(guided, noise, times, cond))
         for frame, label in zip(teacher.images.transpose(0, 1), teacher.frame_labels, strict=True):
             k = int(label) - 1
-            wanted = guided(states[k], times[k].expand(takes), labels).x0.clamp(-1, 1)
+            wanted = guided(states[k], times[k].expand(takes), cond).x0.clamp(-1, 1)
             assert torch.allclose(frame, wanted, atol=1e-5)
 
 
@@ -64,7 +65,7 @@ def test_the_student_starts_its_film_where_the_teacher_does(trained: TrainedRun)
     process = trained.teacher.denoiser.process
     with torch.no_grad():
         t = torch.full((3,), process.t_max, dtype=torch.float64)
-        wanted = trained.teacher.denoiser(noise, t, torch.arange(3)).x0.clamp(-1, 1)
+        wanted = trained.teacher.denoiser(noise, t, labels(0, 1, 2)).x0.clamp(-1, 1)
     assert torch.allclose(student.images[:, 0], wanted, atol=1e-5)
     assert (student.images[:, 0] - student.images[:, -1]).abs().mean() > 0.01
 

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from cases import PROCESSES, at, close, normal
+from cases import PROCESSES, at, close, labels, normal
 from oracle import M, S, batch, informed
 from torch import nn
 
+from stepdistill.conditions import NOTHING
 from stepdistill.denoiser import Denoiser, Guided
 from stepdistill.exact import Gaussian
 from stepdistill.losses.distances import apart, feature_distance
 from stepdistill.method import Players
 from stepdistill.methods.ctm import Ctm
+from stepdistill.networks.taps import Taps
 from stepdistill.solver import Sampler
 
 
@@ -37,16 +39,16 @@ def by_hand(a, b):
 def test_it_is_the_formula(name):
     """Σ over blocks of the mean over positions of ‖x̂ − ŷ‖², of the scaled states."""
     net, process = Blocks(), PROCESSES[name]
-    teacher = Denoiser(net, process, "eps", places=("first", "second"))
+    teacher = Denoiser(net, process, "eps", taps=Taps(("first", "second")))
     x, y = normal(1, 5, 1, 4, 4), normal(2, 5, 1, 4, 4)
     t = at([0.1, 0.2, 0.5, 0.7, 0.9]) * process.t_max
-    found = feature_distance(teacher, x, y, t, None)
+    found = feature_distance(teacher, x, y, t, NOTHING)
     scale = process.input_scale(t)[:, None, None, None]
     firsts = [net.first(scale * v) for v in (x, y)]
     seconds = [net.second(v) for v in firsts]
     expected = sum(by_hand(*(v.detach().numpy() for v in pair)) for pair in (firsts, seconds))
     close(found, expected, rtol=1e-10)
-    assert float(feature_distance(teacher, x, x, t, None).detach().abs().max()) == 0
+    assert float(feature_distance(teacher, x, x, t, NOTHING).detach().abs().max()) == 0
 
 
 def test_it_sees_directions_and_no_lengths():
@@ -63,7 +65,7 @@ def test_ctm_compares_in_the_unguided_teachers_features(match, monkeypatch):
 
     process, asked = PROCESSES["rf"], []
     inner = Gaussian(at([[M, M], [M, M]]), S, process)
-    teacher = Guided(inner, 2.0, torch.zeros_like)
+    teacher = Guided(inner, 2.0, labels(0))
 
     def note(denoiser, x, y, t, cond):
         asked.append((denoiser, x, y, t))
@@ -72,7 +74,7 @@ def test_ctm_compares_in_the_unguided_teachers_features(match, monkeypatch):
     monkeypatch.setattr(module, "feature_distance", note)
     student = informed("rf")
     method = Ctm(steps=4, solver="ddim", match=match, distance="teacher", denoising=0.0)
-    cond = torch.ones(16).long()
+    cond = labels(1, n=16)
     p = Players(student, teacher, target=informed("rf", 7))
     loss = method.loss(p, batch(16, d=2, cond=cond))
     ((denoiser, guess, goal, t),) = asked

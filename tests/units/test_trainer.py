@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from accelerate import Accelerator
-from toys import AdversarialCycle, tiny_images, tiny_players
+from toys import AdversarialCycle, Labelled, tiny_images, tiny_players
 
-from stepdistill.data.loader import Images, stream
+from stepdistill.data.loader import InMemory, Loader, stream
 from stepdistill.method import Loss
 from stepdistill.training.checkpoint import CheckpointError, State, latest, read, save
 from stepdistill.training.trainer import Optimiser, Trainer, Training, TrainingFailed
@@ -133,7 +133,7 @@ def test_accumulated_micro_batches_are_one_larger_batch():
         method = _Fixed()
         training = replace(TRAINING, accumulation=accumulation)
         made = Trainer(method, tiny_players(), Same(), training, Accelerator(cpu=True))
-        return made.step().gradient_norm
+        return float(made.step().gradient_norm)
 
     assert norm(3) == pytest.approx(norm(1), rel=1e-5)
 
@@ -149,7 +149,7 @@ class _Fixed(AdversarialCycle):
 
 def test_every_image_is_seen_once_an_epoch_whatever_the_batch():
     images = torch.arange(10.0).reshape(10, 1, 1, 1)
-    data = Images(images, None, seed=4)
+    data = Loader(InMemory(images, None), Labelled(), seed=4)
     for size in (3, 5, 10):
         seen = torch.cat([data.batch(k, size, stream(0))[0].flatten() for k in range(30 // size)])
         for epoch in seen.split(10):
@@ -158,8 +158,8 @@ def test_every_image_is_seen_once_an_epoch_whatever_the_batch():
 
 
 def test_dropped_labels_become_the_empty_one():
-    data = Images(torch.zeros(1000, 1), torch.zeros(1000, dtype=torch.int64), null=7, dropout=0.3)
-    _, labels, _ = data.batch(0, 1000, stream(0))
+    samples = InMemory(torch.zeros(1000, 1), torch.zeros(1000, dtype=torch.int64))
+    labels = Loader(samples, Labelled(7), dropout=0.3).batch(0, 1000, stream(0)).cond["label"]
     assert set(labels.tolist()) == {0, 7}
     assert abs(float((labels == 7).double().mean()) - 0.3) < 0.045  # three standard errors
 

@@ -42,8 +42,8 @@ def test_trajectories_are_the_guided_teachers(teacher, solver):
     g = stream(3, cache.CACHED, 1)
     noise = torch.randn(4, 1, 8, 8, generator=g)
     w = 1 + 3 * torch.rand(4, generator=g)
-    cond = torch.randint(10, (4,), generator=g)
-    assert torch.equal(shard["w"], w) and torch.equal(shard["cond"], cond)
+    cond = {"label": torch.randint(10, (4,), generator=g)}
+    assert torch.equal(shard["w"], w) and torch.equal(shard["cond.label"], cond["label"])
     guided = replace(teacher.guided, w=w)
     times = torch.tensor([1, 2 / 3, 1 / 3, 0], dtype=torch.float64)
     x = start(guided.process, noise, times[0])
@@ -157,7 +157,9 @@ def test_batches_walk_through_all_of_it(teacher, built):
     drawn = opened.batch(7, 4, stream(0))
     assert torch.equal(drawn.x0, drawn.path.x[:, -1]) and drawn.path.x.shape == (4, 4, 1, 8, 8)
     again = load(built, teacher, SETTINGS, seed=1).batch(7, 4, stream(9))
-    assert torch.equal(again.path.x, drawn.path.x) and torch.equal(again.cond, drawn.cond)
+    assert torch.equal(again.path.x, drawn.path.x) and torch.equal(
+        again.cond["label"], drawn.cond["label"]
+    )
     assert drawn.path.times.tolist() == json.loads((built / "manifest.json").read_text())["times"]
 
 
@@ -167,4 +169,4 @@ def test_an_unconditional_teacher_has_no_labels(tmp_path):
     build(tmp_path / "free", free, settings)
     opened = load(tmp_path / "free", free, settings, 0)
     drawn = opened.batch(0, 3, stream(0))
-    assert drawn.cond is None and drawn.path.times.tolist() == [999, 499, -1]
+    assert drawn.cond == {} and drawn.path.times.tolist() == [999, 499, -1]
