@@ -21,7 +21,9 @@ from accelerate import Accelerator
 from scipy import stats
 from torch import Tensor
 
-from stepdistill.evaluation.suite import Suite, digits_suite, evaluate
+from stepdistill.evaluation.evaluate import evaluate
+from stepdistill.evaluation.suite import Suite, load
+from stepdistill.evaluation.suites.digits import KIND
 from stepdistill.files import whole_lines, write_whole
 from stepdistill.jobs.samplers import of_student
 from stepdistill.runs.config import RunConfig, read
@@ -73,9 +75,9 @@ def train(session: Stages) -> None:
 
 def score(session: Stages, suite: Suite, variant: str) -> Row:
     run = session.setup.run
-    student = of_student("student", session.student(), run.sampler, 1)
+    student = of_student("student", session.student(), run.sampler, 1, session.teacher)
     row, _ = evaluate([student], suite, 1000, 2, 5000)
-    return Row(variant, run.seed, row.frechet, row.frechet_random)
+    return Row(variant, run.seed, *(row.value(metric) for metric in suite.headline))
 
 
 def cold(seed: int) -> Stages:
@@ -153,7 +155,7 @@ def main(folder: Path, seeds: int) -> None:
     whole = whole_lines(file)
     write_whole(file, "".join(whole))
     rows = [Row(**json.loads(line)) for line in whole]
-    suite = digits_suite()
+    suite = load("digits", KIND)
     for seed in range(seeds):
         for row in rows_of(seed, suite, {r.variant for r in rows if r.seed == seed}):
             rows.append(row)

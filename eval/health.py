@@ -19,7 +19,9 @@ from torch import Tensor
 
 from stepdistill.data.loader import Data, Drawn, InMemory, Loader
 from stepdistill.data.sources import digits
-from stepdistill.evaluation.suite import Suite, digits_suite, evaluate
+from stepdistill.evaluation.evaluate import evaluate
+from stepdistill.evaluation.suite import Suite, load
+from stepdistill.evaluation.suites.digits import KIND
 from stepdistill.jobs.samplers import of_student
 from stepdistill.method import Batch, Loss, Method, Passes, Players, Turn
 from stepdistill.methods.consistency import Consistency
@@ -173,10 +175,12 @@ def signals_row(case: Case, seen: Watched) -> str:
 def score_row(name: str, monitor: Monitor, suite: Suite) -> str:
     """One line of the table of scores: the probe's distance beside what an evaluation says."""
     with averaged(monitor.trainer) as student:
-        contender = of_student("student", student, monitor.trainer.players.sampler, 1)
+        sampler = monitor.trainer.players.sampler
+        contender = of_student("student", student, sampler, 1, monitor.teacher)
         row, _ = evaluate([contender], suite, 1000, 2, seed=7)
     distance = monitor.distance()
-    return f"| {name} | {distance:.4f} | {row.frechet:.3f} | {row.frechet_random:.3f} |"
+    scores = " | ".join(f"{row.value(metric):.3f}" for metric in suite.headline)
+    return f"| {name} | {distance:.4f} | {scores} |"
 
 
 def allowed(low: float, high: float) -> str:
@@ -184,7 +188,7 @@ def allowed(low: float, high: float) -> str:
 
 
 def main(out: Path) -> None:
-    suite, health, scores, told = digits_suite(), Health(), [], []
+    suite, health, scores, told = load("digits", KIND), Health(), [], []
 
     def observe(monitor: Monitor) -> None:
         name = f"consistency, {monitor.trainer.update} updates"

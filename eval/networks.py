@@ -8,6 +8,7 @@ scored like every other model (n = 3 × 1,000). Run on an idle machine.
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,9 @@ from stepdistill.conditions import Cond
 from stepdistill.data.loader import InMemory, Loader
 from stepdistill.data.sources import digits
 from stepdistill.denoiser import Denoiser, Weight
-from stepdistill.evaluation.suite import digits_suite, evaluate
+from stepdistill.evaluation.evaluate import evaluate
+from stepdistill.evaluation.suite import load
+from stepdistill.evaluation.suites.digits import KIND
 from stepdistill.jobs.samplers import sampled
 from stepdistill.method import Players
 from stepdistill.methods.diffusion import Diffusion
@@ -98,14 +101,17 @@ def row(name: str, seconds: float) -> str:
     torch.manual_seed(0)
     denoiser, updates = trained(CANDIDATES[name](), seconds)
     euler = Sampler((), gamma=0.0)
-    field = [
-        sampled("student", n, n, denoiser, lambda z, c, g, n=n: euler.draw(denoiser, z, n, c, g))
-        for n in (4, 32)
-    ]
-    four, many, _ = evaluate(field, digits_suite(), 1000, 3, seed=7)
-    scores = f"{four.frechet:.3f} | {many.frechet:.3f} | {many.frechet_random:.4f}"
+
+    def draw(noise: Tensor, cond: Cond, generator: torch.Generator, n: int) -> Tensor:
+        return euler.draw(denoiser, noise, n, cond, generator)
+
+    teacher = Teacher.from_pipeline(load_pipeline("digits"))
+    field = [sampled("student", n, n, denoiser, teacher, partial(draw, n=n)) for n in (4, 32)]
+    four, many, _ = evaluate(field, load("digits", KIND), 1000, 3, seed=7)
+    distances = f"{four.value('frechet'):.3f} | {many.value('frechet'):.3f}"
+    scores = f"{distances} | {many.value('frechet_random'):.4f}"
     size = sum(p.numel() for p in denoiser.net.parameters())
-    speed = 1000 * many.seconds_per_image
+    speed = 1000 * many.seconds
     return f"| {name} | {size:,} | {updates} | {scores} | {speed:.2f} |"
 
 

@@ -22,15 +22,17 @@ from diffusers import DiffusionPipeline
 
 import stepdistill
 from stepdistill.evaluation.moments import Moments, frechet_distance
-from stepdistill.evaluation.suite import digits_suite
+from stepdistill.evaluation.suite import load
+from stepdistill.evaluation.suites.digits import KIND
 
 torch.set_num_threads(2)
 runs = Path(tempfile.mkdtemp())
 run = stepdistill.read("smoke", ("stages.0.training.updates=150", "evaluation.n=200"))
 result = stepdistill.distill(run, runs)
 for row in result.rows:
-    interval = f"({row.low:.3f} – {row.high:.3f})"
-    print(f"{row.model:18}{row.steps:3} steps   {row.frechet:7.3f} {interval}")
+    score = row.scores["frechet"]
+    interval = f"({score.low:.3f} – {score.high:.3f})"
+    print(f"{row.model:18}{row.steps:3} steps   {score.value:7.3f} {interval}")
 
 # %% [markdown]
 # ## What was exported
@@ -60,16 +62,18 @@ plt.show()
 # `real` that says what cannot be beaten.
 
 # %%
-suite = digits_suite()
+reference = load("digits", KIND).reference
+space, features = reference.space("domain-cnn"), reference.features("domain-cnn")
+real = Moments.of(features, space.identity)
 sizes, means = [100, 200, 500, 1000, 2000, 5000], []
 for n in sizes:
     scores = []
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(10, (n,), generator=generator)
-        drawn = suite.real().sample(torch.zeros(n, 1, 8, 8), labels, generator)
-        moments = Moments.of(suite.domain(drawn), suite.domain.identity)
-        scores.append(frechet_distance(suite.domain_moments, moments))
+        drawn = reference.draw(torch.zeros(n, 1, 8, 8), labels, generator)
+        moments = Moments.of(space(drawn), space.identity)
+        scores.append(frechet_distance(real, moments))
     means.append(sum(scores) / len(scores))
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 axes.loglog(sizes, means, "o-")

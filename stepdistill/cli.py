@@ -12,6 +12,7 @@ from traceback import format_exc
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -49,6 +50,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 BLOCKS = 3  # fresh seed blocks of a comparison
 BUDGET = "Network passes of one sample to train each config with; may be given several times."
 SEEDS = "Seeds at every budget; 3 if none is said."
+SUITE = "What scores them: a shipped suite, or a YAML file."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
 
@@ -186,7 +188,7 @@ def export(
 @app.command(name="eval")
 def evaluate(
     sources: Annotated[list[Path], typer.Argument(help="Run folders or exported pipelines.")],
-    suite: Annotated[str, typer.Option(help="The protocol; `digits` is the only one.")] = "digits",
+    suite: Annotated[str, typer.Option(help=SUITE)] = "digits",
     out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("evaluation"),
     n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 1000,
     blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
@@ -259,19 +261,18 @@ def plan(config: Config, overrides: Overrides = None, debug: Debug = False) -> N
 
 
 def table(rows: list) -> Table:
-    """The result table in the terminal."""
-    names = ("model", "steps", "NFE", "Fréchet", "95 %", "random-conv", "accuracy", "ms/image")
-    listing = Table(*names)
+    """The result table in the terminal; intervals are in the report."""
+    from .evaluation.report.table import score_names, value_text
+
+    names = score_names(rows)
+    listing = Table("model", "steps", "NFE", *names, "ms/image", box=SIMPLE_HEAD, padding=0)
     for row in rows:
         listing.add_row(
             f"{row.model} {row.source}".strip(),
             str(row.steps),
             str(row.nfe),
-            f"{row.frechet:.3f}",
-            f"{row.low:.3f} – {row.high:.3f}",
-            f"{row.frechet_random:.4g}",
-            "" if row.accuracy is None else f"{row.accuracy:.3f}",
-            "" if row.seconds_per_image is None else f"{1000 * row.seconds_per_image:.3f}",
+            *(value_text(row.scores.get(name)) for name in names),
+            "" if row.seconds is None else f"{1000 * row.seconds:.3g}",
         )
     return listing
 

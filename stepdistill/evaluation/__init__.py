@@ -1,9 +1,11 @@
-"""How good is a few-step student? Distances to data, their uncertainty, and a report one can read.
+"""How good is a few-step student? Scores of images, their uncertainty, and a report one can read.
 
-* `moments`: streaming mean and covariance, the Fréchet distance
-* `features`: the two spaces in which images are compared
-* `domain_cnn`: the small digits classifier behind one of them, with its recipe
-* `metrics`: kernel distance, precision and recall, diversity, intervals
-* `suite`: contenders × fresh seed blocks → rows
-* `figures`, `report`: rows → results.json, report.md, report.html
+* `rows`: what a table holds, and results.json
+* `statistics`, `moments`, `manifold`: what metrics share
+* `features`: the spaces in which images are compared, one a file
+* `reference`: what samplers are asked for, and the real images, if any; `suites`: one task a file
+* `metric`: what a metric is; `metrics`: one a file
+* `suite`: a YAML of eval/suites and what it names
+* `evaluate`: samplers × fresh seed blocks → rows; `scores`: those that are made, on disk
+* `report`: rows → results.json, report.md, report.html
 """

@@ -1,6 +1,6 @@
-"""What one block of one contender scores, on disk as soon as it is made.
+"""What one sampler scores in one block, on disk as soon as it is made.
 
-The file's first line says what is evaluated; each further one is the score of one contender in one
+The file's first line says what is evaluated; each further one is the score of one sampler in one
 block. So a stopped evaluation goes on; what belongs to another one, or is damaged, is made anew.
 """
 
@@ -14,22 +14,15 @@ from ..files import whole_lines, write_whole
 
 
 @dataclass(frozen=True)
-class Score:
-    """A block's numbers; None where a quantity does not exist."""
+class Block:
+    """What one sampler scores in one block: the values of each metric, and seconds an image."""
 
-    frechet: float
-    frechet_random: float
-    kid: list[float]
-    precision: float
-    recall: float
-    diversity: float
-    accuracy: float | None
-    squared_gap: float | None
+    values: dict[str, list[float]]
     seconds: list[float]
 
 
-class Scored(dict[tuple[int, int], Score]):
-    """Scores by (contender, block), in memory and, where there is a file, in it.
+class Scored(dict[tuple[int, int], Block]):
+    """Scores by (sampler, block), in memory and, where there is a file, in it.
 
     of: what no other evaluation shares.
     """
@@ -44,19 +37,19 @@ class Scored(dict[tuple[int, int], Score]):
         self.update(read(lines) if first == head else {})
         write_whole(file, "".join([head, *(lines if self else [])]))
 
-    def add(self, contender: int, block: int, score: Score) -> None:
+    def add(self, sampler: int, block: int, score: Block) -> None:
         """Keep one score."""
-        self[contender, block] = score
+        self[sampler, block] = score
         if self.file is not None:
-            row = {"contender": contender, "block": block} | asdict(score)
+            row = {"sampler": sampler, "block": block} | asdict(score)
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
 
-def read(lines: list[str]) -> dict[tuple[int, int], Score]:
+def read(lines: list[str]) -> dict[tuple[int, int], Block]:
     """The scores in a file's lines, none if any is damaged."""
     try:
         rows = [json.loads(line) for line in lines]
-        return {(row.pop("contender"), row.pop("block")): Score(**row) for row in rows}
+        return {(row.pop("sampler"), row.pop("block")): Block(**row) for row in rows}
     except (ValueError, LookupError, TypeError, AttributeError):
         return {}

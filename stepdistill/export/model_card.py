@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from ..evaluation.suite import Row
+from ..evaluation.report.table import score_names, value_text
+from ..evaluation.rows import Row
 from ..resources import PACKAGE
 from ..runs.config import text_of
 from ..runs.costs import stage_costs
@@ -95,11 +96,12 @@ def scores(rows: list[Row]) -> str:
     """A table of results, or a line saying there are none."""
     if not rows:
         return "Not evaluated.\n"
-    lines = ["| model | steps | NFE | Fréchet (domain-cnn) | Fréchet (random-conv) |"]
-    lines.append("|---|---|---|---|---|")
+    names = score_names(rows)
+    head = ["model", "steps", "NFE", *names]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        spaces = f"{row.frechet:.4g} | {row.frechet_random:.4g}"
-        lines.append(f"| {row.model} | {row.steps} | {row.nfe} | {spaces} |")
+        texts = [value_text(row.scores.get(name)) for name in names]
+        lines.append(f"| {row.model} | {row.steps} | {row.nfe} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
 

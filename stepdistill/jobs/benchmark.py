@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from rich.console import Console
 
-from ..evaluation.metrics import interval
-from ..evaluation.report.table import STUDENT
-from ..evaluation.suite import TEACHER, Row
+from ..evaluation.intervals import interval
+from ..evaluation.metric import Metric
+from ..evaluation.rows import REAL, STUDENT, TEACHER, Row
+from ..evaluation.suite import Suite
 from ..files import write_whole
 from ..runs.config import RunConfig
 from ..runs.costs import held, sample_passes, scaled
@@ -33,15 +34,15 @@ from ..runs.plan import rehearsal, walk
 from ..schema import ConfigError
 from .compare import require_all, require_comparable, train_all
 from .evaluate import score
+from .suites import require_suite
 
 TOLERANCE = 0.05  # of a budget
 MARKERS = "os^Dv"  # of neighbours whose colours are alike
-SPACES = {"domain-cnn": "frechet", "random-conv": "frechet_random"}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What a student's distance is drawn against, and which of a config's students are shown."""
+    """What a student's scores are drawn against, and which of a config's students are shown."""
 
     label: str
     of: Callable[["Summary"], float]
@@ -79,14 +80,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an entry reached in `steps` steps: (mean, low, high) over seeds in both spaces, and the
-    mean of its training's seconds."""
+    """What an entry reached in `steps` steps: (mean, low, high) over seeds of the scores that the
+    suite compares by, and the mean of its training's seconds."""
 
     config: str
     budget: float
     steps: int
-    frechet: tuple[float, float, float]
-    frechet_random: tuple[float, float, float]
+    scores: dict[str, tuple[float, float, float]]
     seconds: float
     bytes: int
 
@@ -107,14 +107,15 @@ def benchmark(
     compared, and TrainingFailed, at the end, if some could not be trained to theirs."""
     entries = [entry for run in configs for entry in enter(run, budgets, seeds)]
     wanted = [run for entry in entries for run in entry.runs]
-    require_comparable(wanted, runs)
+    name = require_comparable(wanted, runs)
+    suite = [require_suite(run) for run in configs][0]
     costs = train_all(wanted, runs, console)
-    rows = score([runs / name for name in costs], "digits", out, size, None, console, costs)
-    summaries = [s for entry in entries for s in summarise(entry, rows, runs)]
-    teachers = [row for row in rows if row.model == TEACHER]
+    rows = score([runs / name for name in costs], name, out, size, None, console, costs)
+    summaries = [s for entry in entries for s in summarise(entry, rows, runs, suite.headline)]
+    known = [row for row in rows if row.model in (TEACHER, REAL)]
     write_whole(out / "comparison.json", json.dumps([asdict(s) for s in summaries], indent=1))
-    write_whole(out / "comparison.md", table(summaries, teachers, rows[-1]))
-    draw(out / "comparison.png", summaries, teachers)
+    write_whole(out / "comparison.md", table(summaries, known, suite))
+    draw(out / "comparison.png", summaries, known, suite)
     require_all(wanted, costs, out)
     return summaries
 
@@ -139,18 +140,18 @@ def enter(run: RunConfig, budgets: Sequence[float], seeds: int) -> Iterator[Entr
         yield Entry(run.name, budget, made, most)
 
 
-def summarise(entry: Entry, rows: Sequence[Row], runs: Path) -> Iterator[Summary]:
-    """One summary for each number of steps."""
+def summarise(
+    entry: Entry, rows: Sequence[Row], runs: Path, metrics: Sequence[str]
+) -> Iterator[Summary]:
+    """One summary for each number of steps, of the scores of these metrics."""
     sources = {str(runs / run.name) for run in entry.runs}
     mine = [row for row in rows if row.source in sources and row.model == STUDENT]
     seconds = [seconds_of(RunFolder(Path(source)).log) for source in {row.source for row in mine}]
     for steps in sorted({row.steps for row in mine}):
-        scores = [
-            over_seeds([getattr(row, score) for row in mine if row.steps == steps])
-            for score in SPACES.values()
-        ]
+        few = [row for row in mine if row.steps == steps]
+        scores = {name: over_seeds([row.value(name) for row in few]) for name in metrics}
         mean = sum(seconds) / len(seconds)
-        yield Summary(entry.config, entry.budget, steps, *scores, mean, entry.bytes)
+        yield Summary(entry.config, entry.budget, steps, scores, mean, entry.bytes)
 
 
 def over_seeds(values: list[float]) -> tuple[float, float, float]:
@@ -158,53 +159,73 @@ def over_seeds(values: list[float]) -> tuple[float, float, float]:
     return interval(values) if len(values) > 1 else (values[0],) * 3
 
 
-def table(summaries: Sequence[Summary], teachers: Sequence[Row], real: Row) -> str:
-    """The summary as Markdown, the best of a budget and number of steps first."""
+def table(summaries: Sequence[Summary], known: Sequence[Row], suite: Suite) -> str:
+    """The summary as Markdown, the best of a budget and number of steps first; below it the rows of
+    teachers and real images."""
+    metrics = suite.compared
+    names = " | ".join(metric.space or metric.name for metric in metrics)
     lines = [
-        "| config | passes | steps | domain-cnn | random-conv | seconds | MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| config | passes | steps | {names} | seconds | MiB |",
+        f"|---|---:|---:|{'---:|' * len(metrics)}---:|---:|",
     ]
-    for s in sorted(summaries, key=lambda s: (s.budget, s.steps, s.frechet[0])):
-        spaces = (s.frechet, s.frechet_random)
-        both = " | ".join(f"{mean:.3f} ({low:.3f} – {high:.3f})" for mean, low, high in spaces)
+    sign = 1 if metrics[0].lower_is_better else -1
+    first = metrics[0].name
+    for s in sorted(summaries, key=lambda s: (s.budget, s.steps, sign * s.scores[first][0])):
+        cells = ["{:.3f} ({:.3f} – {:.3f})".format(*s.scores[m.name]) for m in metrics]
         cost = f"{s.seconds:,.0f} | {s.bytes / 2**20:.1f}"
-        lines.append(f"| `{s.config}` | {s.budget:.3g} | {s.steps} | {both} | {cost} |")
-    for row in (*teachers, real):
+        lines.append(
+            f"| `{s.config}` | {s.budget:.3g} | {s.steps} | {' | '.join(cells)} | {cost} |"
+        )
+    for row in known:
         name = f"{row.model} | – | {row.steps or '–'}"
-        lines.append(f"| {name} | {row.frechet:.3f} | {row.frechet_random:.3f} | – | – |")
+        cells = [f"{row.value(m.name):.3f}" if m.name in row.scores else "–" for m in metrics]
+        lines.append(f"| {name} | {' | '.join(cells)} | – | – |")
     about = __doc__.partition("\n\n")[2]
     return "\n".join(["# Methods at equal cost", "", about, *lines, ""])
 
 
-def draw(file: Path, summaries: Sequence[Summary], teachers: Sequence[Row]) -> None:
-    """Distances in both spaces against all costs, one colour a config, the teacher in grey."""
-    figure = Figure(figsize=(16, 8), layout="constrained")
+def draw(file: Path, summaries: Sequence[Summary], known: Sequence[Row], suite: Suite) -> None:
+    """The compared scores against all costs, one colour a config, the teacher in grey."""
+    metrics = suite.compared
+    figure = Figure(figsize=(16, 4 * len(metrics)), layout="constrained")
     FigureCanvasAgg(figure)
-    configs = list(dict.fromkeys(s.config for s in summaries))
-    for row, (space, field) in zip(figure.subplots(2, 4, sharey="row"), SPACES.items()):
-        row[0].set_ylabel(f"Fréchet distance, {space}")
+    for row, metric in zip(figure.subplots(len(metrics), 4, sharey="row", squeeze=False), metrics):
+        row[0].set_ylabel(metric.title)
+        levels = [
+            (r.nfe, r.steps, r.value(metric.name))
+            for r in known
+            if r.model == TEACHER and metric.name in r.scores
+        ]
+        positive = all(s.scores[metric.name][0] > 0 for s in summaries)
         for axes, cost in zip(row, AXES):
-            axes.set(xscale=cost.scale, yscale="log", xlabel=cost.label)
-            if cost.scale == "log":
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.xaxis.set_minor_locator(NullLocator())
-                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-            for i, config in enumerate(configs):
-                mine = cost.shown([s for s in summaries if s.config == config])
-                points = sorted((cost.of(s), *getattr(s, field)) for s in mine)
-                x, y, low, high = zip(*points)
-                ends = ([a - b for a, b in zip(y, low)], [b - a for a, b in zip(y, high)])
-                style = {"color": colormaps["tab20"](i % 20), "markersize": 5, "linewidth": 1}
-                fewest = min(s.steps for s in mine)
-                name = f"{config}, {fewest} step{'s' * (fewest > 1)}"
-                line = f"{MARKERS[i % len(MARKERS)]}-"
-                axes.errorbar(x, y, ends, fmt=line, elinewidth=0.6, label=name, **style)
-            levels = [(t.nfe, t.steps, getattr(t, field)) for t in teachers]
+            axes.set_yscale("log" if positive else "linear")
+            draw_students(axes, summaries, metric, cost)
             draw_teacher(axes, levels, along=cost is STEPS)
-        row[0].set_ylim(top=1.5 * max(getattr(s, field)[2] for s in summaries))
+        highest = max(s.scores[metric.name][2] for s in summaries)
+        if positive:
+            row[0].set_ylim(top=1.5 * highest)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right", fontsize=9)
     figure.savefig(file, dpi=100)
+
+
+def draw_students(axes: Axes, summaries: Sequence[Summary], metric: Metric, cost: Axis) -> None:
+    """One score of every config against one cost."""
+    axes.set(xscale=cost.scale, xlabel=cost.label)
+    if cost.scale == "log":
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    for i, config in enumerate(dict.fromkeys(s.config for s in summaries)):
+        mine = cost.shown([s for s in summaries if s.config == config])
+        points = sorted((cost.of(s), *s.scores[metric.name]) for s in mine)
+        x, y, low, high = zip(*points)
+        ends = ([a - b for a, b in zip(y, low)], [b - a for a, b in zip(y, high)])
+        style = {"color": colormaps["tab20"](i % 20), "markersize": 5, "linewidth": 1}
+        fewest = min(s.steps for s in mine)
+        name = f"{config}, {fewest} step{'s' * (fewest > 1)}"
+        line = f"{MARKERS[i % len(MARKERS)]}-"
+        axes.errorbar(x, y, ends, fmt=line, elinewidth=0.6, label=name, **style)
 
 
 def draw_teacher(axes: Axes, points: Sequence[tuple[int, int, float]], along: bool) -> None:

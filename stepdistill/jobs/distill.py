@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from itertools import accumulate, pairwise
@@ -23,8 +23,10 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import distributed
 
+from ..evaluation.evaluate import Sampled, evaluate
 from ..evaluation.report.report import Report, read_results, write_report
-from ..evaluation.suite import Row, Sampled, Suite, digits_suite, evaluate
+from ..evaluation.rows import Row
+from ..evaluation.suite import Suite, require
 from ..export.export import describe, export
 from ..files import DiskError, is_full, unwritten, write_whole
 from ..runs.config import RunConfig, text_of
@@ -41,6 +43,7 @@ from ..training.health.monitor import record_of
 from ..training.health.reference import StageSpan, spans
 from .report_images import outliers_of, same_noise, strips
 from .samplers import of_run
+from .suites import suite_for
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,14 @@ def finish(trained: TrainedRun, clock: "Clock", console: Console) -> None:
         difference = export(trained, folder.student)
     console.print(f"exported to {folder.student}, plain call checked: {difference:.1e}")
     with clock.part("evaluation"):
-        suite = digits_suite(conditional=trained.teacher.classes is not None)
+        suite, remark = suite_for(trained.run, trained.teacher)
+        if remark:
+            warn(console, remark)
         samplers = of_run(trained)
         rows = score(trained.run, suite, samplers, console)
     with clock.part("report"):
-        write_report(folder.path, report(trained, rows, suite, samplers, clock, difference))
+        made = report(trained, rows, suite, samplers, clock, difference)
+        write_report(folder.path, replace(made, remark=remark))
         describe(trained, folder.student)
     costs = {"difference": difference, "seconds": clock.seconds}
     write_whole(folder.costs, json.dumps(costs, indent=1))  # last: a folder that has it is finished
@@ -141,6 +147,7 @@ class Clock:
 
 def train_run(run: RunConfig, folder: Path, console: Console) -> Stages:
     """The stages of the run, trained to their end in its folder."""
+    require(run.evaluation.suite)
     accelerator = accelerator_of(run, folder)
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
     if accelerator.is_main_process:
@@ -205,6 +212,7 @@ def report(
     return Report(
         title=run.name,
         rows=rows,
+        suite=suite,
         provenance=provenance(trained, difference) | suite.provenance,
         costs=costs(trained.setup, clock),
         curves=curves(log),

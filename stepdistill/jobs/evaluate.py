@@ -6,14 +6,19 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
+from ..evaluation.evaluate import Sampled, evaluate
+from ..evaluation.reference import Kind
 from ..evaluation.report.report import Report, write_report
-from ..evaluation.suite import TEACHER, Row, Sampled, digits_suite, evaluate
+from ..evaluation.rows import TEACHER, Row
+from ..evaluation.suite import load
+from ..runs.config import find
 from ..runs.folder import RunFolder, versions
 from ..runs.progress import progress
 from ..runs.stages import reopen
 from ..schema import ConfigError
 from .report_images import outliers_of, same_noise
 from .samplers import UNTRAINED, of_folder, of_run
+from .suites import kind_of
 
 SEED = 2000
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report
@@ -31,16 +36,15 @@ def score(
 ) -> list[Row]:
     """Score every source on the same seed blocks and write results and report to `out`.
 
-    Stopped, the same call goes on. size: (n, blocks). Raises ConfigError for an unknown suite,
-    sources that are neither run nor pipeline, and conditional beside unconditional ones.
+    Stopped, the same call goes on. size: (n, blocks). Raises ConfigError for a suite that does not
+    exist or does not fit, sources that are neither run nor pipeline, or of several kinds.
     """
-    if suite != "digits":
-        raise ConfigError(f"suite '{suite}': the only one is 'digits'")
-    contenders, conditional = gather(sources, steps)
+    find(suite, "eval/suites", "suite")  # before anything is loaded
+    samplers, kind = gather(sources, steps)
     n, blocks = size
-    measured = digits_suite(conditional=conditional)
+    measured = load(suite, kind)
     with progress(console, "evaluating") as observe:
-        rows = evaluate(contenders, measured, n, blocks, SEED, observe, out / SCORED)
+        rows = evaluate(samplers, measured, n, blocks, SEED, observe, out / SCORED)
     provenance = {
         "sources": ", ".join(map(str, sources)),
         "versions": ", ".join(map(" ".join, versions().items())),
@@ -48,10 +52,11 @@ def score(
     report = Report(
         title=title_of(sources),
         rows=rows,
+        suite=measured,
         costs=costs or {},
         provenance=provenance | measured.provenance,
-        grids=[same_noise(contenders, measured, SEED)],
-        worst=outliers_of(contenders, measured, n, SEED),
+        grids=[same_noise(samplers, measured, SEED)],
+        worst=outliers_of(samplers, measured, n, SEED),
     )
     write_report(out, report)
     (out / SCORED).unlink()
@@ -64,14 +69,15 @@ def title_of(sources: list[Path]) -> str:
     return f"Comparison: {few}" if len(sources) <= NAMED else f"Comparison of {len(sources)}"
 
 
-def gather(sources: list[Path], steps: int | None) -> tuple[list[Sampled], bool]:
-    """The contenders of all sources; a guided teacher that several runs share appears once."""
+def gather(sources: list[Path], steps: int | None) -> tuple[list[Sampled], Kind]:
+    """The samplers of all sources, and what they make; a guided teacher that several runs share
+    appears once."""
     found: dict[tuple[object, str, int], Sampled] = {}
     kinds = set()
     for source in sources:
         if RunFolder(source).is_run:
             trained = reopen(source, Accelerator())
-            kinds.add(trained.teacher.classes)
+            kinds.add(kind_of(trained.teacher))
             shared = f"{trained.run.teacher or source}, w = {trained.run.guidance:g}"
             for c in of_run(trained):
                 # Untrained students differ by how they are sampled.
@@ -79,13 +85,14 @@ def gather(sources: list[Path], steps: int | None) -> tuple[list[Sampled], bool]
                 owner = shared if c.model == TEACHER else str(source)
                 found.setdefault((same, c.model, c.steps), replace(c, source=owner))
         else:
-            contender, classes = of_folder(source, steps)
-            kinds.add(classes)
-            key = (source, contender.model, contender.steps)
-            found[key] = replace(contender, source=str(source))
+            student, kind = of_folder(source, steps)
+            kinds.add(kind)
+            key = (source, student.model, student.steps)
+            found[key] = replace(student, source=str(source))
     if len(kinds) > 1:
-        raise ConfigError("eval: conditional and unconditional models do not fit in one table")
+        several = "; ".join(sorted(map(str, kinds)))
+        raise ConfigError(f"eval: models of one kind a table, got {several}")
     teachers = {owner for owner, model, _ in found if model == TEACHER}
     if len(teachers) > 1:
         raise ConfigError(f"eval: one teacher a table, got {'; '.join(sorted(teachers))}")
-    return list(found.values()), kinds.pop() is not None
+    return list(found.values()), kinds.pop()

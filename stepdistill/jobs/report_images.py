@@ -6,12 +6,14 @@ All are made by the samplers that are evaluated and shipped.
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..denoiser import AnyDenoiser
+from ..evaluation.evaluate import Sampled
 from ..evaluation.report.outliers import Outliers, outliers
 from ..evaluation.report.report import Grid, TrajectoryStrip
-from ..evaluation.report.table import STUDENT
-from ..evaluation.suite import TEACHER, Sampled, Suite
+from ..evaluation.rows import STUDENT, TEACHER
+from ..evaluation.suite import Suite
 from ..runs.stages import TrainedRun
 from ..solver import Sampler, clean_end, states
 from ..teachers.teacher import teacher_sampler
@@ -22,23 +24,38 @@ FRAMES = 8  # of a strip, at most
 SAMPLES = 3  # of a strip, each from its own noise
 
 
-def same_noise(contenders: Sequence[Sampled], suite: Suite, seed: int) -> Grid:
+def same_noise(samplers: Sequence[Sampled], suite: Suite, seed: int) -> Grid:
     """Teachers and students from the same noise and labels, a row each.
 
     The slider starts with the teacher at most steps against the student at fewest, or, where
     there is no teacher, with the student at most steps against itself at fewest.
     """
-    teachers = sorted((c for c in contenders if c.model == TEACHER), key=lambda c: c.steps)
-    shown = teachers + [c for c in contenders if c.model == STUDENT]
+    teachers = sorted((c for c in samplers if c.model == TEACHER), key=lambda c: c.steps)
+    rows = teachers + [c for c in samplers if c.model == STUDENT]
+    made = [first_images(c, suite, seed) for c in rows]
+    left = max(range(len(rows)), key=lambda i: (rows[i].model == TEACHER, rows[i].steps))
+    right = min(range(len(rows)), key=lambda i: (rows[i].model == TEACHER, rows[i].steps))
+    names = [_name(c) for c in rows]
+    same = "Same noise" if suite.reference.ask is None else "Same noise, same label"
+    return Grid(same, torch.stack(made), names, (left, right))
+
+
+def first_images(sampler: Sampled, suite: Suite, seed: int) -> Tensor:
+    """PICTURES images (n, c, h, w) of a sampler, from noise of this seed."""
     source = torch.Generator().manual_seed(seed)
-    noise = torch.randn(PICTURES, *suite.images.shape[1:], generator=source)
-    labels = None if suite.classes is None else torch.arange(PICTURES) % suite.classes
+    noise = torch.randn(PICTURES, *sampler.event, generator=source)
     # Re-noising continues the stream the noise came from; the same seed again would repeat it.
-    made = [c.sample(noise, labels, source.clone_state()) for c in shown]
-    left = max(range(len(shown)), key=lambda i: (shown[i].model == TEACHER, shown[i].steps))
-    right = min(range(len(shown)), key=lambda i: (shown[i].model == TEACHER, shown[i].steps))
-    names = [_name(c) for c in shown]
-    return Grid("Same noise, same label", torch.stack(made), names, (left, right))
+    asked = suite.reference.asked(PICTURES)
+    made = []
+    for start in range(0, PICTURES, suite.batch):
+        rows = slice(start, start + suite.batch)
+        made.append(sampler.sample(noise[rows], None if asked is None else asked[rows], source))
+    return shown(torch.cat(made))
+
+
+def shown(images: Tensor) -> Tensor:
+    """Images (…, c, h, w) that can be seen: grey or in colours, else their first channel."""
+    return images if images.shape[-3] in (1, 3) else images[..., :1, :, :]
 
 
 def strips(trained: TrainedRun) -> list[TrajectoryStrip]:
@@ -63,17 +80,20 @@ def strip(
     noise = torch.randn(SAMPLES, *trained.teacher.event, generator=source).to(device)
     cond = trained.teacher.some(SAMPLES)
     times = sampler.times(denoiser.process, steps)
-    shown = torch.linspace(0, steps - 1, min(steps, FRAMES)).round().long().tolist()
+    places = torch.linspace(0, steps - 1, min(steps, FRAMES)).round().long().tolist()
     way = states(denoiser, noise, times, cond, source, sampler.gamma)
-    frames = [clean_end(denoiser, x, times[i], cond) for i, x in enumerate(way) if i in shown]
-    images = torch.stack(frames, 1).clamp(-1, 1).cpu()
-    return TrajectoryStrip(label(model, steps), images, [str(i + 1) for i in shown])
+    frames = [clean_end(denoiser, x, times[i], cond) for i, x in enumerate(way) if i in places]
+    images = shown(torch.stack(frames, 1).clamp(-1, 1).cpu())
+    return TrajectoryStrip(label(model, steps), images, [str(i + 1) for i in places])
 
 
-def outliers_of(contenders: Sequence[Sampled], suite: Suite, n: int, seed: int) -> list[Outliers]:
-    """The worst images of each source's student at its fewest steps."""
+def outliers_of(samplers: Sequence[Sampled], suite: Suite, n: int, seed: int) -> list[Outliers]:
+    """The worst images of each source's student at its fewest steps; none without a space, or
+    without real images."""
+    if suite.space is None or suite.reference.images is None:
+        return []
     fewest: dict[str, Sampled] = {}
-    for c in contenders:
+    for c in samplers:
         before = fewest.get(c.source)
         if c.model == STUDENT and (before is None or c.steps < before.steps):
             fewest[c.source] = c

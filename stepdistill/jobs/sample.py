@@ -8,11 +8,14 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from ..evaluation.suite import Sampled
+from ..evaluation.evaluate import Sampled
+from ..evaluation.reference import Kind
+from ..evaluation.rows import STUDENT
 from ..runs.folder import RunFolder
 from ..runs.stages import reopen
 from ..schema import ConfigError
 from .samplers import of_folder, of_student
+from .suites import kind_of
 
 SIDE = 64  # pixels of an image in the grid, at least
 
@@ -23,17 +26,17 @@ def draw_grid(source: Path, out: Path, steps: int | None, count: int, seed: int)
     Raises ConfigError for a source that is neither, or steps it was not trained for."""
     if out.suffix.lower() != ".png" or out.is_dir():
         raise ConfigError(f"{out}: write a .png file")
-    contender, classes = student_of(source, steps)
+    student, kind = student_of(source, steps)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(count, 1, 8, 8, generator=generator)
-    labels = None if classes is None else torch.arange(count) % classes
-    images = contender.sample(noise, labels, generator)
+    noise = torch.randn(count, *student.event, generator=generator)
+    labels = None if kind.classes is None else torch.arange(count) % kind.classes
+    images = student.sample(noise, labels, generator)
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(tile(images, columns=min(10, count)).numpy()).save(out)
 
 
-def student_of(source: Path, steps: int | None) -> tuple[Sampled, int | None]:
-    """The sampler of a run's student or of an exported pipeline, and its number of classes."""
+def student_of(source: Path, steps: int | None) -> tuple[Sampled, Kind]:
+    """The sampler of a run's student or of an exported pipeline, and what it makes."""
     if not RunFolder(source).is_run:
         return of_folder(source, steps)
     trained = reopen(source, Accelerator())
@@ -42,7 +45,9 @@ def student_of(source: Path, steps: int | None) -> tuple[Sampled, int | None]:
     if sampler.steps and steps not in sampler.steps:
         offered = ", ".join(map(str, sampler.steps))
         raise ConfigError(f"{source}: offered with {offered} steps, not {steps}")
-    return of_student("student", trained.student, sampler, steps), trained.teacher.classes
+    teacher = trained.teacher
+    student = of_student(STUDENT, trained.student, sampler, steps, teacher)
+    return student, kind_of(teacher)
 
 
 def tile(images: Tensor, columns: int) -> Tensor:

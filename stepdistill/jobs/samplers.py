@@ -1,4 +1,4 @@
-"""Teachers, students and exported folders as contenders of an evaluation."""
+"""Teachers, students and exported folders as samplers of an evaluation."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,10 +8,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..conditions import Cond
-from ..data.sources import digits
+from ..conditions import Cond, move
 from ..denoiser import Denoiser
-from ..evaluation.suite import Sampled
+from ..evaluation.evaluate import Sampled
+from ..evaluation.reference import Asked, Kind
+from ..evaluation.rows import STUDENT, TEACHER
 from ..networks.inputs import WithInputs
 from ..networks.views import parameter_count
 from ..runs.stages import TrainedRun
@@ -19,6 +20,7 @@ from ..schema import ConfigError
 from ..solver import Sampler, sample
 from ..teachers.loading import load_pipeline, pipeline_folder, trained_settings
 from ..teachers.teacher import Teacher, teacher_sampler
+from .suites import kind_of
 
 UNTRAINED = "untrained-student"  # the teacher, sampled as its student is
 
@@ -33,33 +35,36 @@ def of_run(trained: TrainedRun) -> list[Sampled]:
     if trained.run.network is None:
         found += [of_teacher(teacher, n) for n in evaluation.teacher_steps]
         fewest = min(evaluation.steps)
-        found.append(of_student(UNTRAINED, teacher.denoiser, sampler, fewest))
-    return found + [of_student("student", trained.student, sampler, n) for n in evaluation.steps]
+        found.append(of_student(UNTRAINED, teacher.denoiser, sampler, fewest, teacher))
+    student = trained.student
+    return found + [of_student(STUDENT, student, sampler, n, teacher) for n in evaluation.steps]
 
 
 def of_teacher(teacher: Teacher, steps: int) -> Sampled:
     """The guided teacher with Euler (DDIM) steps on its own uniform grid."""
     sampler = teacher_sampler(teacher)
 
-    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
-        return sampler.draw(teacher.guided, noise, steps, labels, generator)
+    def draw(noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+        return sampler.draw(teacher.guided, noise, steps, cond, generator)
 
-    return sampled("teacher", steps, steps * teacher.nfe, teacher.denoiser, draw)
-
-
-def of_student(model: str, student: Denoiser, sampler: Sampler, steps: int) -> Sampled:
-    """A student as its run samples it."""
-
-    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
-        return sampler.draw(student, noise, steps, labels, generator)
-
-    return sampled(model, steps, steps, student, draw)
+    return sampled(TEACHER, steps, steps * teacher.nfe, teacher.denoiser, teacher, draw)
 
 
-def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, int | None]:
-    """An exported pipeline as a student, at `steps` or at its fewest, and its classes.
+def of_student(
+    model: str, student: Denoiser, sampler: Sampler, steps: int, teacher: Teacher
+) -> Sampled:
+    """A student as its run samples it, with its teacher's conditions and codec."""
 
-    Raises ConfigError if it is none, makes no digits, or was not trained for these steps."""
+    def draw(noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+        return sampler.draw(student, noise, steps, cond, generator)
+
+    return sampled(model, steps, steps, student, teacher, draw)
+
+
+def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Kind]:
+    """An exported pipeline as a student, at `steps` or at its fewest, and what it makes.
+
+    Raises ConfigError if it is none, or was not trained for these steps."""
     try:
         pipeline_folder(str(folder))
     except ValueError as error:
@@ -70,22 +75,20 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, int | None]:
         teacher = Teacher.from_pipeline(pipeline)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
-        raise ConfigError(f"{folder}: makes {teacher.event}, not the digits' {digits.EVENT}")
     trained = trained_settings(pipeline)
-    student, table = exported(pipeline, teacher), trained.get("times")
+    student, kind, table = exported(pipeline, teacher), kind_of(teacher), trained.get("times")
     if table is None:
         any_steps = teacher_sampler(teacher)
-        return of_student("student", student, any_steps, steps or 1), teacher.classes
+        return of_student(STUDENT, student, any_steps, steps or 1, teacher), kind
     steps = steps or min(map(int, table))
     if str(steps) not in table:
         raise ConfigError(f"{folder}: trained for {', '.join(table)} steps, not {steps}")
     times = torch.tensor(table[str(steps)], dtype=torch.float64)
 
-    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
-        return sample(student, noise, times, labels, generator, trained["gamma"])
+    def draw(noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+        return sample(student, noise, times, cond, generator, trained["gamma"])
 
-    return sampled("student", steps, steps, student, draw), teacher.classes
+    return sampled(STUDENT, steps, steps, student, teacher, draw), kind
 
 
 def exported(pipeline: DiffusionPipeline, teacher: Teacher) -> Denoiser:
@@ -104,14 +107,17 @@ def label(model: str, steps: int) -> str:
     return f"{model}, {steps} step{'s' * (steps != 1)}"
 
 
-def sampled(model: str, steps: int, nfe: int, denoiser: Denoiser, draw: Draw) -> Sampled:
-    """A contender whose images come from `draw`, on the denoiser's device, clamped to [−1, 1]."""
+def sampled(
+    model: str, steps: int, nfe: int, denoiser: Denoiser, teacher: Teacher, draw: Draw
+) -> Sampled:
+    """A sampler whose images are what the teacher's codec makes of `draw`, clamped to [−1, 1]."""
     parameters = parameter_count(denoiser.net)
     device = next(denoiser.net.parameters()).device
 
     @torch.inference_mode()
-    def images(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        where = {} if labels is None else {"label": labels.to(device)}
-        return draw(noise.to(device), where, generator).clamp(-1, 1).cpu()
+    def images(noise: Tensor, asked: Asked, generator: torch.Generator) -> Tensor:
+        cond = move(teacher.conditions(asked), device)
+        x0 = draw(noise.to(device), cond, generator)
+        return teacher.codec.decode(x0).clamp(-1, 1).cpu()
 
-    return Sampled(model, steps, nfe, parameters, images)
+    return Sampled(model, steps, nfe, parameters, teacher.event, images)

@@ -128,9 +128,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """n fresh images in each of `blocks` seed blocks, for every number of steps listed."""
+    """n fresh images in each of `blocks` seed blocks, for every number of steps listed.
 
-    suite: Literal["digits"] = "digits"
+    suite: a shipped one (eval/suites) or a YAML file, see `evaluation.suite`.
+    """
+
+    suite: str = "digits"
     n: Annotated[int, Range(20, 10**6)] = 1000
     blocks: Annotated[int, Range(2, 1000)] = 3
     steps: tuple[Steps, ...] = (1,)
@@ -201,19 +204,19 @@ def read(source: str, overrides: tuple[str, ...] = ()) -> RunConfig:
     return run
 
 
-def find(source: str) -> Path:
+def find(source: str, folder: str = "configs", kind: str = "config") -> Path:
     """The file of a path or of a shipped name. Raises ConfigError if there is none."""
-    named = shipped("configs") / f"{source}.yaml"
+    named = shipped(folder) / f"{source}.yaml"
     try:
         for path in (Path(source), named):
             if path.is_file():
                 return path
     except (OSError, ValueError):  # no file can have such a name
         pass
-    known = shipped_names("configs", ".yaml")
+    known = shipped_names(folder, ".yaml")
     more = f", … {len(known)} in all" if len(known) > LISTED else ""
     advice = did_you_mean(source, known) or f" ({', '.join(known[:LISTED])}{more})"
-    raise ConfigError(f"config {shown(source)}: no such file, and not a shipped name{advice}")
+    raise ConfigError(f"{kind} {shown(source)}: no such file, and not a shipped name{advice}")
 
 
 def text_of(run: RunConfig) -> str:
@@ -228,6 +231,10 @@ def check(run: RunConfig) -> None:
 
 
 def _contradictions(run: RunConfig) -> Iterator[str]:
+    try:
+        find(run.evaluation.suite, "eval/suites", "suite")
+    except ConfigError as error:
+        yield f"evaluation.suite: {error}"
     if run.name[0] in ".-" or {"/", "\\"} & set(run.name) or len(run.name.encode()) > 100:
         yield f"name: {shown(run.name)} is no plain folder name: no '/', no '.' or '-' in front"
     if (run.teacher is None) == (run.network is None):

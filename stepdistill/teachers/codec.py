@@ -13,7 +13,12 @@ Size = tuple[int, int]  # height and width of an image, in pixels
 
 
 class Codec(ABC):
-    """Images (b, c, height, width) in [−1, 1] ↔ clean samples x0 (b, *event) of unit scale."""
+    """Images (b, c, height, width) in [−1, 1] ↔ clean samples x0 (b, *event) of unit scale.
+
+    channels: of images.
+    """
+
+    channels: int = 3
 
     @abstractmethod
     def event(self, size: Size) -> tuple[int, ...]:

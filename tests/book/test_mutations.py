@@ -34,7 +34,7 @@ def copy(tmp_path: Path) -> Path:
     shutil.copytree(PACKAGE, tmp_path / "stepdistill", ignore=PYTHON_ALONE)
     (tmp_path / "stepdistill" / "__init__.py").write_text("")
     (tmp_path / "stepdistill" / "assets").symlink_to(PACKAGE / "assets")
-    for folder in ("pipelines", "configs"):
+    for folder in ("pipelines", "configs", "eval"):
         (tmp_path / folder).symlink_to(PACKAGE.parent / folder)
     return tmp_path
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from eval.guidance import GUIDANCES, ratio, share
 from stepdistill.evaluation.report.report import read_results
-from stepdistill.evaluation.suite import Row
+from stepdistill.evaluation.rows import Row
 from stepdistill.runs.stages import reopen
 
 
@@ -41,8 +41,8 @@ def read_costs(folder: Path) -> dict[str, float]:
 
 def within(student: Row, teacher: Row, factor: float) -> bool:
     """Whether a student's distances are at most `factor` times its teacher's, in both spaces."""
-    pairs = ((student.frechet, teacher.frechet), (student.frechet_random, teacher.frechet_random))
-    return all(ours <= factor * theirs for ours, theirs in pairs)
+    distances = ("frechet", "frechet_random")
+    return all(student.value(name) <= factor * teacher.value(name) for name in distances)
 
 
 def measured(
@@ -51,8 +51,8 @@ def measured(
     """What `run` gives, its distances and its seconds recorded."""
     rows, seconds = run(config, runs, *overrides)
     for (model, steps), row in rows.items():
-        figure(f"{model} {steps}, domain-cnn", row.frechet)
-        figure(f"{model} {steps}, random-conv", row.frechet_random)
+        figure(f"{model} {steps}, domain-cnn", row.value("frechet"))
+        figure(f"{model} {steps}, random-conv", row.value("frechet_random"))
     figure(config, seconds, "s")
     return rows, seconds
 
@@ -61,7 +61,7 @@ def measured(
 def test_the_demo(figure, tmp_path):
     rows, seconds = measured("demo", tmp_path, figure)
     student, four, many = rows["student", 1], rows["teacher", 4], rows["teacher", 32]
-    speed = many.seconds_per_image / student.seconds_per_image
+    speed = many.seconds / student.seconds
     figure("times faster than the teacher at 32 steps", speed)
     assert student.n == 3000 and {n for m, n in rows if m == "teacher"} == {1, 4, 32}
     assert seconds <= 8 * 60

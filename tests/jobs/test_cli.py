@@ -38,9 +38,10 @@ def test_a_run_leaves_everything_in_its_folder(runs):
     ]  # fmt: skip
     by = {(r["model"], r["steps"]): r for r in rows}
     # The student of five updates differs from its start, and one step costs less than two.
-    assert by["student", 1]["frechet"] != by["untrained-student", 1]["frechet"]
-    assert by["untrained-student", 1]["frechet"] == by["teacher", 1]["frechet"]
-    assert all(r["low"] <= r["frechet"] <= r["high"] and r["n"] == 80 for r in rows)
+    frechet = {key: row["scores"]["frechet"] for key, row in by.items()}
+    assert frechet["student", 1] != frechet["untrained-student", 1] == frechet["teacher", 1]
+    assert all(score["low"] <= score["value"] <= score["high"] for score in frechet.values())
+    assert {r["n"] for r in rows} == {80}
 
 
 def test_the_same_config_reopens_its_folder_and_another_is_refused(runs):
@@ -74,7 +75,9 @@ def test_sample_export_and_eval_take_a_run_or_a_pipeline(runs, tmp_path):
     )
     assert "teacher" in table and "real" in table
     rows = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
-    students = {r["source"]: r["frechet"] for r in rows if r["model"] == "student"}
+    students = {
+        r["source"]: r["scores"]["frechet"]["value"] for r in rows if r["model"] == "student"
+    }
     assert students.keys() == {str(run), str(out)}
     assert students[str(run)] == pytest.approx(students[str(out)], rel=1e-6)
     assert {r["source"] for r in rows if r["model"] == "teacher"} == {"digits, w = 1"}

@@ -3,7 +3,9 @@
 Mutations that must each fail a test here: `+ 2 * root_trace` or no clamp in `_distance`; `delta`
 without its weight in `Moments.merge`; scatter divided by n; the diagonal kept in `_kernel_within`;
 `kthvalue(k)` in `Manifold.of`; precision and recall swapped; `paired` measured against the first
-teacher instead of the one with most steps; the warm-up or the block number dropped from the seed.
+teacher instead of the one with most steps; the warm-up or the block number dropped from the seed;
+a metric that merges nothing; features made anew for every metric; labels of digits drawn before
+their noise.
 """
 
 from __future__ import annotations
@@ -22,21 +24,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stepdistill.data.sources import digits
-from stepdistill.evaluation import suite
+from stepdistill.evaluation import kept
+from stepdistill.evaluation.evaluate import Sampled, evaluate
 from stepdistill.evaluation.features import domain_cnn
 from stepdistill.evaluation.features.domain_cnn import load_domain_cnn, train_domain_cnn
 from stepdistill.evaluation.features.random_conv import random_conv
 from stepdistill.evaluation.features.space import FeatureSpace
-from stepdistill.evaluation.metrics import (
-    Manifold,
-    diversity,
-    interval,
-    kid_blocks,
-    mean_and_error,
-    precision_recall,
-)
+from stepdistill.evaluation.intervals import interval, mean_and_error
+from stepdistill.evaluation.manifold import Manifold
+from stepdistill.evaluation.metric import Made, Metric
+from stepdistill.evaluation.metrics.diversity import diversity
+from stepdistill.evaluation.metrics.kid import kid_blocks
 from stepdistill.evaluation.moments import Moments, frechet_distance, frechet_from_features
-from stepdistill.evaluation.suite import Sampled, digits_suite, evaluate
+from stepdistill.evaluation.reference import Kind
+from stepdistill.evaluation.rows import Row
+from stepdistill.evaluation.suite import load
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -245,9 +247,26 @@ def naive_coverage(centres: Tensor, points: Tensor, k: int) -> float:
 
 def test_precision_and_recall_equal_the_direct_formula():
     real, fake = normal(40, 3), normal(30, 3, seed=1) * 0.6 + 0.5
-    found = precision_recall(Manifold.of(real), Manifold.of(fake))
+    found = Manifold.of(real).share(fake), Manifold.of(fake).share(real)
     expected = naive_coverage(real, fake, 3), naive_coverage(fake, real, 3)
     assert found == pytest.approx(expected)
+    assert expected[0] != expected[1]
+
+
+def test_each_metric_looks_at_its_own_side():
+    """Precision at generated among real images, recall at real among generated ones."""
+    images = resampled(60, 5)
+    seen, real = random_conv()(images), random_conv()(digits.load()[0][:200])
+    reference = replace(SUITE.reference, images=digits.load()[0][:200], _features={})
+    found = {}
+    for name in ("precision", "recall"):
+        metric = named(name).fresh()
+        metric.open(reference)
+        metric.update(Made(images, None, None, reference))
+        (found[name],) = metric.compute()
+    real, seen = real.double(), seen.double()
+    expected = naive_coverage(real, seen, 3), naive_coverage(seen, real, 3)
+    assert (found["precision"], found["recall"]) == pytest.approx(expected)
     assert expected[0] != expected[1]
 
 
@@ -262,10 +281,8 @@ def test_precision_sees_garbage_and_recall_sees_lost_modes():
     real = torch.cat([normal(100, 2), normal(100, 2, seed=1) + 20])
     lost = normal(100, 2, seed=2)
     garbage = torch.cat([normal(50, 2, seed=3), normal(50, 2, seed=4) - 40])
-    precision, recall = precision_recall(Manifold.of(real), Manifold.of(lost))
-    assert precision > 0.8 and recall <= 0.5
-    precision, _ = precision_recall(Manifold.of(real), Manifold.of(garbage))
-    assert precision <= 0.5
+    assert Manifold.of(real).share(lost) > 0.8 and Manifold.of(lost).share(real) <= 0.5
+    assert Manifold.of(real).share(garbage) <= 0.5
 
 
 def test_a_manifold_needs_more_points_than_neighbours():
@@ -411,7 +428,22 @@ def test_the_command_makes_the_committed_classifier_again(tmp_path):
 # The suite
 
 
-SUITE = digits_suite()
+DIGITS = Kind(digits.EVENT, digits.CLASSES)
+SUITE = load("digits", DIGITS)
+FREE = load("digits", Kind(digits.EVENT))
+
+
+def named(name: str) -> Metric:
+    (metric,) = (m for m in SUITE.metrics if m.name == name)
+    return metric
+
+
+def sampler(model: str, steps: int, sample, nfe: int | None = None, parameters: int = 0) -> Sampled:
+    return Sampled(model, steps, nfe or steps, parameters, digits.EVENT, sample)
+
+
+def untimed(rows: list[Row]) -> list[Row]:
+    return [replace(row, seconds=None) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -426,7 +458,7 @@ def toward_class_means(amount: float):
     """Real digits of the requested class pulled to its mean: blurrier and less diverse."""
     images, labels = digits.load()
     means = torch.stack([images[labels == c].mean(0) for c in range(10)])
-    real = SUITE.real().sample
+    real = SUITE.reference.draw
 
     def sample(noise: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
         return torch.lerp(real(noise, wanted, generator), means[wanted], amount)
@@ -435,10 +467,10 @@ def toward_class_means(amount: float):
 
 
 CONTENDERS = [
-    Sampled("teacher", 4, 8, 1000, toward_class_means(0.3)),
-    Sampled("teacher", 32, 64, 1000, toward_class_means(0.02)),
-    Sampled("student", 1, 1, 900, toward_class_means(0.12)),
-    Sampled("untrained-student", 1, 1, 900, lambda noise, labels, generator: noise.tanh()),
+    sampler("teacher", 4, toward_class_means(0.3), 8, 1000),
+    sampler("teacher", 32, toward_class_means(0.02), 64, 1000),
+    sampler("student", 1, toward_class_means(0.12), 1, 900),
+    sampler("untrained-student", 1, lambda noise, labels, generator: noise.tanh(), 1, 900),
 ]
 
 
@@ -453,26 +485,28 @@ def test_rows_rank_contenders_by_their_distance_to_data(scored):
     ]
     coarse, teacher, student, untrained, real = rows
     for value in ("frechet", "frechet_random", "kid"):
-        order = [getattr(r, value) for r in (real, teacher, student, coarse, untrained)]
+        order = [r.value(value) for r in (real, teacher, student, coarse, untrained)]
         assert order[1:] == sorted(order[1:]), value
         assert order[0] < order[2], value
-    assert untrained.precision < 0.1 < 0.9 < teacher.precision
-    assert coarse.recall < student.recall < teacher.recall
-    assert untrained.accuracy < 0.3 and teacher.accuracy > 0.97
-    assert coarse.diversity < student.diversity < teacher.diversity == 1
+    assert untrained.value("precision") < 0.1 < 0.9 < teacher.value("precision")
+    assert coarse.value("recall") < student.value("recall") < teacher.value("recall")
+    assert untrained.value("accuracy") < 0.3 and teacher.value("accuracy") > 0.97
+    assert coarse.value("diversity") < student.value("diversity") < teacher.value("diversity") == 1
     for row in rows:
-        assert 0 <= row.low < row.frechet < row.high
-        assert 0 <= row.low_random < row.frechet_random < row.high_random
-        assert row.n == 900
-    assert teacher.seconds_per_image > 0 and real.seconds_per_image is None
+        for name in SUITE.headline:
+            score = row.scores[name]
+            assert 0 <= score.low < score.value < score.high
+        assert row.scores["kid"].error > 0 and row.n == 900
+    assert teacher.seconds > 0 and real.seconds is None
 
 
 def test_paired_distance_is_measured_from_the_teacher_of_most_steps(scored):
     coarse, teacher, student, untrained, real = scored[0]
-    assert teacher.paired == 0 and real.paired is None
+    assert teacher.value("paired") == 0 and "paired" not in real.scores
     # The same digit pulled 0.28 of the way further than the teacher's, or 0.10.
-    assert coarse.paired / student.paired == pytest.approx(0.28 / 0.10, rel=1e-3)
-    assert untrained.paired > 0.5
+    ratio = coarse.value("paired") / student.value("paired")
+    assert ratio == pytest.approx(0.28 / 0.10, rel=1e-3)
+    assert untrained.value("paired") > 0.5
 
 
 def test_progress_counts_every_evaluation_and_image(scored):
@@ -493,13 +527,11 @@ def test_a_stopped_evaluation_goes_on(tmp_path):
         evaluate(CONTENDERS, SUITE, 40, 2, 0, stop, file)
     assert file.read_text().count("\n") == 1 + 5 + 1  # all of a block, the teacher of the next
     with file.open("a") as torn:
-        torn.write('{"contender": 0, "blo')
+        torn.write('{"sampler": 0, "blo')
     field = [replace(c, sample=counted(c, calls)) for c in CONTENDERS]
     heard: list[tuple[int, int]] = []
     rows = evaluate(field, SUITE, 40, 2, 0, lambda *x: heard.append(x), file)
-    assert [replace(r, seconds_per_image=None) for r in rows] == [
-        replace(r, seconds_per_image=None) for r in whole
-    ]
+    assert untimed(rows) == untimed(whole)
     assert all(calls.count((c.model, c.steps)) == 2 for c in field)  # warm-up and the last block
     assert heard[0][0] > 0 and heard[-1][0] == heard[-1][1]
 
@@ -520,25 +552,23 @@ def test_what_another_evaluation_scored_is_not_taken_up(tmp_path):
     again = evaluate(CONTENDERS[2:3], SUITE, 40, 3, 0, file=file)
     head, *rows = file.read_text().splitlines(True)
     file.write_text("".join([head, *rows[1:], "{}\n"]))
-    assert evaluate(CONTENDERS[2:3], SUITE, 40, 3, 0, file=file)[0].frechet == again[0].frechet
-    assert taken[0].frechet == evaluate(CONTENDERS[2:3], SUITE, 40, 2, 0)[0].frechet
+    assert untimed(evaluate(CONTENDERS[2:3], SUITE, 40, 3, 0, file=file)) == untimed(again)
+    assert untimed(taken) == untimed(evaluate(CONTENDERS[2:3], SUITE, 40, 2, 0))
     assert again[0].n == 120
 
 
 def recording(calls: list):
     def sample(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         calls.append((noise, labels, torch.rand(1, generator=generator).item()))
-        return SUITE.images[: len(noise)].clone()
+        return SUITE.reference.images[: len(noise)].clone()
 
     return sample
 
 
-def test_contenders_meet_the_same_noise_and_every_block_fresh_noise(monkeypatch):
-    monkeypatch.setattr(suite, "CHUNK", 25)
+def test_contenders_meet_the_same_noise_and_every_block_fresh_noise():
     first, second = [], []
-    pair = [Sampled("student", 1, 1, 0, recording(first))]
-    pair += [Sampled("teacher", 1, 1, 0, recording(second))]
-    evaluate(pair, SUITE, 40, 2, 5)
+    pair = [sampler("student", 1, recording(first)), sampler("teacher", 1, recording(second))]
+    evaluate(pair, replace(SUITE, batch=25), 40, 2, 5)
     for (noise, labels, u), (noise2, labels2, u2) in zip(first, second, strict=True):
         assert torch.equal(noise, noise2) and torch.equal(labels, labels2) and u == u2
     assert [len(noise) for noise, _, _ in first] == [25, 25, 15, 25, 15]  # warm-up, two blocks
@@ -551,53 +581,54 @@ def test_contenders_meet_the_same_noise_and_every_block_fresh_noise(monkeypatch)
 
 
 def test_same_seed_same_rows_other_seed_other_rows():
-    student = [Sampled("student", 1, 1, 0, toward_class_means(0.1))]
+    student = [sampler("student", 1, toward_class_means(0.1))]
     a, b, c = (evaluate(student, SUITE, 40, 2, seed)[0] for seed in (1, 1, 2))
-    assert (a.frechet, a.kid, a.recall) == (b.frechet, b.kid, b.recall)
-    assert a.frechet != c.frechet
-    assert a.diversity is None and a.paired is None
+    assert a.scores == b.scores
+    assert a.value("frechet") != c.value("frechet")
+    assert not {"diversity", "paired"} & a.scores.keys()
 
 
 def test_features_are_kept_only_as_far_as_pairs_need_them(monkeypatch):
-    student = [Sampled("student", 1, 1, 0, toward_class_means(0.1))]
-    monkeypatch.setattr(suite, "CHUNK", 30)
-    whole = evaluate(student, SUITE, 100, 2, 1)[0]
-    monkeypatch.setattr(suite, "KEPT", 50)
-    capped = evaluate(student, SUITE, 100, 2, 1)[0]
-    assert capped.frechet == whole.frechet and capped.accuracy == whole.accuracy
-    assert capped.kid != whole.kid and capped.recall != whole.recall
+    student = [sampler("student", 1, toward_class_means(0.1))]
+    small = replace(SUITE, batch=30)
+    whole = evaluate(student, small, 100, 2, 1)[0]
+    monkeypatch.setattr(kept, "KEPT", 50)
+    capped = evaluate(student, small, 100, 2, 1)[0]
+    for name in ("frechet", "accuracy"):
+        assert capped.scores[name] == whole.scores[name]
+    for name in ("kid", "recall"):
+        assert capped.scores[name] != whole.scores[name]
 
 
 def test_images_beyond_the_range_are_clipped_as_if_saved():
     def bright(noise: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        return SUITE.real().sample(noise, labels, generator) * 1.3
+        return SUITE.reference.draw(noise, labels, generator) * 1.3
 
     samplers = bright, lambda *given: bright(*given).clamp(-1, 1)
-    pair = [Sampled("student", 1, 1, 0, sample) for sample in samplers]
+    pair = [sampler("student", 1, sample) for sample in samplers]
     raw, clipped, _ = evaluate(pair, SUITE, 40, 2, 1)
-    assert raw.frechet_random == clipped.frechet_random
+    assert raw.scores == clipped.scores
 
 
 def test_unconditional_contenders_get_no_labels_and_no_accuracy():
     calls: list = []
-    teacher = Sampled("teacher", 1, 1, 0, recording(calls))
-    row, real = evaluate([teacher], digits_suite(conditional=False), 40, 2, 0)
+    row, real = evaluate([sampler("teacher", 1, recording(calls))], FREE, 40, 2, 0)
     assert all(labels is None for _, labels, _ in calls)
-    assert row.accuracy is None and real.accuracy is None
-    assert row.diversity == 1
+    assert "accuracy" not in row.scores and "accuracy" not in real.scores
+    assert row.value("diversity") == 1
 
 
 def test_real_images_have_the_requested_class():
     images, labels = digits.load()
     wanted = torch.arange(200) % 10
-    drawn = SUITE.real().sample(torch.zeros(200, 1, 8, 8), wanted, rng())
+    drawn = SUITE.reference.draw(torch.zeros(200, 1, 8, 8), wanted, rng())
     matches = (drawn[:, None] == images[None]).flatten(2).all(2)
     assert matches.any(1).all()
     assert (labels[matches.int().argmax(1)] == wanted).all()
 
 
 def test_refuses_what_cannot_give_an_interval_or_an_image():
-    student = Sampled("student", 1, 1, 0, recording([]))
+    student = sampler("student", 1, recording([]))
     with pytest.raises(ValueError, match="at least 2 fresh seed blocks"):
         evaluate([student], SUITE, 40, 1, 0)
     with pytest.raises(ValueError, match="at least 20 images"):
@@ -606,7 +637,57 @@ def test_refuses_what_cannot_give_an_interval_or_an_image():
         evaluate([], SUITE, 40, 2, 0)
     for broken in (lambda x, *_: x[:1], lambda x, *_: x * float("nan")):
         with pytest.raises(ValueError, match="student at 1 steps returned"):
-            evaluate([Sampled("student", 1, 1, 0, broken)], SUITE, 40, 2, 0)
+            evaluate([sampler("student", 1, broken)], SUITE, 40, 2, 0)
+
+
+def test_noise_comes_in_batches_and_is_that_of_a_whole_block():
+    """Digits' numbers rest on it: one stream with all noise of a block, then its labels."""
+    calls: list = []
+    evaluate([sampler("student", 1, recording(calls))], replace(SUITE, batch=16), 40, 2, 3)
+    assert [len(noise) for noise, _, _ in calls] == [16, *[16, 16, 8] * 2]
+    stream = rng(int(np.random.SeedSequence((3, 1)).generate_state(1)[0]))
+    whole = torch.randn(40, 1, 8, 8, generator=stream)
+    labels = torch.randperm(40, generator=stream) % 10
+    assert torch.equal(torch.cat([noise for noise, _, _ in calls[-3:]]), whole)
+    assert torch.equal(torch.cat([asked for _, asked, _ in calls[-3:]]), labels)
+
+
+@pytest.mark.parametrize("name", [metric.name for metric in SUITE.metrics])
+def test_a_metric_that_was_merged_has_seen_both_halves(name: str):
+    """As resumed blocks and several processes need it."""
+    noise, amount = (
+        normal(80, 1, 8, 8).tanh().float(),
+        torch.linspace(0, 1, 80)[:, None, None, None],
+    )
+    labels, truth = torch.arange(80) % 10, resampled(80, 2)
+    drawn = torch.lerp(resampled(80, 1), noise, amount)
+
+    def seen(*parts: slice) -> Metric:
+        metric = named(name).fresh()
+        for rows in parts:
+            metric.update(Made(drawn[rows], labels[rows], truth[rows], SUITE.reference))
+        return metric
+
+    first, second = slice(0, 30), slice(30, 80)
+    whole, merged = seen(first, second), seen(first)
+    merged.merge(seen(second))
+    assert merged.compute() == pytest.approx(whole.compute(), rel=1e-9)
+    assert merged.compute() != pytest.approx(seen(first).compute(), rel=1e-9)
+    assert len(whole.compute()) == 1
+
+
+def test_features_are_computed_once_for_all_metrics(monkeypatch):
+    calls: list[str] = []
+    call = FeatureSpace.__call__
+
+    def counting(space: FeatureSpace, images: Tensor) -> Tensor:
+        calls.append(space.name)
+        return call(space, images)
+
+    monkeypatch.setattr(FeatureSpace, "__call__", counting)
+    evaluate([sampler("student", 1, recording([]))], SUITE, 40, 2, 0)
+    # Two blocks of the student and of real images.
+    assert sorted(calls) == ["domain-cnn"] * 4 + ["random-conv"] * 4
 
 
 # A network in the form torchmetrics expects, and two sets of images to compare

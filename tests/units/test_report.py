@@ -27,6 +27,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from stepdistill.data.sources import digits
+from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.report.figures import (
     CROWD,
     LIGHT,
@@ -38,6 +40,7 @@ from stepdistill.evaluation.report.figures import (
     mosaic,
     quality_panels,
     training_panels,
+    value_of,
 )
 from stepdistill.evaluation.report.outliers import Outlier, Outliers
 from stepdistill.evaluation.report.report import (
@@ -47,13 +50,15 @@ from stepdistill.evaluation.report.report import (
     read_results,
     write_report,
 )
-from stepdistill.evaluation.report.table import headline
-from stepdistill.evaluation.suite import Row
+from stepdistill.evaluation.report.table import headline, notes_of
+from stepdistill.evaluation.rows import Row, Score
+from stepdistill.evaluation.suite import load
 from stepdistill.training.health.monitor import Record, Signal
 from stepdistill.training.health.reference import StageSpan
 
 EVIL = """"'></style></select></script><script>alert('1 & 2')</script><img src=x onerror='a'>"""
 VOID = {"meta", "img", "source", "br", "input"}
+SUITE = load("digits", Kind(digits.EVENT, digits.CLASSES))
 
 
 def row(model: str, steps: int, frechet: float, frechet_random: float) -> Row:
@@ -61,23 +66,27 @@ def row(model: str, steps: int, frechet: float, frechet_random: float) -> Row:
         model=model,
         steps=steps,
         nfe=2 * steps if model == "teacher" else steps,
-        frechet=frechet,
-        frechet_random=frechet_random,
-        low=0.9 * frechet,
-        high=1.1 * frechet,
-        low_random=0.8 * frechet_random,
-        high_random=1.2 * frechet_random,
         n=3000,
-        accuracy=0.97,
-        seconds_per_image=0.001 * steps,
-        kid=-0.0012,
-        kid_error=0.0004,
-        precision=0.91,
-        recall=0.82,
-        diversity=0.95,
-        paired=0.21,
+        source="",
         parameters=612_345,
+        seconds=0.001 * steps,
+        scores={
+            "frechet": Score(frechet, 0.9 * frechet, 1.1 * frechet),
+            "frechet_random": Score(frechet_random, 0.8 * frechet_random, 1.2 * frechet_random),
+            "kid": Score(-0.0012, error=0.0004),
+            "precision": Score(0.91),
+            "recall": Score(0.82),
+            "accuracy": Score(0.97),
+            "diversity": Score(0.95),
+            "paired": Score(0.21),
+        },
     )
+
+
+def scored(row: Row, *without: str, **values: float) -> Row:
+    """The row with other values, and without some scores."""
+    scores = row.scores | {name: replace(row.scores[name], value=v) for name, v in values.items()}
+    return replace(row, scores={k: v for k, v in scores.items() if k not in without})
 
 
 ROWS = [
@@ -87,7 +96,7 @@ ROWS = [
     row("untrained-student", 1, 31.0, 12.0),
     row("student", 2, 0.3, 0.1),
     row("student", 1, 0.42, 0.2),
-    replace(row("real", 0, 0.17, 0.06), seconds_per_image=None, paired=None, parameters=0),
+    scored(replace(row("real", 0, 0.17, 0.06), seconds=None, parameters=0), "paired"),
 ]
 
 
@@ -103,6 +112,8 @@ def report_of(name: str) -> Report:
     return Report(
         title=name,
         rows=[*ROWS[:-1], replace(ROWS[5], source=name), ROWS[-1]],
+        suite=SUITE,
+        remark=name,
         provenance={f"a | b {name}": name},
         costs={f"training {name}": name},
         curves={
@@ -113,7 +124,7 @@ def report_of(name: str) -> Report:
         stages=[StageSpan(name, 0, 2), StageSpan(name, 2, 3)],
         grids=[Grid(name, images(2, 12), ["teacher", name])],
         films=[TrajectoryStrip(name, images(2, 3), ["1", "2", name])],
-        worst=[Outliers(name, 300, 3.5, [asked, replace(asked, label=None)])],
+        worst=[Outliers(name, 300, "domain-cnn", 3.5, [asked, replace(asked, label=None)])],
         health=Record(
             [
                 Signal(f"lag {name}", 0.03, 0.0, 0.1, "healthy"),
@@ -126,7 +137,7 @@ def report_of(name: str) -> Report:
     )
 
 
-BARE = Report("t", ROWS, {})
+BARE = Report("t", ROWS, SUITE, {})
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +191,9 @@ def page(folder: Path) -> Page:
 def test_no_text_changes_the_page_and_all_of_it_is_shown(page: Page, tmp_path: Path):
     plain = page_of(report_of("harmless"), tmp_path)
     assert page.tags == plain.tags
-    # Title and headings 4, slider and strips 3, frame, worst, curves 2, table, health 2, costs and
-    # provenance 4, configuration.
-    assert page.text.count(EVIL) == plain.text.count("harmless") == 19
+    # Title and headings 4, remark, slider and strips 3, frame, worst, curves 2, table, health 2,
+    # costs and provenance 4, configuration.
+    assert page.text.count(EVIL) == plain.text.count("harmless") == 20
     evil, harmless = ("".join(values) for values in (page.values, plain.values))
     assert evil.count(EVIL) == harmless.count("harmless") > 5
 
@@ -244,7 +255,7 @@ def test_health_and_costs_are_told_in_both_forms(tmp_path: Path):
 
 
 def test_what_is_empty_is_left_out(tmp_path: Path):
-    rows = [replace(r, accuracy=None, paired=None) for r in ROWS]
+    rows = [scored(r, "accuracy", "paired") for r in ROWS]
     page = page_of(replace(BARE, rows=rows), tmp_path)
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     header = markdown.splitlines()[4]
@@ -270,14 +281,34 @@ def test_results_are_strict_json_and_read_back(tmp_path: Path):
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
     raw = json.loads(text, parse_constant=refuse)
     assert {row["model"] for row in raw["rows"]} == {"teacher", "student", "untrained-student"}
-    assert raw["floor"][0]["seconds_per_image"] is None
+    assert raw["floor"][0]["seconds"] is None
     assert read_results(tmp_path / "results.json") == ROWS
+
+
+OLD = sorted((Path(__file__).resolve().parents[2] / "eval" / "results").rglob("results.json"))
+
+
+@pytest.mark.parametrize("file", OLD, ids=lambda file: file.parent.name)
+def test_results_of_before_are_read_to_the_last_number(file: Path):
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    before = [*raw["rows"], *raw["floor"]]
+    for row, old in zip(read_results(file), before, strict=True):
+        assert (row.model, row.steps, row.n) == (old["model"], old["steps"], old["n"])
+        if "scores" in old:
+            continue
+        assert row.seconds == old["seconds_per_image"]
+        for name in ("frechet", "frechet_random"):
+            low, high = (f"{end}{name.removeprefix('frechet')}" for end in ("low", "high"))
+            assert row.scores[name] == Score(old[name], old[low], old[high])
+        assert row.scores["kid"] == Score(old["kid"], error=old["kid_error"])
+        for name in ("precision", "recall", "accuracy", "diversity", "paired"):
+            assert row.scores.get(name, Score(None)).value == old[name]
 
 
 def test_numbers_that_are_not_finite_are_refused_and_nothing_is_written(tmp_path: Path):
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError):
-            write_report(tmp_path, replace(BARE, rows=[replace(ROWS[0], frechet=bad)]))
+            write_report(tmp_path, replace(BARE, rows=[scored(ROWS[0], frechet=bad)]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -296,21 +327,48 @@ def test_rows_of_unequal_n_and_mislabelled_pictures_are_refused(tmp_path: Path):
 
 
 def test_headline_compares_in_both_spaces_and_in_time():
-    said = headline(ROWS)
+    said = headline(ROWS, SUITE)
     assert said.startswith("In 1 step the student scores 0.420, 0.200")
     assert "no worse than the teacher at 4 steps (1.90, 0.900)" in said
     assert "32× as fast per image as the teacher at 32 steps (0.260, 0.120)" in said
-    weak = [replace(r, frechet_random=9.0) if r.model == "student" else r for r in ROWS]
-    assert "no worse than the teacher at 1 step (" in headline(weak)
-    bad = [replace(r, frechet_random=99.0) if r.model == "student" else r for r in ROWS]
-    assert "not in both spaces as good as the teacher at 1 step" in headline(bad)
-    better = replace(ROWS[5], source="runs/b", frechet=0.3)
-    assert headline([*ROWS, better]).startswith("In 1 step the best, runs/b, scores 0.300, 0.200")
+    weak = [scored(r, frechet_random=9.0) if r.model == "student" else r for r in ROWS]
+    assert "no worse than the teacher at 1 step (" in headline(weak, SUITE)
+    bad = [scored(r, frechet_random=99.0) if r.model == "student" else r for r in ROWS]
+    assert "not in both spaces as good as the teacher at 1 step" in headline(bad, SUITE)
+    better = [*ROWS, scored(replace(ROWS[5], source="runs/b"), frechet=0.3)]
+    said = headline(better, SUITE)
+    assert said.startswith("In 1 step the best, runs/b, scores 0.300, 0.200")
+
+
+def test_headline_compares_by_what_the_suite_says_and_in_its_direction():
+    """Recall alone: larger is better."""
+    recall = replace(SUITE, headline=("recall",))
+    rows = [scored(r, recall=0.4) if r.model == "teacher" and r.steps < 32 else r for r in ROWS]
+    rows = [scored(r, recall=0.5) if r.model == "student" else r for r in rows]
+    better = scored(replace(ROWS[5], source="runs/b"), recall=0.6)
+    said = headline([*rows, better], recall)
+    assert said.startswith("In 1 step the best, runs/b, scores 0.600 (random-conv): no worse than ")
+    assert "no worse than the teacher at 4 steps (0.400)" in said
+    three = replace(SUITE, headline=("recall", "frechet", "accuracy"))
+    assert "not in all scores as good as the teacher at 1 step" in headline(
+        [scored(r, accuracy=0.1) if r.model == "student" else r for r in ROWS], three
+    )
+    assert "compare" in headline([scored(r, "recall") for r in ROWS], recall)
+
+
+def test_the_notes_say_what_the_scores_shown_are():
+    notes = " ".join(notes_of(ROWS, SUITE))
+    said = "`frechet` in domain-cnn (a small classifier of digits), `frechet_random` in random-conv"
+    assert said in notes and notes.count("Fréchet distance to") == 1
+    for metric in SUITE.metrics:
+        assert f"`{metric.name}`" in notes
+    assert "`paired`" not in " ".join(notes_of([scored(r, "paired") for r in ROWS], SUITE))
+    assert "`real`" not in " ".join(notes_of([scored(r, "kid") for r in ROWS[:-1]], SUITE))
 
 
 def test_headline_without_student_or_teacher():
-    assert "the teacher at 4 steps 1.90, 0.900" in headline(ROWS[:3])
-    assert headline([ROWS[5]]) == (
+    assert "the teacher at 4 steps 1.90, 0.900" in headline(ROWS[:3], SUITE)
+    assert headline([ROWS[5]], SUITE) == (
         "In 1 step the student scores 0.420, 0.200 (domain-cnn, random-conv)."
     )
 
@@ -340,23 +398,23 @@ def test_mosaic_holds_the_pixels_of_every_image():
 
 
 def test_pictures_differ_by_theme_space_cost_and_content():
-    panels = quality_panels(ROWS)
+    panels = quality_panels(ROWS, SUITE)
     drawn = [p for panel in panels for p in panel.pictures]
     assert len({uri for p in drawn for uri in (p.light, p.dark)}) == 8
-    moved = quality_panels([*ROWS[:5], replace(ROWS[5], frechet=5.0), ROWS[6]])
+    moved = quality_panels([*ROWS[:5], scored(ROWS[5], frechet=5.0), ROWS[6]], SUITE)
     same = [
         [old.light == new.light for old, new in zip(a.pictures, b.pictures)]
         for a, b in zip(panels, moved)
     ]
     assert same == [[False, True], [False, True]]
-    assert quality_panels([ROWS[-1]]) == []
-    untimed = quality_panels([replace(r, seconds_per_image=None) for r in ROWS])
+    assert quality_panels([ROWS[-1]], SUITE) == []
+    untimed = quality_panels([replace(r, seconds=None) for r in ROWS], SUITE)
     assert [panel.title for panel in untimed] == [panels[0].title]
 
 
 def test_students_of_several_sources_are_separate_series_of_separate_colours():
     rows = [*ROWS, *(replace(r, source=r"runs/$\frac{b") for r in ROWS[4:6])]
-    series = _series(rows, lambda r: r.nfe, lambda r: (r.frechet, r.low, r.high))
+    series = _series(rows, lambda r: r.nfe, value_of("frechet"))
     assert [(s.model, s.cost) for s in series] == [
         ("teacher", [2, 8, 64]),
         ("untrained-student", [1]),
@@ -370,18 +428,18 @@ def test_students_of_several_sources_are_separate_series_of_separate_colours():
     assert r"student runs/$\frac{b" in names and len(set(names)) == len(names) == 5
     colours = [c.lines[0].get_color() for c in axes.containers]
     assert len(set(colours)) == len(colours) == 3
-    assert len(quality_panels(rows)) == 2  # such a name is no formula
+    assert len(quality_panels(rows, SUITE)) == 2  # such a name is no formula
 
 
 def of_many(count: int) -> list[Row]:
-    students = [replace(ROWS[4], source=f"runs/{i}", frechet=1.0 + i) for i in range(count)]
+    students = [scored(replace(ROWS[4], source=f"runs/{i}"), frechet=1.0 + i) for i in range(count)]
     return [row for row in ROWS if row.model != "student"] + students
 
 
 def drawn(rows: list[Row]) -> tuple[list[str], set[tuple]]:
     """The names in a quality picture's legend, and the looks of what is not the teacher."""
     axes = Figure().add_subplot()
-    series = _series(rows, lambda r: r.nfe, lambda r: (r.frechet, r.low, r.high))
+    series = _series(rows, lambda r: r.nfe, value_of("frechet"))
     _draw_quality("cost")(axes, series, LIGHT)
     looks = {(c.lines[0].get_color(), c.lines[0].get_marker()) for c in axes.containers}
     return [text.get_text() for text in axes.get_legend().get_texts()], looks
@@ -390,7 +448,7 @@ def drawn(rows: list[Row]) -> tuple[list[str], set[tuple]]:
 def test_more_students_than_colours_differ_by_marker_and_their_names_stand_below():
     names, looks = drawn(of_many(CROWD))
     assert len(set(names)) == len(looks) + 2 == CROWD + 3
-    few, many = (opened(quality_panels(of_many(n))[0].pictures[0].light) for n in (2, CROWD))
+    few, many = (opened(quality_panels(of_many(n), SUITE)[0].pictures[0].light) for n in (2, CROWD))
     assert many.width == few.width and many.height > few.height
 
 
@@ -429,7 +487,9 @@ def test_curves_are_grouped_by_player_losses_first():
 
 
 def test_a_curve_is_drawn_over_what_healthy_runs_had():
-    curve = Curve([(5.0, 1.0)], [(10, "dmd2")], player=0, band=[(0, 4, 0.5, 2), (4, 8, 0.6, 0.7)])
+    curve = Curve(
+        [(5.0, 1.0)], [StageSpan("dmd2", 0, 10)], player=0, band=[(0, 4, 0.5, 2), (4, 8, 0.6, 0.7)]
+    )
     axes = Figure().add_subplot()
     _draw_training(axes, [curve], LIGHT)
     boxes = [patch.get_paths()[0].get_extents() for patch in axes.collections]

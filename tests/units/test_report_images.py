@@ -16,10 +16,12 @@ from cases import labels
 from test_report import Page
 from torch import Tensor
 
-from stepdistill.evaluation import suite as suites
+from stepdistill.data.sources import digits
+from stepdistill.evaluation.evaluate import Sampled, evaluate
+from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.report.outliers import outliers
 from stepdistill.evaluation.report.report import write_report
-from stepdistill.evaluation.suite import Sampled, digits_suite, evaluate
+from stepdistill.evaluation.suite import load
 from stepdistill.jobs.distill import Clock, report, stage_spans
 from stepdistill.jobs.report_images import outliers_of, same_noise, strips
 from stepdistill.jobs.samplers import of_run
@@ -30,8 +32,14 @@ from stepdistill.teachers.teacher import teacher_sampler
 
 pytestmark = pytest.mark.xdist_group("trained")
 
-SUITE = digits_suite()
-FREE = digits_suite(conditional=False)
+SUITE = load("digits", Kind(digits.EVENT, digits.CLASSES))
+FREE = load("digits", Kind(digits.EVENT))
+IMAGES, LABELS = digits.load()
+REAL = SUITE.reference.features("domain-cnn").double()
+
+
+def student(sample, steps: int = 1, source: str = "") -> Sampled:
+    return Sampled("student", steps, steps, 1, digits.EVENT, sample, source)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +103,7 @@ def test_a_grid_gives_every_sampler_the_same_noise_labels_and_stream(trained: Tr
 
 
 def test_without_a_teacher_the_slider_compares_step_counts():
-    steps = [Sampled("student", n, n, 1, lambda noise, *_: noise.tanh()) for n in (2, 1, 4)]
+    steps = [student(lambda noise, *_: noise.tanh(), n) for n in (2, 1, 4)]
     grid = same_noise(steps, FREE, seed=0)
     assert [grid.row_labels[i] for i in grid.pair] == ["student, 4 steps", "student, 1 step"]
 
@@ -105,15 +113,15 @@ def spoilt(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> 
     wanted = torch.zeros(len(noise), dtype=torch.long) if labels is None else labels.clone()
     if len(wanted) > 7:
         wanted[3] = (wanted[3] + 1) % 10
-    rows = [(SUITE.labels == label).nonzero()[i % 100] for i, label in enumerate(wanted)]
-    images = SUITE.images[torch.cat(rows)].clone()
+    rows = [(LABELS == label).nonzero()[i % 100] for i, label in enumerate(wanted)]
+    images = IMAGES[torch.cat(rows)].clone()
     if len(wanted) > 7:
         images[7] = noise[7].sign()
     return images
 
 
 def test_the_worst_of_a_conditional_sampler_are_those_the_classifier_doubts():
-    found = outliers(Sampled("student", 1, 1, 1, spoilt), SUITE, 60, 0, "name", count=60)
+    found = outliers(student(spoilt), SUITE, 60, 0, "name", count=60)
     assert (found.sampler, found.n, len(found.found)) == ("name", 60, 60)
     confidence = [one.confidence for one in found.found]
     assert confidence == sorted(confidence) and confidence[1] < 0.5 < confidence[10]
@@ -126,48 +134,44 @@ def test_the_worst_of_a_conditional_sampler_are_those_the_classifier_doubts():
 
 
 def test_the_worst_of_an_unconditional_sampler_are_the_farthest_from_data():
-    found = outliers(Sampled("student", 1, 1, 1, spoilt), FREE, 60, 0, "name", count=4)
+    found = outliers(student(spoilt), FREE, 60, 0, "name", count=4)
     first, *rest = found.found
     assert first.distance > found.usual and all(one.distance < 1e-3 for one in rest)
     assert first.label is None and 0.1 < first.confidence <= 1
-    features, real = SUITE.domain(first.image[None]).double(), SUITE.domain_features.double()
-    gaps = (features - real).square().sum(1).sqrt()
+    features = SUITE.reference.space("domain-cnn")(first.image[None]).double()
+    gaps = (features - REAL).square().sum(1).sqrt()
     assert first.distance == pytest.approx(gaps.min().item(), rel=1e-6)
-    assert torch.equal(first.nearest, SUITE.images[gaps.argmin()])
+    assert torch.equal(first.nearest, IMAGES[gaps.argmin()])
 
 
 def test_what_is_usual_is_how_far_real_images_lie_from_each_other():
-    usual = outliers(Sampled("student", 1, 1, 1, spoilt), SUITE, 20, 0, "", count=1).usual
-    real = SUITE.domain_features.double()
+    usual = outliers(student(spoilt), SUITE, 20, 0, "", count=1).usual
     nearest = [
-        (real[i] - torch.cat([real[:i], real[i + 1 :]])).square().sum(1).min().sqrt()
-        for i in range(len(real))
+        (REAL[i] - torch.cat([REAL[:i], REAL[i + 1 :]])).square().sum(1).min().sqrt()
+        for i in range(len(REAL))
     ]
     share = (torch.stack(nearest) <= usual).double().mean().item()
     assert share == pytest.approx(0.95, abs=0.002)
 
 
-def test_the_worst_are_sought_among_the_images_that_are_scored(monkeypatch):
-    monkeypatch.setattr(suites, "CHUNK", 25)
+def test_the_worst_are_sought_among_the_images_that_are_scored():
     seen: list[Tensor] = []
 
     def sample(noise: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         seen.append(torch.cat([noise.flatten(1), labels[:, None]], 1))
-        return SUITE.images[: len(noise)] + 0 * torch.rand(1, generator=generator)
+        return IMAGES[: len(noise)] + 0 * torch.rand(1, generator=generator)
 
-    student = Sampled("student", 1, 1, 1, sample)
-    evaluate([student], SUITE, 40, 2, 9)
+    small = replace(SUITE, batch=25)
+    evaluate([student(sample)], small, 40, 2, 9)
     scored = torch.cat(seen[1:3])  # after the warm-up, the first block
     seen.clear()
-    assert outliers(student, SUITE, 40, 9, "", count=40).n == 40
+    assert outliers(student(sample), small, 40, 9, "", count=40).n == 40
     assert torch.equal(torch.cat(seen), scored)
 
 
 def test_every_source_shows_the_worst_of_its_fewest_steps():
-    def student(steps: int, source: str) -> Sampled:
-        return Sampled("student", steps, steps, 1, spoilt, source)
-
-    field = [student(2, "a"), student(1, "a"), student(4, "b"), replace(student(1, ""), model="x")]
+    field = [student(spoilt, steps, source) for steps, source in ((2, "a"), (1, "a"), (4, "b"))]
+    field.append(replace(student(spoilt), model="x"))
     assert [one.sampler for one in outliers_of(field, SUITE, 20, 0)] == [
         "student, 1 step · a",
         "student, 4 steps · b",

@@ -55,7 +55,7 @@ class DigitsCNN(nn.Module):
     @property
     def space(self) -> FeatureSpace:
         """The space "domain-cnn" of this network."""
-        return FeatureSpace("domain-cnn", self.body)
+        return FeatureSpace("domain-cnn", self.body, "a small classifier of digits")
 
 
 def load_domain_cnn() -> DigitsCNN:
@@ -64,6 +64,13 @@ def load_domain_cnn() -> DigitsCNN:
     with as_file(WEIGHTS) as path:
         net.load_state_dict(load_file(path))
     return net.eval().requires_grad_(False)
+
+
+def space(size: tuple[int, ...]) -> FeatureSpace:
+    """The space "domain-cnn". Raises ValueError for images of another size (c, h, w)."""
+    if size != digits.EVENT:
+        raise ValueError(f"domain-cnn sees images {digits.EVENT}, not {size}")
+    return load_domain_cnn().space
 
 
 def train_domain_cnn(seed: int, epochs: int = EPOCHS) -> tuple[DigitsCNN, float]:

@@ -47,9 +47,14 @@ class RandomConv(nn.Module):
         return torch.cat(pooled, 1)
 
 
+def space(size: tuple[int, ...]) -> FeatureSpace:
+    """The space "random-conv" for images of this size (c, h, w)."""
+    return random_conv(size[0])
+
+
 def random_conv(channels: int = 1, seed: int = 0) -> FeatureSpace:
     """The space "random-conv" (d = 288) for images of so many channels; no weights file."""
-    return FeatureSpace("random-conv", RandomConv(channels, seed))
+    return FeatureSpace("random-conv", RandomConv(channels, seed), "seeded random convolutions")
 
 
 def _uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -14,10 +14,13 @@ BATCH = 500
 
 @dataclass(frozen=True, eq=False)
 class FeatureSpace:
-    """A frozen network (b, c, h, w) → (b, d) under a name; `identity` adds its weights' hash."""
+    """A frozen network (b, c, h, w) → (b, d) under a name; `identity` adds its weights' hash.
+
+    about: what it is, for the reader of a table."""
 
     name: str
     network: nn.Module
+    about: str = ""
 
     @cached_property
     def identity(self) -> str:

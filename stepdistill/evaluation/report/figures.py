@@ -21,16 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from ...training.health.reference import Span, StageSpan
-from ..suite import REAL, TEACHER, Row
-from .table import STUDENT
+from ..rows import REAL, STUDENT, TEACHER, Row
+from ..suite import Suite
 
 Point = tuple[float, float]
-Score = Callable[[Row], tuple[float, float, float]]  # value, low, high
+ValueOf = Callable[[Row], tuple[float, float, float]]  # value, low, high
 
-SPACES: dict[str, Score] = {
-    "domain-cnn": lambda row: (row.frechet, row.low, row.high),
-    "random-conv": lambda row: (row.frechet_random, row.low_random, row.high_random),
-}
 SIDE = 48  # least height of an image in a mosaic, in pixels
 LOG_RANGE = 20  # a curve that spans more is drawn on a log axis
 NAME = 30  # characters of a name in a legend
@@ -110,7 +106,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Series:
-    """Distances of one sampler against what they cost, with 95 % intervals; sorted by cost."""
+    """Scores of one sampler against what they cost, with intervals; sorted by cost."""
 
     model: str
     name: str
@@ -133,17 +129,18 @@ class Curve:
     band: Sequence[Span] = ()
 
 
-def quality_panels(rows: Sequence[Row]) -> list[Panel]:
-    """Distance against NFE and against time, one picture a space. Empty where nothing was made."""
+def quality_panels(rows: Sequence[Row], suite: Suite) -> list[Panel]:
+    """The headline's scores against NFE and against time, one picture each. Empty where nothing was
+    made."""
     made = [row for row in rows if row.model != REAL]
-    timed = [row for row in rows if row.seconds_per_image or row.model == REAL]
+    timed = [row for row in rows if row.seconds or row.model == REAL]
     panels = []
     if made:
-        panels.append(_quality(rows, "network evaluations an image", lambda row: row.nfe))
-    if any(row.seconds_per_image for row in made):
+        panels.append(_quality(rows, suite, "network evaluations an image", lambda row: row.nfe))
+    if any(row.seconds for row in made):
         title = "milliseconds an image"
-        panels.append(_quality(timed, title, lambda row: 1e3 * (row.seconds_per_image or 0)))
-    return panels
+        panels.append(_quality(timed, suite, title, lambda row: 1e3 * (row.seconds or 0)))
+    return [panel for panel in panels if panel.pictures]
 
 
 def training_panels(
@@ -200,16 +197,23 @@ def _quantity_order(named: tuple[str, str]) -> tuple[bool, str]:
     return (named[0] in HOUSEKEEPING, named[0])
 
 
-def _quality(rows: Sequence[Row], title: str, cost: Callable[[Row], float]) -> Panel:
+def _quality(rows: Sequence[Row], suite: Suite, title: str, cost: Callable[[Row], float]) -> Panel:
     draw = _draw_quality(title)
     pictures = []
-    for space, score in SPACES.items():
-        series = _series(rows, cost, score)
-        pictures.append(_both(space, draw, series, _roomy(series)))
-    return Panel(f"Fréchet distance against {title}", pictures)
+    for metric in suite.compared:
+        scored = [row for row in rows if metric.name in row.scores]
+        series = _series(scored, cost, value_of(metric.name))
+        if any(one.model != REAL for one in series):
+            pictures.append(_both(metric.title, draw, series, _roomy(series)))
+    return Panel(f"Quality against {title}", pictures)
 
 
-def _series(rows: Sequence[Row], cost: Callable[[Row], float], score: Score) -> list[Series]:
+def value_of(metric: str) -> ValueOf:
+    """Value, low and high of the score of a metric."""
+    return lambda row: (row.value(metric), *row.scores[metric].ends)
+
+
+def _series(rows: Sequence[Row], cost: Callable[[Row], float], score: ValueOf) -> list[Series]:
     result = []
     for model, source in dict.fromkeys((row.model, row.source) for row in rows):
         mine = [row for row in rows if (row.model, row.source) == (model, source)]

@@ -11,7 +11,7 @@ import base64
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -23,10 +23,11 @@ from torch import Tensor
 from ...schema import ConfigError
 from ...training.health.monitor import Record, Signal
 from ...training.health.reference import Span, StageSpan
-from ..suite import REAL, Row
+from ..rows import Row, read, written
+from ..suite import Suite
 from .figures import Point, mosaic, quality_panels, training_panels
 from .outliers import Outlier, Outliers
-from .table import NOTES, columns_of, headline
+from .table import columns_of, headline, notes_of
 
 HERE = files("stepdistill.evaluation.report")
 ACROSS, STRIP = 5, 10  # images in a row under the slider, and in a row of the static grid
@@ -59,15 +60,17 @@ class TrajectoryStrip:
 class Report:
     """All that a report shows; what is empty is left out.
 
-    curves: "player: quantity" → [(update, value), …]. bands: the same → [(from update, to update,
-    least, most), …] of healthy runs. stages: in order, updates
-    counted from the start of the run. costs, provenance: name → text. config: the resolved
-    configuration.
+    suite: what the rows were scored by. remark: a sentence that must not be missed. curves:
+    "player: quantity" → [(update, value), …]. bands: the same → [(from update, to update, least,
+    most), …] of healthy runs. stages: in order, updates counted from the start of the run. costs,
+    provenance: name → text. config: the resolved configuration.
     """
 
     title: str
     rows: Sequence[Row]
+    suite: Suite
     provenance: dict[str, str]
+    remark: str = ""
     costs: dict[str, str] = field(default_factory=dict)
     curves: dict[str, list[Point]] = field(default_factory=dict)
     bands: dict[str, list[Span]] = field(default_factory=dict)
@@ -86,7 +89,7 @@ def write_report(folder: Path, report: Report) -> None:
     labels do not match; then nothing is written.
     """
     _check(report)
-    results = json.dumps(_results(report.rows), indent=1, allow_nan=False)
+    results = json.dumps(written(report.rows), indent=1, allow_nan=False)
     made = {
         "results.json": results + "\n",
         "report.md": markdown(report),
@@ -101,16 +104,9 @@ def write_report(folder: Path, report: Report) -> None:
 def read_results(path: Path) -> list[Row]:
     """The rows of a results.json, the floor last. Raises ConfigError if it holds none."""
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [Row(**row) for row in (*results["rows"], *results["floor"])]
+        return read(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path}: damaged ({error}): delete it, and run again") from error
-
-
-def _results(rows: Sequence[Row]) -> dict[str, list[dict]]:
-    """Models in "rows", resampled real images in "floor"."""
-    models = [asdict(row) for row in rows if row.model != REAL]
-    return {"rows": models, "floor": [asdict(row) for row in rows if row.model == REAL]}
 
 
 def _check(report: Report) -> None:
@@ -147,10 +143,10 @@ def page(report: Report) -> str:
         style=style,
         script=script,
         policy=_policy(style, script),
-        headline=headline(report.rows),
-        columns=columns_of(report.rows),
-        notes=[_code_parts(note) for note in NOTES],
-        quality=quality_panels(report.rows),
+        headline=headline(report.rows, report.suite),
+        columns=columns_of(report.rows, report.suite),
+        notes=[_code_parts(note) for note in notes_of(report.rows, report.suite)],
+        quality=quality_panels(report.rows, report.suite),
         training=training_panels(report.curves, report.stages, report.bands),
         grids=[_Pictures.of(grid) for grid in report.grids],
         films=[(film, _frames(film)) for film in report.films],
@@ -190,8 +186,10 @@ def _frames(film: TrajectoryStrip) -> list[tuple[str, str]]:
 def _card(outlier: Outlier) -> tuple[str, str, list[str]]:
     """Picture, heading and small print of one outlier."""
     picture = mosaic(torch.stack([outlier.image, outlier.nearest]), columns=2)
-    share = f"{100 * outlier.confidence:.0f} %"
     distance = f"distance {outlier.distance:.1f}"
+    if outlier.read is None:
+        return picture, distance, []
+    share = f"{100 * outlier.confidence:.0f} %"
     if outlier.label is None:
         return picture, distance, [f"read as {outlier.read}: {share}"]
     heading = f"asked {outlier.label}, read as {outlier.read}"
@@ -221,17 +219,18 @@ def _policy(style: str, script: str) -> str:
 
 def markdown(report: Report) -> str:
     """The tables as Markdown."""
-    columns = columns_of(report.rows)
+    columns = columns_of(report.rows, report.suite)
     cells = [[f"{c.text(row)} {c.small(row)}".strip() for c in columns] for row in report.rows]
     lines = [
         f"# {_plain(report.title)}",
         "",
-        headline(report.rows),
+        headline(report.rows, report.suite),
         "",
+        *([_plain(report.remark), ""] if report.remark else []),
         *(f"* **alarm**: {_plain(alarm)}" for alarm in report.health.alarms),
         *[""][: len(report.health.alarms)],
         *_table([c.name for c in columns], cells),
-        *(f"* {note}" for note in NOTES),
+        *(f"* {note}" for note in notes_of(report.rows, report.suite)),
         "",
     ]
     if report.health.signals:

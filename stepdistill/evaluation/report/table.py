@@ -1,29 +1,21 @@
-"""The result table: its columns, numbers as text, and the headline in one sentence."""
+"""The result table: its columns, numbers as text, notes, and the headline in one sentence."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..suite import REAL, TEACHER, Row
+from ..metric import Metric
+from ..numerals import number
+from ..rows import REAL, STUDENT, TEACHER, Row, Score
+from ..suite import Suite
 
-STUDENT = "student"
-SPACES = "(domain-cnn, random-conv)"
-NOTES = (
-    "`frechet` is the Fréchet distance to the reference images in the features of a small "
-    "classifier (domain-cnn), `frechet_random` the same in seeded random convolutions "
-    "(random-conv). Neither is FID. Smaller is better; the range is the 95 % interval over fresh "
-    "seed blocks.",
-    "Distances shrink as the number of images grows: compare them only within this table, where "
-    "every row has the same n. The row `real` resamples the reference itself and marks the floor.",
-    "`KID` is the unbiased kernel distance in domain-cnn, × 1000, ± its standard error; it may be "
-    "negative, and is for `real`, which repeats reference images.",
-    "`precision` and `recall` (k = 3), and `diversity` within a class as a ratio to the teacher at "
-    "most steps, are measured in random-conv. `paired` is the root mean square difference, in "
-    "pixel values of [−1, 1], from that teacher's image of the same noise.",
-    "`NFE` counts network evaluations an image; guidance counts twice.",
+N_NOTE = (
+    "Most distances shrink as the number of images grows: compare them only within this table, "
+    "where every row has the same n."
 )
+REAL_NOTE = "The row `real` resamples the reference itself and marks the floor."
+NFE_NOTE = "`NFE` counts network evaluations an image; guidance counts twice."
 
 
 @dataclass(frozen=True)
@@ -35,62 +27,118 @@ class Column:
     small: Callable[[Row], str] = lambda row: ""
 
 
-def headline(rows: Sequence[Row]) -> str:
-    """One sentence: the student at fewest steps, of several the best in domain-cnn, against the
-    teacher, in both spaces and in time."""
+def headline(rows: Sequence[Row], suite: Suite) -> str:
+    """One sentence: the student at fewest steps, of several the best by the headline's first
+    metric, against the teacher, by all of the headline's and in time."""
+    metrics = [m for m in suite.compared if all(m.name in r.scores for r in rows)]
+    if not metrics:
+        return "Nothing was measured by which these rows compare."
     students = [row for row in rows if row.model == STUDENT]
     teachers = sorted((row for row in rows if row.model == TEACHER), key=lambda row: row.steps)
+    where = f"({', '.join(m.space or m.name for m in metrics)})"
     if not students:
-        return "; ".join(f"{_who(row)} {_both(row)}" for row in rows) + f" {SPACES}."
-    student = min(students, key=lambda row: (row.steps, row.frechet))
+        return "; ".join(f"{_who(row)} {_values(row, metrics)}" for row in rows) + f" {where}."
+    student = best_of(students, metrics[0])
     several = len({row.source for row in students}) > 1
     which = f"the best, {student.source}," if several else "the student"
-    text = f"In {_steps(student.steps)} {which} scores {_both(student)} {SPACES}"
-    matched = [row for row in teachers if _no_worse(student, row)]
-    if matched:
-        text += f": in both spaces no worse than {_who(matched[-1])} ({_both(matched[-1])})"
-    elif teachers:
-        text += f": not in both spaces as good as {_who(teachers[0])} ({_both(teachers[0])})"
-    if teachers and student.seconds_per_image and teachers[-1].seconds_per_image:
-        speed = teachers[-1].seconds_per_image / student.seconds_per_image
-        best = teachers[-1]
-        text += f", and {speed:.3g}× as fast per image as {_who(best)} ({_both(best)})"
-    return text + "."
+    text = f"In {_steps(student.steps)} {which} scores {_values(student, metrics)} {where}"
+    return text + _against(student, teachers, metrics) + "."
 
 
-def columns_of(rows: Sequence[Row]) -> list[Column]:
+def best_of(students: Sequence[Row], metric: Metric) -> Row:
+    """The best of those at fewest steps."""
+    fewest = min(row.steps for row in students)
+    sign = 1 if metric.lower_is_better else -1
+    few = [row for row in students if row.steps == fewest]
+    return min(few, key=lambda row: sign * row.value(metric.name))
+
+
+def columns_of(rows: Sequence[Row], suite: Suite) -> list[Column]:
     """The columns that have something to say in this table."""
     columns = [
         Column("model", lambda r: r.model, _steps_and_source),
         Column("NFE", lambda r: str(r.nfe) if r.nfe else "–"),
-        Column("frechet", lambda r: _number(r.frechet), lambda r: _range(r.low, r.high)),
-        Column(
-            "frechet_random",
-            lambda r: _number(r.frechet_random),
-            lambda r: _range(r.low_random, r.high_random),
-        ),
-        Column("KID", lambda r: _signed(1e3 * r.kid), lambda r: f"± {1e3 * r.kid_error:.1f}"),
-        Column("precision", lambda r: f"{r.precision:.3f}"),
-        Column("recall", lambda r: f"{r.recall:.3f}"),
-        Column("accuracy", lambda r: _optional(r.accuracy, "{:.3f}")),
-        Column("diversity", lambda r: _optional(r.diversity, "{:.3f}")),
-        Column("paired", lambda r: _optional(r.paired, "{:.3f}")),
-        Column("ms / image", lambda r: _optional(r.seconds_per_image, "{:.3g}", 1e3)),
+        *map(_column, suite.metrics),
+        Column("ms / image", lambda r: "–" if r.seconds is None else f"{1e3 * r.seconds:.3g}"),
         Column("parameters", lambda r: f"{r.parameters:,}" if r.parameters else "–"),
     ]
     return [column for column in columns if any(column.text(row) != "–" for row in rows)]
 
 
-def _no_worse(a: Row, b: Row) -> bool:
-    return a.frechet <= b.frechet and a.frechet_random <= b.frechet_random
+def notes_of(rows: Sequence[Row], suite: Suite) -> list[str]:
+    """What a reader must know of the columns; metrics of one kind share a note."""
+    kinds: dict[type, list[Metric]] = {}
+    for metric in suite.metrics:
+        if any(metric.name in row.scores for row in rows):
+            kinds.setdefault(type(metric), []).append(metric)
+    notes = [_note(kind, metrics, suite) for kind, metrics in kinds.items() if kind.about]
+    real = [REAL_NOTE] if any(row.model == REAL for row in rows) else []
+    return [*notes, " ".join([N_NOTE, *real]), NFE_NOTE]
+
+
+def value_text(score: Score | None) -> str:
+    """A score in a table that knows nothing of its metric."""
+    return "–" if score is None else number(score.value)
+
+
+def score_names(rows: Sequence[Row]) -> list[str]:
+    """The metrics that some row has a score of, in order."""
+    return list(dict.fromkeys(name for row in rows for name in row.scores))
+
+
+def _column(metric: Metric) -> Column:
+    def text(row: Row) -> str:
+        score = row.scores.get(metric.name)
+        return "–" if score is None else metric.text(score)
+
+    def small(row: Row) -> str:
+        score = row.scores.get(metric.name)
+        return "" if score is None else metric.small(score)
+
+    return Column(metric.heading, text, small)
+
+
+def _note(kind: type[Metric], metrics: Sequence[Metric], suite: Suite) -> str:
+    names = []
+    for metric in metrics:
+        about = suite.reference.space(metric.space).about if metric.space else ""
+        place = f" in {metric.space}" if metric.space else ""
+        names.append(f"`{metric.name}`{place}" + (f" ({about})" if about else ""))
+    way = "Smaller is better." if kind.lower_is_better else "Larger is better."
+    return f"{', '.join(names)}: {kind.about} {way}"
+
+
+def _against(student: Row, teachers: Sequence[Row], metrics: Sequence[Metric]) -> str:
+    """Which teacher the student is as good as, and how much faster than the last."""
+    text, scope = "", _scope(metrics)
+    matched = [row for row in teachers if _no_worse(student, row, metrics)]
+    if matched:
+        text = f": {scope}no worse than {_who(matched[-1])} ({_values(matched[-1], metrics)})"
+    elif teachers:
+        text = f": not {scope}as good as {_who(teachers[0])} ({_values(teachers[0], metrics)})"
+    if teachers and student.seconds and teachers[-1].seconds:
+        best, speed = teachers[-1], teachers[-1].seconds / student.seconds
+        text += f", and {speed:.3g}× as fast per image as {_who(best)} ({_values(best, metrics)})"
+    return text
+
+
+def _scope(metrics: Sequence[Metric]) -> str:
+    if len(metrics) == 1:
+        return ""
+    many = "both" if len(metrics) == 2 else "all"
+    return f"in {many} {'spaces' if all(m.space for m in metrics) else 'scores'} "
+
+
+def _no_worse(a: Row, b: Row, metrics: Sequence[Metric]) -> bool:
+    return not any(m.better(b.value(m.name), a.value(m.name)) for m in metrics)
 
 
 def _who(row: Row) -> str:
     return "real images" if row.model == REAL else f"the {row.model} at {_steps(row.steps)}"
 
 
-def _both(row: Row) -> str:
-    return f"{_number(row.frechet)}, {_number(row.frechet_random)}"
+def _values(row: Row, metrics: Sequence[Metric]) -> str:
+    return ", ".join(m.text(row.scores[m.name]) for m in metrics)
 
 
 def _steps(steps: int) -> str:
@@ -101,21 +149,3 @@ def _steps(steps: int) -> str:
 
 def _steps_and_source(row: Row) -> str:
     return " · ".join(filter(None, (_steps(row.steps), row.source)))
-
-
-def _number(value: float) -> str:
-    """Three significant digits from 0.1 on, four decimals below; never an exponent."""
-    decimals = 4 if value < 0.1 else max(0, 2 - math.floor(math.log10(value)))
-    return f"{value:.{decimals}f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:.1f}".replace("-", "−")
-
-
-def _range(low: float, high: float) -> str:
-    return f"{_number(low)}–{_number(high)}"
-
-
-def _optional(value: float | None, pattern: str, scale: float = 1.0) -> str:
-    return "–" if value is None else pattern.format(scale * value)

@@ -1,0 +1,238 @@
+"""Samplers × fresh seed blocks → rows of one table.
+
+Block b holds n images from noise seeded (seed, b); every sampler gets the same noise and is asked
+for the same, so rows are paired. A row gives the scores of the blocks together. Most distances
+shrink as n grows, so rows compare only at equal n a block; the row "real" says what resampled data
+itself scores at this n: no sampler can be expected to do better.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .metric import Made
+from .reference import Asked
+from .rows import REAL, TEACHER, Row
+from .scores import Block, Scored
+from .suite import Suite
+
+FEWEST = 20  # images a block
+PAIRED = 2**30  # bytes of a block's images that others are compared with, image by image
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sampler to be scored.
+
+    model: "teacher", "student" or "untrained-student". nfe: network evaluations an image, guidance
+    counted twice. event: the shape of the noise of an image. sample(noise, asked, generator):
+    standard normal noise (n, *event) float32 on the CPU, and labels (n,), n prompts or None →
+    images (n, c, h, w) in [−1, 1]; all other randomness comes from the CPU generator.
+    """
+
+    model: str
+    steps: int
+    nfe: int
+    parameters: int
+    event: tuple[int, ...]
+    sample: Callable[[Tensor, Asked, torch.Generator], Tensor]
+    source: str = ""
+
+    @property
+    def work(self) -> int:
+        """Network evaluations an image, and its scoring as one more."""
+        return self.nfe + 1
+
+
+def evaluate(
+    samplers: Sequence[Sampled],
+    suite: Suite,
+    n: int,
+    blocks: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+    file: Path | None = None,
+) -> list[Row]:
+    """Score samplers on `blocks` ≥ 2 fresh blocks of n ≥ 20 images; the row "real" comes last.
+
+    on_progress(done, total) counts network evaluations, and the scoring of an image as one more.
+    file: where scores are kept as they are made; with the same samplers, which their first images
+    tell, what it holds is not made again. Raises ValueError for too few blocks or images, and where
+    a sampler returns a wrong shape or values that are not finite.
+    """
+    _check(samplers, n, blocks)
+    field = [*samplers, *real(suite)]
+    scored = Scored(file, _identity(field, suite, n, blocks, seed))
+    done, total = 0, n * blocks * sum(sampler.work for sampler in field)
+
+    def advance(work: int) -> None:
+        nonlocal done
+        done += work
+        if on_progress and work:
+            on_progress(done, total)
+
+    for block in range(blocks):
+        _score_block(field, suite, n, (seed, block), scored, advance)
+    found = [[scored[i, block] for block in range(blocks)] for i in range(len(field))]
+    best = _most_steps(field)
+    base = None if best is None else found[best]
+    return [_row(s, of, suite, base, n) for s, of in zip(field, found, strict=True)]
+
+
+def real(suite: Suite) -> list[Sampled]:
+    """The floor: real images drawn with replacement, if the suite has any."""
+    if suite.reference.images is None:
+        return []
+    return [Sampled(REAL, 0, 0, 0, (0,), suite.reference.draw)]
+
+
+def first_block(
+    sampler: Sampled, suite: Suite, n: int, seed: int
+) -> Iterator[tuple[Tensor, Asked]]:
+    """The images (b, c, h, w) that `evaluate` scores first, n in all, and what was asked for."""
+    for batch in _batches(sampler.event, suite, n, (seed, 0)):
+        yield _generate(sampler, suite, batch)[0], batch.asked
+
+
+Key = tuple[int, int]  # seed and number of a block
+
+
+def _identity(field: Sequence[Sampled], suite: Suite, n: int, blocks: int, seed: int) -> str:
+    """What no other evaluation shares: its settings, and images of a block that is not scored."""
+    settings = repr((suite.provenance, suite.settings, n, blocks, seed)).encode()
+    few, key = min(n, suite.batch), (seed, blocks)
+    warm = [_generate(s, suite, next(_batches(s.event, suite, few, key)))[0] for s in field]
+    return sha256(settings + torch.cat(warm).numpy().tobytes()).hexdigest()
+
+
+def _score_block(
+    field: Sequence[Sampled],
+    suite: Suite,
+    n: int,
+    key: Key,
+    scored: Scored,
+    advance: Callable[[int], None],
+) -> None:
+    """Score those that this block has no score of; advance(work) is told what is done."""
+    block, best = key[1], _most_steps(field)
+    new = [i for i in range(len(field)) if (i, block) not in scored]
+    if new and best is not None:  # before the others, which are compared with its images
+        new = [best, *(i for i in new if i != best)]
+    advance(n * sum(s.work for i, s in enumerate(field) if i not in new))
+    truths = _Truths()
+    for i in new:
+        metrics, seconds = [metric.fresh() for metric in suite.metrics], []
+        for number, batch in enumerate(_batches(field[i].event, suite, n, key)):
+            images, taken = _generate(field[i], suite, batch)
+            if i == best:
+                truths.add(images)
+            # No noise belongs to real images.
+            paired = None if field[i].model == REAL else truths.batch(number)
+            made = Made(images, batch.asked, paired, suite.reference)
+            for metric in metrics:
+                metric.update(made)
+            seconds.append(taken)
+            advance(len(images) * field[i].work)
+        scored.add(i, block, Block({m.name: m.compute() for m in metrics}, seconds))
+
+
+class _Truths:
+    """A block's images of the teacher at most steps, by batch, as far as they fit in PAIRED."""
+
+    def __init__(self) -> None:
+        self.batches: list[Tensor] = []
+        self.room = PAIRED
+
+    def add(self, images: Tensor) -> None:
+        self.room -= images.nbytes
+        if self.room >= 0:
+            self.batches.append(images)
+
+    def batch(self, number: int) -> Tensor | None:
+        return self.batches[number] if number < len(self.batches) else None
+
+
+def _row(
+    sampler: Sampled, blocks: list[Block], suite: Suite, best: list[Block] | None, n: int
+) -> Row:
+    scores = {}
+    for metric in suite.metrics:
+        base = None if best is None else [block.values[metric.name] for block in best]
+        score = metric.score([block.values[metric.name] for block in blocks], base)
+        if score is not None:
+            scores[metric.name] = score
+    generated = sampler.model != REAL  # else there is no time
+    return Row(
+        model=sampler.model,
+        steps=sampler.steps,
+        nfe=sampler.nfe,
+        n=n * len(blocks),
+        source=sampler.source,
+        parameters=sampler.parameters,
+        seconds=median(t for b in blocks for t in b.seconds) if generated else None,
+        scores=scores,
+    )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    noise: Tensor
+    asked: Asked
+    seed: int
+
+
+def _batches(event: tuple[int, ...], suite: Suite, n: int, key: Key) -> Iterator[_Batch]:
+    """A block's noise, drawn as it is needed from one stream, and what is asked for."""
+    asked = suite.reference.asked(n, torch.Generator().manual_seed(_mix(*key)))
+    generator = torch.Generator().manual_seed(_mix(*key))
+    for start in range(0, n, suite.batch):
+        rows = slice(start, min(n, start + suite.batch))
+        # In pieces of whole multiples of 16 numbers, as digits have, torch draws what it draws in
+        # one; of other events it draws as good ones.
+        noise = torch.randn(rows.stop - start, *event, generator=generator)
+        yield _Batch(noise, None if asked is None else asked[rows], _mix(*key, start))
+
+
+def _generate(sampler: Sampled, suite: Suite, batch: _Batch) -> tuple[Tensor, float]:
+    """Images on the CPU, clipped to [−1, 1] as any saved image is, and seconds an image."""
+    generator = torch.Generator().manual_seed(batch.seed)
+    start = time.perf_counter()
+    with torch.no_grad():
+        images = sampler.sample(batch.noise.clone(), batch.asked, generator).cpu()
+    seconds = time.perf_counter() - start
+    wanted = (len(batch.noise), *suite.size)
+    if images.shape != wanted or not images.isfinite().all():
+        name = f"{sampler.source} {sampler.model}".lstrip()
+        raise ValueError(
+            f"{name} at {sampler.steps} steps returned shape {tuple(images.shape)} or "
+            f"values not finite: expected finite images {wanted}"
+        )
+    return images.float().clamp(-1, 1), seconds / len(images)
+
+
+def _most_steps(field: Sequence[Sampled]) -> int | None:
+    teachers = [i for i, sampler in enumerate(field) if sampler.model == TEACHER]
+    return max(teachers, key=lambda i: field[i].steps, default=None)
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several, such that neighbours share nothing."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _check(samplers: Sequence[Sampled], n: int, blocks: int) -> None:
+    if not samplers:
+        raise ValueError("nothing to evaluate: give at least one sampler")
+    if blocks < 2:
+        raise ValueError(f"blocks = {blocks}: an interval needs at least 2 fresh seed blocks")
+    if n < FEWEST:
+        raise ValueError(f"n = {n}: give at least {FEWEST} images a block")

@@ -1,0 +1,132 @@
+"""What a metric is: a number that images get, one file of `metrics/`.
+
+A metric is a dataclass whose fields are its settings in the YAML. It is opened once with what its
+suite measures against; each sampler gets a fresh one in each block of images, which sees them batch
+by batch. What a block gives are the values of `compute`; what a table shows is their `score`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .numerals import number, span
+from .reference import Asked, Reference
+from .rows import Score
+
+Blocks = Sequence[Sequence[float]]  # values by block
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A batch of images (b, c, h, w) in [−1, 1] of one sampler, and what was asked for.
+
+    paired: images of the teacher at most steps from the same noise; None without such a teacher.
+    Features are computed once, for all metrics that ask.
+    """
+
+    images: Tensor
+    asked: Asked
+    paired: Tensor | None
+    reference: Reference
+    _features: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def features(self, space: str) -> Tensor:
+        """Features (b, d) in a space."""
+        if space not in self._features:
+            self._features[space] = self.reference.space(space)(self.images)
+        return self._features[space]
+
+    def read(self) -> Tensor | None:
+        """The classes (b,) that the suite's reader sees; None without a reader."""
+        reader = self.reference.reader
+        return None if reader is None else reader.read(self.features(reader.space))
+
+    def classes(self) -> Tensor:
+        """Labels asked for, else classes seen, else 0 for all: (b,)."""
+        if isinstance(self.asked, Tensor):
+            return self.asked
+        seen = self.read()
+        return torch.zeros(len(self.images), dtype=torch.long) if seen is None else seen
+
+
+class Metric(ABC):
+    """Base of all metrics.
+
+    about: what it says, for the reader of a table. decimals: in a table, None for three significant
+    digits. space: the name of the space it measures in, None without. name: in the suite's YAML.
+    """
+
+    about: ClassVar[str] = ""
+    lower_is_better: ClassVar[bool] = True
+    decimals: ClassVar[int | None] = None
+    space: str | None = None
+    name: str = ""
+
+    def open(self, reference: Reference) -> None:
+        """Look at what is measured against, once, before anything is made.
+
+        Raises ValueError where the metric cannot be computed."""
+        return None
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget all images."""
+
+    @abstractmethod
+    def update(self, made: Made) -> None:
+        """See a batch."""
+
+    @abstractmethod
+    def merge(self, other: Metric) -> None:
+        """See what another one of the same block has seen."""
+
+    @abstractmethod
+    def compute(self) -> list[float]:
+        """The independent values that the images give; none where the quantity does not exist."""
+
+    def score(self, blocks: Blocks, best: Blocks | None) -> Score | None:
+        """The score of the values of all blocks. best: those of the teacher at most steps.
+
+        None where there are no values. By default their mean."""
+        values = [value for block in blocks for value in block]
+        return Score(fmean(values)) if values else None
+
+    def fresh(self) -> Metric:
+        """One that has seen nothing."""
+        made = copy(self)
+        made.reset()
+        return made
+
+    @property
+    def title(self) -> str:
+        """Its name, and its space if it has one."""
+        return f"{self.name}, {self.space}" if self.space else self.name
+
+    @property
+    def heading(self) -> str:
+        """Of its column."""
+        return self.name
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether value a is better than value b."""
+        return a < b if self.lower_is_better else a > b
+
+    def text(self, score: Score) -> str:
+        """The main text of a cell."""
+        if self.decimals is None:
+            return number(score.value)
+        return f"{score.value:.{self.decimals}f}"
+
+    def small(self, score: Score) -> str:
+        """The smaller text after it: the interval, or the error, if there is one."""
+        if score.low is not None and score.high is not None:
+            return span(score.low, score.high)
+        return "" if score.error is None else f"± {number(score.error)}"

@@ -1,0 +1,110 @@
+"""What samplers are asked for and measured against: a task, one file of `suites/`.
+
+A task looks at what kind of images are to be scored, and either opens a reference for them, or says
+why it does not fit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .features.space import FeatureSpace
+from .named import module_of
+
+Asked = Tensor | list[str] | None  # labels (n,), prompts, or nothing
+# n things to ask for: in order without a generator, else drawn with that of a block, as it was
+# before the block's noise.
+Ask = Callable[[int, torch.Generator | None], Asked]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a table's samplers have in common: the size of their images (c, h, w), and the number of
+    classes that can be asked for, None where nothing can."""
+
+    size: tuple[int, ...]
+    classes: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.size} of {self.classes or 'no'} classes"
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A classifier: a head on the features (n, d) of a space, with logits (n, classes)."""
+
+    space: str
+    head: nn.Module
+
+    @torch.no_grad()
+    def confidences(self, features: Tensor) -> Tensor:
+        """The probability of every class (n, classes)."""
+        return self.head(features).softmax(1)
+
+    @torch.no_grad()
+    def read(self, features: Tensor) -> Tensor:
+        """The class (n,) it sees."""
+        return self.head(features).argmax(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a task opens.
+
+    size: of images, (c, h, w). ask: None where nothing is asked for. images: real ones (m, c, h, w)
+    in [−1, 1], None where there are none; labels: theirs (m,), if they have any. reader: what
+    tells classes apart, if anything does. about: where it comes from.
+    """
+
+    size: tuple[int, ...]
+    ask: Ask | None = None
+    images: Tensor | None = None
+    labels: Tensor | None = None
+    reader: Reader | None = None
+    about: str = ""
+    _spaces: dict[str, FeatureSpace] = field(default_factory=dict, repr=False)
+    _features: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def space(self, name: str) -> FeatureSpace:
+        """A space of images of this size: the file `name` of features/, or any importable module.
+
+        Raises ConfigError if there is none."""
+        if name not in self._spaces:
+            module = module_of(name, "features", "space")
+            self._spaces[name] = module.space(self.size)
+        return self._spaces[name]
+
+    def features(self, name: str) -> Tensor:
+        """Those of the real images (m, d). Raises ValueError where there are no real images."""
+        if self.images is None:
+            raise ValueError("there are no real images to compare with")
+        if name not in self._features:
+            self._features[name] = self.space(name)(self.images)
+        return self._features[name]
+
+    def asked(self, n: int, generator: torch.Generator | None = None) -> Asked:
+        """n things to ask for, in order or drawn."""
+        return None if self.ask is None else self.ask(n, generator)
+
+    def draw(self, noise: Tensor, asked: Asked, generator: torch.Generator) -> Tensor:
+        """As many real images as noise has rows, with replacement, of the labels asked for."""
+        u = torch.rand(len(noise), generator=generator, dtype=torch.float64)
+        if not isinstance(asked, Tensor):
+            return self.images[(u * len(self.images)).long()]
+        order = self.labels.argsort(stable=True)
+        counts = self.labels.bincount()
+        starts = counts.cumsum(0) - counts
+        return self.images[order[starts[asked] + (u * counts[asked]).long()]]
+
+
+class Task(ABC):
+    """Base of all tasks: a frozen dataclass, whose fields are its settings in the YAML."""
+
+    @abstractmethod
+    def open(self, kind: Kind) -> Reference:
+        """The reference for samplers of this kind. Raises ValueError where they do not fit."""

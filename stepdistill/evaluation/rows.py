@@ -1,0 +1,97 @@
+"""What a table holds: a row for each sampler at a number of steps, a score for each metric.
+
+results.json has models in "rows" and resampled real images in "floor". Rows written before scores
+had names of their own, {"frechet": 0.3, "low": 0.2, …}, are read as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TEACHER, STUDENT, REAL = "teacher", "student", "real"
+
+# Scores of an old row: the fields of value, low, high and error.
+OLD = {
+    "frechet": ("frechet", "low", "high", None),
+    "frechet_random": ("frechet_random", "low_random", "high_random", None),
+    "kid": ("kid", None, None, "kid_error"),
+    "precision": ("precision", None, None, None),
+    "recall": ("recall", None, None, None),
+    "accuracy": ("accuracy", None, None, None),
+    "diversity": ("diversity", None, None, None),
+    "paired": ("paired", None, None, None),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number, and how sure it is: a 95 % interval from low to high, or a standard error."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    error: float | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Where its interval, or its standard error, ends; the value twice if it has neither."""
+        if self.low is not None and self.high is not None:
+            return self.low, self.high
+        error = self.error or 0.0
+        return self.value - error, self.value + error
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sampler at a number of steps, and its scores by metric; a score that does not exist is
+    left out.
+
+    model: "teacher", "student", "untrained-student" or "real". nfe: network evaluations an image.
+    n: images in total. source: the run or folder it comes from, where a table has several.
+    seconds: an image, None where none is generated.
+    """
+
+    model: str
+    steps: int
+    nfe: int
+    n: int
+    source: str
+    parameters: int
+    seconds: float | None
+    scores: dict[str, Score]
+
+    def value(self, metric: str) -> float:
+        """The value of a score the row has."""
+        return self.scores[metric].value
+
+
+def written(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """The contents of results.json."""
+    models = [asdict(row) for row in rows if row.model != REAL]
+    return {"rows": models, "floor": [asdict(row) for row in rows if row.model == REAL]}
+
+
+def read(results: Mapping[str, Any]) -> list[Row]:
+    """The rows in the contents of results.json, the floor last.
+
+    Raises LookupError or TypeError where they are not such."""
+    rows = [*results["rows"], *results["floor"]]
+    return [_row(row) if "scores" in row else _old_row(row) for row in rows]
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    scores = {name: Score(**score) for name, score in row["scores"].items()}
+    return Row(**{**row, "scores": scores})
+
+
+def _old_row(row: Mapping[str, Any]) -> Row:
+    scores = {}
+    for name, keys in OLD.items():
+        if row[name] is not None:
+            scores[name] = Score(*(key and row[key] for key in keys))
+    place = {key: row[key] for key in ("model", "steps", "nfe", "n", "parameters")}
+    return Row(
+        **place, source=row.get("source", ""), seconds=row["seconds_per_image"], scores=scores
+    )

@@ -1,0 +1,1 @@
+"""What a YAML cannot say of a suite: one task a file."""
