@@ -19,12 +19,6 @@ pytestmark = pytest.mark.xdist_group("ranks")
 WORKER = Path(__file__).parents[1] / "toy" / "parallel_worker.py"
 
 
-def start(out: Path, accumulations: str, rank: dict[str, str]) -> subprocess.Popen:
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    command = [sys.executable, str(WORKER), str(out), *accumulations.split()]
-    return subprocess.Popen(command, env=env | rank, stderr=subprocess.PIPE)
-
-
 def finish(*processes: subprocess.Popen) -> None:
     for process in processes:
         _, stderr = process.communicate(timeout=300)
@@ -42,7 +36,11 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     ranks = [common | {"RANK": r, "LOCAL_RANK": r} for r in "01"]
-    finish(*(start(folder / "two", "1", r) for r in ranks), start(folder / "one", "2 1", {}))
+    jobs = [[str(folder / "two"), [1], rank] for rank in ranks]
+    jobs.append([str(folder / "one"), [2, 1], {}])
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    command = [sys.executable, str(WORKER)]
+    subprocess.run(command, env=env, input=json.dumps(jobs), text=True, timeout=300, check=True)
     files = {"two": "two-1", "one": "one-2", "alone": "one-1"}
     return {name: load_file(folder / file) for name, file in files.items()}
 

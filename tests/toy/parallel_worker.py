@@ -1,10 +1,14 @@
-"""Trains the adversarial cycle and writes its state: python parallel_worker.py OUT ACCUMULATION …
+"""Trains the adversarial cycle and writes its state: python parallel_worker.py < JOBS.json
 
-Started once alone, or once for every rank with torch.distributed's environment variables. Each
-number of accumulated micro-batches makes one file OUT-N.
+A job is [OUT, numbers of accumulated micro-batches, environment], with torch.distributed's
+variables if it is a rank; each number makes one file OUT-N. All jobs train at once, in forks of
+this process, which has imported everything and trains nothing itself. It fails if one of them does.
 """
 
+import json
+import os
 import sys
+import traceback
 
 import torch
 from accelerate import Accelerator
@@ -50,5 +54,19 @@ def trained(accelerator: Accelerator, accumulation: int) -> dict[str, torch.Tens
     return {k: v.contiguous().clone() for k, v in tensors.items()}
 
 
+def start(out: str, accumulations: list[int], environment: dict[str, str]) -> int:
+    """The process that does a job."""
+    if (child := os.fork()) > 0:
+        return child
+    os.environ.update(environment)
+    try:
+        main(out, accumulations)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], [int(n) for n in sys.argv[2:]])
+    children = [start(*job) for job in json.load(sys.stdin)]
+    sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
