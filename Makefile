@@ -24,7 +24,7 @@ demo: $(READY)
 	$(BIN)/stepdistill run demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 test-all: $(READY)
 	$(BIN)/python tests/shards.py

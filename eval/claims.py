@@ -22,10 +22,11 @@ from scipy import stats
 from torch import Tensor
 
 from stepdistill.evaluation.evaluate import evaluate
-from stepdistill.evaluation.suite import Suite, load
+from stepdistill.evaluation.suite import Suite
 from stepdistill.evaluation.suites.digits import KIND
 from stepdistill.files import whole_lines, write_whole
 from stepdistill.jobs.samplers import of_student
+from stepdistill.jobs.suites import load
 from stepdistill.runs.config import RunConfig, read
 from stepdistill.runs.stages import Stages
 
@@ -75,7 +76,7 @@ def train(session: Stages) -> None:
 
 def score(session: Stages, suite: Suite, variant: str) -> Row:
     run = session.setup.run
-    student = of_student("student", session.student(), run.sampler, 1, session.teacher.event)
+    student = of_student("student", session.student(), run.sampler, 1, session.teacher)
     row, _ = evaluate([student], suite, 1000, 2, 5000)
     return Row(variant, run.seed, *(row.value(metric) for metric in suite.headline))
 

@@ -29,8 +29,8 @@ IMAGES, STEPS, SEED = 500, 32, 77
 def ends(session: TrainedRun, denoiser: AnyDenoiser) -> Tensor:
     """Where the same noise ends, (IMAGES, *event)."""
     noise = torch.randn(IMAGES, *session.teacher.event, generator=stream(SEED))
-    labels, sampler = session.teacher.labels(IMAGES), teacher_sampler(session.teacher)
-    return sampler.draw(denoiser, noise, STEPS, labels, None)
+    cond, sampler = session.teacher.some(IMAGES), teacher_sampler(session.teacher)
+    return sampler.draw(denoiser, noise, STEPS, cond, None)
 
 
 def ratio(session: TrainedRun, w: float) -> float:

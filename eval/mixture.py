@@ -28,8 +28,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from stepdistill.conditions import Cond
 from stepdistill.data.loader import Drawn, stream
-from stepdistill.denoiser import Denoiser, Guided
+from stepdistill.denoiser import Denoiser, Guided, Weight
 from stepdistill.exact import GaussianMixture
 from stepdistill.families.pairs import Pairs
 from stepdistill.files import whole_lines, write_whole
@@ -40,6 +41,8 @@ from stepdistill.networks.views import load_own
 from stepdistill.process import NoiseProcess, Prediction, RectifiedFlow
 from stepdistill.runs.costs import held_in_training
 from stepdistill.solver import EVALUATIONS, Sampler, Trajectory, solve_ode
+from stepdistill.teachers.backbone import Backbone
+from stepdistill.teachers.codec import Codec
 from stepdistill.times import Grid, TimeLaw
 from stepdistill.training.players import PlayerSettings, make_players
 from stepdistill.training.trainer import Optimiser, Trainer, Training
@@ -113,8 +116,25 @@ class MLP(nn.Module):
 def mlp_denoiser(process: NoiseProcess | None = None, prediction: Prediction = "flow") -> Denoiser:
     """An untrained MLP on two numbers."""
     process = process or RectifiedFlow()
-    parts = {"block": "body.3", "embedding": "body.0", "places": ("body.1", "body.3")}
-    return Denoiser(MLP(), process, prediction, **parts)
+    return Denoiser(MLP(), process, prediction, taps=Flat(None).read())
+
+
+class Flat(Backbone):
+    """An MLP on two numbers as a family of its own, without a pipeline."""
+
+    pipelines = ()
+    time_embedding = "body.0"
+    tap = "body.3"
+    size = (1, 1)
+
+    def codec(self) -> Codec:
+        raise ValueError("two numbers are no image")
+
+    def call(self, net: nn.Module, x: Tensor, t: Tensor, cond: Cond, w: Weight) -> Tensor:
+        return net(x, t, cond)
+
+    def taps(self) -> tuple[str, ...]:
+        return ("body.1", "body.3")
 
 
 def five_modes(process: NoiseProcess | None = None) -> GaussianMixture:
@@ -132,17 +152,16 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 
 class MixtureTeacher:
-    """What `cast` reads of a teacher: an exact one, and the network that players start from."""
+    """What players are made from: an exact teacher, and the network that they start from."""
 
-    event = (2,)
-    w = 1.0
+    event, w, backbone, device = (2,), 1.0, Flat(None), torch.device("cpu")
 
     def __init__(self, mixture: GaussianMixture, base: Denoiser, labelled: bool = False) -> None:
         self.guided = Guided(mixture, 1.0, mixture.null) if labelled else mixture
         self.denoiser, self.classes = base, len(mixture.means) if labelled else None
 
-    def labels(self, n: int) -> Tensor | None:
-        return None if self.classes is None else torch.arange(n) % self.classes
+    def some(self, n: int) -> Cond:
+        return {} if self.classes is None else {"label": torch.arange(n) % self.classes}
 
 
 @dataclass(frozen=True)
@@ -154,7 +173,7 @@ class MixtureData:
 
     def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
         x, k = self.mixture.sample(size, local)
-        return Drawn(x, k if self.labelled else None)
+        return Drawn(x, {"label": k} if self.labelled else {})
 
 
 @dataclass(frozen=True)
@@ -172,7 +191,7 @@ class MixturePairs:
     def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
         row = torch.randint(len(self.path.x), (size,), generator=local)
         path = Trajectory(self.path.times, *(v[row] for v in self.path[1:]))
-        return Drawn(path.x[:, -1], None, path)
+        return Drawn(path.x[:, -1], {}, path)
 
 
 def pretrained(process: NoiseProcess | None = None, updates: int = 400, seed: int = 0) -> Denoiser:
@@ -186,7 +205,7 @@ def pretrained(process: NoiseProcess | None = None, updates: int = 400, seed: in
         g = stream(3, seed, k)
         x0, _ = mixture.sample(128, g)
         t = process.t_min + torch.rand(128, generator=g).double() * (process.t_max - process.t_min)
-        loss = denoising_loss(student, x0, torch.randn(128, 2, generator=g), t, None)
+        loss = denoising_loss(student, x0, torch.randn(128, 2, generator=g), t, {})
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -34,7 +34,7 @@ def ends(steps: int, solver: str, n: int = 100) -> torch.Tensor:
     noise = torch.randn(n, *teacher.event, generator=torch.Generator().manual_seed(1))
     times = teacher_sampler(teacher).grid.times(process, steps)
     x = start(process, noise, times[0])
-    *_, last = solve_ode(teacher.guided, x, times, teacher.labels(n), solver)
+    *_, last = solve_ode(teacher.guided, x, times, teacher.some(n), solver)
     return last
 
 

@@ -80,13 +80,13 @@ session = Stages.of(replace(run, stages=run.stages[:1]), Path("."), Accelerator(
 @torch.no_grad()
 def samples(steps: int) -> torch.Tensor:
     noise = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    source, labels = torch.Generator().manual_seed(4), torch.arange(20) % 10
-    return run.sampler.draw(session.student(), noise, steps, labels, source).clamp(-1, 1)
+    source, cond = torch.Generator().manual_seed(4), {"label": torch.arange(20) % 10}
+    return run.sampler.draw(session.student(), noise, steps, cond, source).clamp(-1, 1)
 
 
 shown, losses = {0: samples(1)}, []
 while not session.trainer.done:
-    losses.append(session.trainer.step().total)
+    losses.append(float(session.trainer.step().total))
     if session.trainer.update in (50, 300):
         shown[session.trainer.update] = samples(1)
 

@@ -82,7 +82,7 @@ class Points:
     """Data only lend their shape: DMD2 without a GAN looks at none."""
 
     def batch(self, number, size, local):
-        return Drawn(torch.zeros(size, 2), None)
+        return Drawn(torch.zeros(size, 2), {})
 
 
 def train(ratio: int, updates: int = 900):

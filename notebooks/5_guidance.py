@@ -44,7 +44,7 @@ noise = torch.randn(800, 2, generator=torch.Generator().manual_seed(0))
 labels = torch.arange(800) % 4
 figure, panels = plt.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
 for axes, w in zip(panels, (0.0, 1.0, 2.0, 5.0)):
-    *_, ends = solve_ode(Guided(data, w, data.null), noise, times, labels)
+    *_, ends = solve_ode(Guided(data, w, data.null), noise, times, {"label": labels})
     axes.scatter(*ends.T, c=labels, cmap="tab10", s=3)
     axes.scatter(*means.T, color="black", marker="+", s=60)
     axes.set(title=f"w = {w:g}", xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
@@ -59,13 +59,14 @@ plt.show()
 # %%
 teacher = Teacher.from_pipeline(load_pipeline("digits"))
 noise = torch.randn(200, *teacher.event, generator=torch.Generator().manual_seed(1))
-labels, clock = teacher.labels(200), teacher.denoiser.process
+labels, clock = teacher.asked(200), teacher.denoiser.process
+cond = teacher.conditions(labels)
 grid = teacher_sampler(teacher).grid.times(clock, 16)
 figure, rows = plt.subplots(4, 1, figsize=(10, 4.6), layout="constrained")
 spread, saturated = [], []
 for axes, w in zip(rows, (1.0, 2.0, 4.0, 8.0)):
     with torch.no_grad():
-        *_, images = solve_ode(replace(teacher.guided, w=w), noise, grid, labels)
+        *_, images = solve_ode(replace(teacher.guided, w=w), noise, grid, cond)
     axes.imshow(tile(images[:20].clamp(-1, 1), 20), cmap="gray")
     axes.set(xticks=[], yticks=[])
     axes.set_ylabel(f"w = {w:g}", rotation=0, labelpad=22)
@@ -85,8 +86,8 @@ print("pixels beyond ±1.05:  ", [f"{v:.2f}" for v in saturated])
 
 # %%
 with torch.no_grad():
-    states = list(solve_ode(replace(teacher.guided, w=8.0), noise, grid, labels))
-    plain = list(solve_ode(replace(teacher.guided, w=1.0), noise, grid, labels))
+    states = list(solve_ode(replace(teacher.guided, w=8.0), noise, grid, cond))
+    plain = list(solve_ode(replace(teacher.guided, w=1.0), noise, grid, cond))
 figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 for name, walk in (("w = 8", states), ("w = 1", plain)):
     axes.plot(grid, [float(x.square().mean().sqrt()) for x in walk], "o-", markersize=3, label=name)

@@ -3,6 +3,7 @@
 Self-contained: imports torch and diffusers only, and lies beside the weights in an exported folder.
 """
 
+from pathlib import Path
 from typing import Optional
 
 import torch
@@ -20,6 +21,10 @@ class ExtraInputs(ModelMixin, ConfigMixin):
     inputs: any of "s", the target time of a step, in the network's own units, and "w", the guidance
     in u + w(c − u), 1 neutral. width: of the network's embedding. path: its part that makes it.
     """
+
+    # What model_index.json calls the module of a component: diffusers looks for it in its folder.
+    __module__ = "extra_inputs"
+    source = Path(__file__).read_text(encoding="utf-8")
 
     @register_to_config
     def __init__(self, inputs: tuple = ("s", "w"), width: int = 128, path: str = "time_embedding"):
@@ -46,3 +51,10 @@ class ExtraInputs(ModelMixin, ConfigMixin):
         extra = self(s, w)
         part = net.get_submodule(self.config.path)
         return [part.register_forward_hook(lambda _m, _i, out: out + extra.to(out.dtype))]
+
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """The config, and this file, without which it could not be loaded again."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.__module__}.py").write_text(self.source, encoding="utf-8")
+        super().save_config(save_directory, push_to_hub, **kwargs)

@@ -4,6 +4,7 @@ Adapter guidance distillation (Jensen & Sadat 2025, arXiv:2503.07274). Self-cont
 and diffusers only, and lies beside the weights in an exported folder.
 """
 
+from pathlib import Path
 from typing import Optional
 
 import torch
@@ -20,11 +21,15 @@ T_SCALE = 1.0
 class GuidanceAdapters(ModelMixin, ConfigMixin):
     """block(x) ← block(x) + (w − 1) · A(block(x); w, t, label), zero at first and at w = 1.
 
-    A of features on a plane is a narrow convolution that three tokens, w, t and the label, scale
+    A of features on planes is a narrow convolution that three tokens, w, t and the label, scale
     and shift; of other features, attention to the tokens. blocks: paths in the network. shapes: of
-    what each puts out, channels first for a plane. labels: how many there are, 0 for none. hidden:
+    what each puts out, channels first for planes. labels: how many there are, 0 for none. hidden:
     width of the tokens. narrow: of the convolutions.
     """
+
+    # What model_index.json calls the module of a component: diffusers looks for it in its folder.
+    __module__ = "guidance_adapters"
+    source = Path(__file__).read_text(encoding="utf-8")
 
     @register_to_config
     def __init__(
@@ -37,7 +42,7 @@ class GuidanceAdapters(ModelMixin, ConfigMixin):
         self.embed_label = nn.Embedding(labels, hidden) if labels else None
         self.adapters = nn.ModuleList(
             [
-                Convolution(shape[0], narrow, hidden) if len(shape) == 3
+                Convolution(shape[0], narrow, hidden) if len(shape) in (3, 4)
                 else Attention(shape[-1], hidden)
                 for shape in shapes
             ]
@@ -71,9 +76,16 @@ class GuidanceAdapters(ModelMixin, ConfigMixin):
 
         return add
 
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """The config, and this file, without which it could not be loaded again."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.__module__}.py").write_text(self.source, encoding="utf-8")
+        super().save_config(save_directory, push_to_hub, **kwargs)
+
 
 class Convolution(nn.Module):
-    """A narrow 3×3 convolution of features (b, c, h, w), in the manner of the tokens."""
+    """A narrow 3×3 convolution of features (b, c, [frames,] h, w), in the manner of the tokens."""
 
     def __init__(self, width: int, narrow: int, hidden: int):
         super().__init__()
@@ -84,10 +96,18 @@ class Convolution(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x, tokens, scale):
+        if x.ndim == 5:
+            return self.per_frame(x, tokens, scale)
         gain, shift = self.manner(nn.functional.silu(tokens.sum(1)))[..., None, None].chunk(2, 1)
         mixed = self.mix(self.down(x.to(self.up.weight.dtype)))
         seen = nn.functional.silu((1 + gain) * mixed + shift)
         return scale.to(seen)[:, None, None, None] * self.up(seen)
+
+    def per_frame(self, x, tokens, scale):
+        frames = x.shape[2]
+        planes = x.transpose(1, 2).flatten(0, 1)
+        each = (given.repeat_interleave(frames, 0) for given in (tokens, scale))
+        return self(planes, *each).unflatten(0, (len(x), frames)).transpose(1, 2)
 
 
 class Attention(nn.Module):

@@ -6,46 +6,43 @@ the logits (DMD2, arXiv:2405.14867); on the teacher's frozen network the head is
 (LADD, arXiv:2403.12015; PCM, arXiv:2405.18407).
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from .denoiser import Cond, Denoiser
-from .networks.taps import features
+from .conditions import NOTHING, Cond, join
+from .denoiser import Denoiser
+from .networks.taps import NO_TAPS, Taps
 from .process import Estimate, NoiseProcess
 
 
 class Discriminator:
     """A head on the features of some blocks of a frozen denoiser's network.
 
-    head: maps the outputs of `blocks` (b, …), parts of that network, to logits. net: what is
+    head: maps the features (b, c, …) of `taps`, blocks of that network, to logits. net: what is
     trained, the head alone.
     """
 
-    def __init__(
-        self, denoiser: Denoiser, head: nn.Module | None, blocks: Sequence[nn.Module] = ()
-    ) -> None:
-        self.denoiser, self.head, self.blocks = denoiser, head, blocks
+    def __init__(self, denoiser: Denoiser, head: nn.Module | None, taps: Taps = NO_TAPS) -> None:
+        self.denoiser, self.head, self.taps = denoiser, head, taps
         self.net: nn.Module = nn.ModuleDict({} if head is None else {"head": head})
 
     @property
     def process(self) -> NoiseProcess:
         return self.denoiser.process
 
-    def discriminate(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> tuple[Estimate, Tensor]:
+    def discriminate(self, x_t: Tensor, t: Tensor, cond: Cond = NOTHING) -> tuple[Estimate, Tensor]:
         """The estimate and the logits, (b,) a head, from one pass. Needs a head."""
-        with features(self.blocks) as seen:
+        with self.taps.open(self.denoiser.net) as seen:
             estimate = self.denoiser(x_t, t, cond)
-        logits = self.head(*seen).flatten()
+        logits = self.head(*seen.features(x_t)).flatten()
         return estimate, logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def discriminate_both(
         self, x_t: Tensor, y_t: Tensor, t: Tensor, x_cond: Cond, y_cond: Cond
     ) -> tuple[Estimate, Tensor, Tensor]:
         """The estimate for x_t, its logits, and those of y_t at the same times, from one pass."""
-        cond = None if x_cond is None else torch.cat([x_cond, y_cond])
-        both, logits = self.discriminate(torch.cat([x_t, y_t]), t.repeat(2), cond)
+        states, cond = torch.cat([x_t, y_t]), join(x_cond, y_cond)
+        both, logits = self.discriminate(states, t.repeat(2), cond)
         fake, real = logits.chunk(2)
         return Estimate(*(part[: len(x_t)] for part in both)), fake, real
 
@@ -57,13 +54,10 @@ class Critic(Discriminator):
     """
 
     def __init__(
-        self,
-        denoiser: Denoiser,
-        head: nn.Module | None = None,
-        blocks: Sequence[nn.Module] = (),
+        self, denoiser: Denoiser, head: nn.Module | None = None, taps: Taps = NO_TAPS
     ) -> None:
-        super().__init__(denoiser, head, blocks)
+        super().__init__(denoiser, head, taps)
         self.net = nn.ModuleDict({"network": denoiser.net} | dict(self.net.items()))
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = NOTHING) -> Estimate:
         return self.denoiser(x_t, t, cond)

@@ -2,26 +2,28 @@
 
 `Denoiser` is a network under a process; `Guided` adds classifier-free guidance,
 
-    D_w(x_t | c) = D(c) + (w − 1)(D(c) − D(∅)),   w = 1 neutral  (arXiv:2207.12598);
+    D_w(x_t | c) = D(c) + (w − 1)(D(c) − D(∅)),   w = 1 neutral  (arXiv:2207.12598),
 
-`Rescheduled` sees a denoiser through another process at equal signal-to-noise ratio; `Gaussian`
-and `GaussianMixture` are exact, with a conditional and an unconditional side, for tests and toys.
+on the network's raw outputs, as pipelines do; `Rescheduled` sees a denoiser through another process
+at equal signal-to-noise ratio.
 
 All are plain views: they own no weights and copy none. x_t is (b, *event), t is (b,) in the
-process's own clock, and `cond` is opaque to methods (labels, prompt embeddings, None).
+process's own clock, and methods never look inside `cond`, see `conditions`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .conditions import NOTHING, Cond, repeat
 from .networks.inputs import conditioned
+from .networks.taps import Taps
 from .process import Estimate, NoiseProcess, Prediction, per_sample
 
-Cond = Any
+Weight = float | Tensor  # guidance w, a number or one a sample (b,)
 
 
 class AnyDenoiser(Protocol):
@@ -29,26 +31,34 @@ class AnyDenoiser(Protocol):
 
     process: NoiseProcess
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate: ...
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = NOTHING) -> Estimate: ...
 
 
-def call_directly(net: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+def call_directly(net: nn.Module, x: Tensor, t: Tensor, cond: Cond, w: Weight) -> Tensor:
     """The calling convention net(x, t, cond) → output."""
     return net(x, t, cond)
+
+
+def own_clock(t: Tensor) -> Tensor:
+    """The time of a network that is asked in the process's own clock."""
+    return t
+
+
+def linear_guidance(given: Tensor, free: Tensor, w: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """given + (w − 1)(given − free) of two raw outputs (b, *event), w (b, 1, …)."""
+    return given + (w - 1) * (given - free)
 
 
 @dataclass(frozen=True)
 class Denoiser:
     """A network that makes one kind of `prediction` under one `process`.
 
-    call: the backbone's calling convention, (net, x, network time, cond) → output (b, *event).
-    time_scale: what multiplies t on its way into the network (1000 for most flow networks).
+    call: the backbone's calling convention, (net, x, network time, cond, w) → output (b, *event).
+    time: t of the process's clock in the network's units (1000 t for most flow networks).
+    taps: the blocks whose features can be looked at.
     skip: adds the boundary condition a consistency function needs where the prediction lacks it,
         x̂₀ ← c_skip x_t/α + c_out x̂₀ with s = σ/α, c_skip = σ_d²/(s² + σ_d²),
         c_out = s/√(s² + σ_d²)  (arXiv:2310.04378, in every process).
-    block: path of the part of the network whose output realness heads look at; empty for none.
-    embedding: path of the part that embeds the time, (b, width); empty for none. places: paths of
-        the parts that guidance adapters add to.
     s, w: inputs of networks that have more of them, see `networks.inputs`: where a step goes (b,),
         in the process's clock, and the guidance to imitate, a number or (b,). Others do not look.
     """
@@ -56,29 +66,34 @@ class Denoiser:
     net: nn.Module
     process: NoiseProcess
     prediction: Prediction
-    call: Callable[[nn.Module, Tensor, Tensor, Cond], Tensor] = call_directly
-    time_scale: float = 1.0
+    call: Callable[[nn.Module, Tensor, Tensor, Cond, Weight], Tensor] = call_directly
+    time: Callable[[Tensor], Tensor] = own_clock
+    taps: Taps = Taps()
     skip: bool = False
-    block: str = ""
-    embedding: str = ""
-    places: tuple[str, ...] = ()
     s: Tensor | None = None
-    w: Tensor | float = 1.0
+    w: Weight = 1.0
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = NOTHING) -> Estimate:
+        return self.solve(x_t, t, self.output(x_t, t, cond))
+
+    def output(self, x_t: Tensor, t: Tensor, cond: Cond = NOTHING) -> Tensor:
+        """The network's own output, (b, *event), in the dtype of x_t."""
         (scale,) = per_sample(x_t, self.process.input_scale(t))
         precise = torch.promote_types(x_t.dtype, torch.float32)
-        net_t = (t * self.time_scale).to(x_t.device, precise)
-        net_s = None if self.s is None else (self.s * self.time_scale).to(net_t)
+        net_t = self.time(t).to(x_t.device, precise)
+        net_s = None if self.s is None else self.time(self.s).to(net_t)
         with conditioned(self.net, net_t, net_s, self.w, cond):
-            output = self.call(self.net, scale * x_t, net_t, cond).to(x_t.dtype)
+            return self.call(self.net, scale * x_t, net_t, cond, self.w).to(x_t.dtype)
+
+    def solve(self, x_t: Tensor, t: Tensor, output: Tensor) -> Estimate:
+        """The estimate that an output of the network means."""
         estimate = self.process.estimate(x_t, output, t, self.prediction)
         return with_skip(self.process, x_t, t, estimate) if self.skip else estimate
 
     def log_variance(self, t: Tensor) -> Tensor:
-        """u(t), (b,), of a network with the extra "logvar"."""
+        """u(t), (b,), of a network with the output "logvar"."""
         device = next(self.net.parameters()).device
-        return self.net.logvar((t * self.time_scale).to(device, torch.float32))
+        return self.net.logvar(self.time(t).to(device, torch.float32))
 
 
 def toward(denoiser: AnyDenoiser, s: Tensor) -> AnyDenoiser:
@@ -101,27 +116,29 @@ def with_skip(process: NoiseProcess, x_t: Tensor, t: Tensor, estimate: Estimate)
 class Guided:
     """Classifier-free guidance: two evaluations of `denoiser`, one where w is 1.
 
-    w: a number, or one per sample (b,).  null: maps a condition to the empty one.
+    w: a number, or one per sample (b,).  null: the empty condition, one row.  guide: how two raw
+    outputs become one; estimates of exact denoisers, which have no network, are combined linearly.
     """
 
     denoiser: AnyDenoiser
-    w: float | Tensor
-    null: Callable[[Cond], Cond]
+    w: Weight
+    null: Cond
+    guide: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] = linear_guidance
 
     @property
     def process(self) -> NoiseProcess:
         return self.denoiser.process
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
-        given = self.denoiser(x_t, t, cond)
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = NOTHING) -> Estimate:
         if isinstance(self.w, float | int) and self.w == 1:
-            return given
-        free = self.denoiser(x_t, t, self.null(cond))
-        (extra,) = per_sample(x_t, torch.as_tensor(self.w, dtype=torch.float64) - 1)
-        return Estimate(
-            x0=given.x0 + extra * (given.x0 - free.x0),
-            eps=given.eps + extra * (given.eps - free.eps),
-        )
+            return self.denoiser(x_t, t, cond)
+        null = repeat(self.null, len(x_t))
+        (w,) = per_sample(x_t, torch.as_tensor(self.w, dtype=torch.float64))
+        if isinstance(self.denoiser, Denoiser):
+            outputs = (self.denoiser.output(x_t, t, c) for c in (cond, null))
+            return self.denoiser.solve(x_t, t, self.guide(*outputs, w, x_t, t))
+        given, free = (self.denoiser(x_t, t, c) for c in (cond, null))
+        return Estimate(*(linear_guidance(*pair, w, x_t, t) for pair in zip(given[:2], free[:2])))
 
 
 def unguided(denoiser: AnyDenoiser) -> AnyDenoiser:
@@ -142,7 +159,7 @@ class Rescheduled:
         start = inner.log_snr(torch.tensor([inner.t_max], dtype=torch.float64))
         self.t_max = min(process.t_max, float(process.time_at(start)))
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Estimate:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = NOTHING) -> Estimate:
         if float(t.max()) > self.t_max * (1 + 1e-9):
             raise ValueError(
                 f"t = {float(t.max()):.4g} holds more noise than the teacher was trained on: "

@@ -11,15 +11,16 @@ everything else.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .conditions import Cond
 from .critic import Critic, Discriminator
-from .denoiser import AnyDenoiser, Cond, Denoiser
+from .denoiser import AnyDenoiser, Denoiser
 from .process import NoiseProcess
+from .resources import named
 from .schema import check_fields
 from .solver import Sampler, Trajectory
 
@@ -190,38 +191,4 @@ def load(name: str) -> type[Method]:
 
     Raises ValueError if there is no such module, or not exactly one method in it.
     """
-    path = name if "." in name else f"stepdistill.methods.{name}"
-    try:
-        module = import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is not None and path.startswith(error.name) and "." not in name:
-            return _load_outside(name)
-        if error.name is None or not path.startswith(error.name):
-            raise
-        raise ValueError(f"method '{name}': no such module") from error
-    return _only_method(module)
-
-
-def _load_outside(name: str) -> type[Method]:
-    try:
-        return _only_method(import_module(name))
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise ValueError(
-            f"method '{name}': neither a shipped method (`stepdistill methods` lists them) "
-            "nor an importable module"
-        ) from error
-
-
-def _only_method(module: object) -> type[Method]:
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Method)
-        and value.__module__ == vars(module)["__name__"]
-    ]
-    if len(found) != 1:
-        raise ValueError(f"module '{vars(module)['__name__']}' defines {len(found)} methods, not 1")
-    return found[0]
+    return named("methods", name, Method)

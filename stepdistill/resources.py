@@ -1,10 +1,13 @@
-"""Where the files that travel with the package are: configs, pipelines, protocols, assets."""
+"""What travels with the package, by name: configs, pipelines, assets, and one-file parts."""
 
 from functools import cache
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
+T = TypeVar("T")
 PACKAGE = Path(__file__).parent
 # Modules that an exported network may carry beside it, and their files in pipelines/.
 INPUTS = {"ExtraInputs": "extra_inputs", "GuidanceAdapters": "guidance_adapters"}
@@ -24,6 +27,42 @@ def shipped_names(folder: str, suffix: str) -> list[str]:
 def pipeline_class(file: str, name: str) -> type:
     """A class of a self-contained file, `pipelines/<file>.py`."""
     return vars(pipeline_module(file))[name]
+
+
+def named(room: str, name: str, base: type[T]) -> type[T]:
+    """The one subclass of `base` in module `name`: a file of stepdistill/<room>, or any importable.
+
+    room: a dotted place in this package, like "methods". Raises ValueError if there is no such
+    module, or not exactly one such class in it.
+    """
+    kind = base.__name__.lower()
+    path = name if "." in name else f"stepdistill.{room}.{name}"
+    for place in dict.fromkeys((path, name)):
+        try:
+            return _only(import_module(place), base)
+        except ModuleNotFoundError as error:
+            if error.name is None or not place.startswith(error.name):
+                raise
+    raise ValueError(f"{kind} '{name}': neither a shipped {kind} nor an importable module")
+
+
+def shipped_modules(room: str) -> list[str]:
+    """Names of the modules in a room of this package."""
+    return sorted(p.stem for p in PACKAGE.joinpath(*room.split(".")).glob("[!_]*.py"))
+
+
+def _only(module: ModuleType, base: type[T]) -> type[T]:
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, base)
+        and value.__module__ == vars(module)["__name__"]
+    ]
+    if len(found) != 1:
+        where, kind = vars(module)["__name__"], base.__name__.lower()
+        raise ValueError(f"module '{where}' defines {len(found)} classes of kind {kind}, not 1")
+    return found[0]
 
 
 @cache

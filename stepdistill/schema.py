@@ -7,6 +7,7 @@ Nothing is converted but whole numbers where a field is a float: "3" is no numbe
 Numbers are finite and texts one printable line. A value that does not fit is refused with one line
 that begins with its dotted key, like stages.0.training.updates. A dataclass may say which of its
 keys have another name now, `renamed = {"old": "new"}`; an old one is refused with the new.
+With `shorthand = "key"` a text alone stands for a mapping of that key.
 """
 
 import re
@@ -97,7 +98,8 @@ def fit_dataclass(kind: type, value: Any, key: str) -> Any:
     except NameError as error:
         raise ConfigError(f"{key}: unknown types in {kind.__name__}: {error}") from error
     known = {f.name: f for f in fields(kind) if f.init}
-    given = mapping(value, key)
+    shorthand = getattr(kind, "shorthand", None)
+    given = {shorthand: value} if shorthand and isinstance(value, str) else mapping(value, key)
     require_current(given, getattr(kind, "renamed", {}), key)
     require_known(given, known, key)
     for name, field in known.items():

@@ -21,7 +21,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .denoiser import AnyDenoiser, Cond, toward
+from .conditions import NOTHING, Cond
+from .denoiser import AnyDenoiser, toward
 from .process import Estimate, NoiseProcess, per_sample
 from .schema import Share, Steps
 from .times import Grid
@@ -37,7 +38,7 @@ def ddim_step(process: NoiseProcess, at_t: Estimate, s: Tensor) -> Tensor:
 
 
 def heun_step(
-    denoiser: AnyDenoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond = None
+    denoiser: AnyDenoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond = NOTHING
 ) -> Tensor:
     """Two evaluations; samples whose step ends at clean data take a DDIM step, as EDM does."""
     process, here = denoiser.process, denoiser(x_t, t, cond)
@@ -59,7 +60,7 @@ def ode_step(
     return ddim_step(denoiser.process, denoiser(x_t, t, cond), s)
 
 
-def jump(student: AnyDenoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond = None) -> Tensor:
+def jump(student: AnyDenoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond = NOTHING) -> Tensor:
     """x_s (b, *event) in one evaluation, from t (b,) to s ≤ t; x_t itself, exactly, where s = t."""
     asked = t.clamp(min=student.process.t_min)  # networks are not asked at clean data
     moved = ddim_step(student.process, toward(student, s)(x_t, asked, cond), s)
@@ -83,7 +84,7 @@ def dpmpp_step(
 
 
 def solve_ode(
-    denoiser: AnyDenoiser, x: Tensor, times: Tensor, cond: Cond = None, solver: Solver = "ddim"
+    denoiser: AnyDenoiser, x: Tensor, times: Tensor, cond: Cond = NOTHING, solver: Solver = "ddim"
 ) -> Iterator[Tensor]:
     """Follow the probability-flow ODE through `times`, yielding x (b, *event) at each."""
     process, previous = denoiser.process, None
@@ -112,7 +113,7 @@ def sample(
     student: AnyDenoiser,
     noise: Tensor,
     times: Tensor,
-    cond: Cond = None,
+    cond: Cond = NOTHING,
     generator: torch.Generator | None = None,
     gamma: float = 1.0,
 ) -> Tensor:
@@ -131,7 +132,7 @@ def rollout(
     student: AnyDenoiser,
     noise: Tensor,
     times: Tensor,
-    cond: Cond = None,
+    cond: Cond = NOTHING,
     generator: torch.Generator | None = None,
     gamma: float = 1.0,
 ) -> Tensor:

@@ -1,11 +1,12 @@
-"""What every test shares: a quiet, offline, single-threaded process, and `figure`."""
+"""What every test shares: a quiet, offline, single-threaded process, limits and `figure`."""
 
 import json
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import limits
 import pytest
 
 # Before torch is imported anywhere. One thread each: the tests run in as many processes as there
@@ -29,6 +30,19 @@ for name, value in {
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIGURE = "figure:"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    limits.install(config)
+
+
+@pytest.fixture(scope="session")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
+    """Answers requests of `export.call_plainly`; modules that use it share `xdist_group`."""
+    from caller import plain_caller  # not before the environment is set
+
+    with plain_caller(tmp_path_factory.mktemp("caller")) as call:
+        yield call
 
 
 @pytest.fixture

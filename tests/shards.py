@@ -9,8 +9,9 @@ shard its mark names: `@pytest.mark.full(shard="digits")`. All tests marked `ben
 "bench", all others the shard "fast". A shard is one pytest process and is stopped after an hour.
 
 Results are kept in eval/results/test-all.json: per shard the commit, whether uncommitted changes
-were present, date, seconds, counts and the figures its tests recorded. A shard is not run again
-while it has passed on a commit that differs from a clean HEAD in nothing but eval/results.
+were present, date, seconds, counts and the figures its tests recorded; what the fast tests cost
+lies in durations.json beside it. A shard is not run again while it has passed on a commit that
+differs from a clean HEAD in nothing but eval/results.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "eval" / "results" / "test-all.json"
+DURATIONS = RESULTS.with_name("durations.json")
 # Results are no code, but for those that tests read.
 READ = ("comparison", "digits-teacher", "digits-teacher-vp", "mixture")
 CODE = ("--", ".", ":!eval/results"), ("--", *(f"eval/results/{name}" for name in READ))
@@ -45,7 +47,7 @@ class Collection:
     def __init__(self) -> None:
         self.shards: dict[str, list[str]] = {}
 
-    def pytest_collection_finish(self, session: pytest.Stages) -> None:
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             self.shards.setdefault(shard_of(item), []).append(item.nodeid)
 
@@ -98,7 +100,8 @@ def run(name: str, tests: list[str]) -> dict:
         junit = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", "-v", f"--junitxml={junit}"]
         began = time.monotonic()
-        code = watch(command + selection(name, tests))
+        environment = {"STEPDISTILL_DURATIONS": str(DURATIONS)} if name == "fast" else {}
+        code = watch(command + selection(name, tests), environment)
         seconds = round(time.monotonic() - began, 1)
         whole = code is not None and junit.exists()
         record = read_junit(junit) if whole else {"passed": 0, "failed": 0, "skipped": 0}
@@ -114,9 +117,10 @@ def selection(name: str, tests: list[str]) -> list[str]:
     return ["-m", "not full and not bench"] if name == "fast" else ["-m", "", *tests]
 
 
-def watch(command: list[str]) -> int | None:
+def watch(command: list[str], environment: dict[str, str]) -> int | None:
     """The exit code of a command, or None if it ran past the limit. Leaves no process behind."""
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True)
+    environment = ENVIRONMENT | environment
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         return process.wait(timeout=LIMIT)
     except subprocess.TimeoutExpired:

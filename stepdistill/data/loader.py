@@ -1,9 +1,11 @@
 """Batches, numbered: batch k is the same whenever, wherever and however often it is asked for.
 
-Images are walked through in one fresh permutation per epoch, keyed by (seed, epoch), so a resumed
-run and any number of processes see exactly the same data.
+A `Source` opens samples that are read by number; the `Loader` walks through them in one fresh
+permutation per epoch, keyed by (seed, epoch), so a resumed run and any number of processes see
+exactly the same data, and makes states and conditions of them.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -11,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..denoiser import Cond
+from ..conditions import Cond, choose, move
+from ..schema import check_fields
 from ..solver import Trajectory
+from ..teachers.backbone import Asked
+from ..teachers.teacher import Teacher
 
 
 class Drawn(NamedTuple):
@@ -31,46 +36,90 @@ class Data(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Images:
-    """Images held in memory.
+class Rows(NamedTuple):
+    """Samples of a source: images (n, c, h, w) in [−1, 1], and what a teacher is asked for them."""
 
-    images: (n, c, h, w) in [−1, 1]. labels: (n,) or None. dropout: the probability with which a
-    label is replaced by `null`, so that guidance has an unconditional side.
-    """
+    images: Tensor
+    asked: Asked
+
+
+class Samples(Protocol):
+    """Samples by number, read when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: Tensor) -> Rows:
+        """The samples (n,) of these numbers."""
+        ...
+
+
+class Source(ABC):
+    """Where samples come from: a frozen dataclass of its settings, found by name as methods are."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @abstractmethod
+    def open(self, teacher: Teacher) -> Samples:
+        """The samples, in the size and channels of the teacher's images, with labels if it takes
+        any. Raises ConfigError for what does not fit; it begins with "source: ", or with
+        "settings.KEY: " and names the file."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Samples held in memory. images: (n, c, h, w). labels: (n,), or None."""
 
     images: Tensor
     labels: Tensor | None
-    null: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, index: Tensor) -> Rows:
+        return Rows(self.images[index], None if self.labels is None else self.labels[index])
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Numbered batches of samples, as a teacher's states and conditions.
+
+    dropout: the probability with which a condition is replaced by the empty one, so that guidance
+    has an unconditional side.
+    """
+
+    samples: Samples
+    teacher: Teacher
     dropout: float = 0.0
     seed: int = 0
 
     def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
-        index = shuffled(len(self.images), number * size, size, self.seed)
-        if self.labels is None:
-            return Drawn(self.images[index], None)
-        dropped = torch.rand(size, generator=local) < self.dropout
-        return Drawn(self.images[index], torch.where(dropped, self.null, self.labels[index]))
+        index = shuffled(len(self.samples), number * size, size, self.seed)
+        images, asked = self.samples.rows(index)
+        x0 = self.teacher.codec.encode(images, local)
+        return Drawn(x0, dropped(self.teacher, asked, self.dropout, local))
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """What there is without data: zeros of the shape of a sample, and labels, all equally often.
+class Unseen:
+    """What there is without data: zeros of the shape of a sample, and labels, all equally often."""
 
-    classes: how many labels, None without; the empty one is the next. dropout: as of `Images`.
-    """
-
-    event: tuple[int, ...]
-    classes: int | None
+    teacher: Teacher
     dropout: float = 0.0
 
     def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
-        x0 = torch.zeros(size, *self.event)
-        if self.classes is None:
-            return Drawn(x0, None)
-        labels = torch.randint(self.classes, (size,), generator=local)
-        dropped = torch.rand(size, generator=local) < self.dropout
-        return Drawn(x0, torch.where(dropped, self.classes, labels))
+        x0, classes = torch.zeros(size, *self.teacher.event), self.teacher.classes
+        asked = None if classes is None else torch.randint(classes, (size,), generator=local)
+        return Drawn(x0, dropped(self.teacher, asked, self.dropout, local))
+
+
+def dropped(teacher: Teacher, asked: Asked, share: float, local: torch.Generator) -> Cond:
+    """The conditions of what is asked, a share of them replaced by the empty one."""
+    cond = teacher.conditions(asked)
+    if not cond:
+        return cond
+    left_out = torch.rand(len(asked), generator=local) < share
+    return choose(left_out, move(teacher.null, teacher.device), cond)
 
 
 def shuffled(n: int, first: int, count: int, seed: int) -> Tensor:

@@ -2,7 +2,7 @@
 
     manifest.json        the teacher's hash, solver, times, guidance, seed and sizes
     00000.safetensors    m trajectories: their states (m, n + 1, *event), the answers there, guided
-                         x̂₀ (m, n, *event), w (m,) and, with labels, cond (m,)
+                         x̂₀ (m, n, *event), w (m,), and cond.NAME (m, …) of conditions
     00000.sha256         its checksum; its presence says that the shard is whole
 
 Shard k is the same whoever computes it, and whenever: its noise, labels and w come from a stream
@@ -10,7 +10,6 @@ keyed (seed, k). So a build that was interrupted goes on, several processes shar
 cache of another teacher or setting is refused.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +31,8 @@ from .loader import Drawn, shuffled, stream
 
 MANIFEST = "manifest.json"
 CACHED = 5  # kind of the streams that shards are drawn from
+COND = "cond."  # before the names of conditions
+FORMAT = 2  # of the shards
 
 
 @dataclass(frozen=True)
@@ -73,34 +74,38 @@ class Cache:
         pick = [(self.shards[i // length], i % length) for i in places.tolist()]
         row = {name: torch.stack([s[name][i] for s, i in pick]) for name in self.shards[0]}
         path = Trajectory(self.times, row["states"], row["answers"], row["w"])
-        return Drawn(path.x[:, -1], row.get("cond"), path)
+        return Drawn(path.x[:, -1], within(row, COND), path)
 
 
 @torch.no_grad()
 def trajectories(teacher: Teacher, settings: CacheSettings, k: int) -> dict[str, Tensor]:
     """The tensors of shard k, on the CPU."""
     m, generator = settings.rows(k), stream(settings.seed, CACHED, k)
-    device = next(teacher.denoiser.net.parameters()).device
+    device = teacher.device
     noise = torch.randn(m, *teacher.event, generator=generator)
     low, high = settings.guidance or (teacher.w, teacher.w)
     w = low + (high - low) * torch.rand(m, generator=generator)
-    cond = None
-    if teacher.classes is not None:
-        cond = torch.randint(teacher.classes, (m,), generator=generator)
+    classes = teacher.classes
+    asked = None if classes is None else torch.randint(classes, (m,), generator=generator)
+    cond = teacher.conditions(asked)
 
     guided = at_guidance(teacher, w) if settings.guidance else teacher.guided
-    labels = None if cond is None else cond.to(device)
     times = times_of(teacher, settings)
     x = start(guided.process, noise, times[0]).to(device)
     states, answers = [x], []
     for t, s in pairwise(times):
         t, s = t.expand(m), s.expand(m)
-        answers.append(guided(x, t, labels).x0)
-        x = ode_step(guided, x, t, s, labels, settings.solver)
+        answers.append(guided(x, t, cond).x0)
+        x = ode_step(guided, x, t, s, cond, settings.solver)
         states.append(x)
     whole = {"states": states, "answers": answers}
     found = {name: torch.stack(listed, 1).cpu() for name, listed in whole.items()} | {"w": w}
-    return found if cond is None else found | {"cond": cond}
+    return found | {COND + name: value.cpu() for name, value in cond.items()}
+
+
+def within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def at_guidance(teacher: Teacher, w: Tensor):
@@ -120,21 +125,13 @@ def manifest(teacher: Teacher, settings: CacheSettings) -> dict[str, Any]:
     asked = {k: v for k, v in asdict(settings).items() if k != "path"}
     asked["guidance"] = list(settings.guidance or (teacher.w, teacher.w))
     return asked | {
-        "teacher": hash_of(teacher),
+        "format": FORMAT,
+        "teacher": teacher.hash,
         "process": type(teacher.denoiser.process).__name__,
         "prediction": teacher.denoiser.prediction,
         "times": times_of(teacher, settings).tolist(),
         "event": list(teacher.event),
     }
-
-
-def hash_of(teacher: Teacher) -> str:
-    """SHA-256 of the teacher's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(teacher.denoiser.net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def build(

@@ -1,9 +1,11 @@
 """The averaged student as a diffusers pipeline folder that works without this toolkit.
 
-A stock pipeline and scheduler where their configuration alone yields the trained times: a
-deterministic, unconditional student of a table of ᾱ at trailing timesteps is a `DDIMPipeline`.
-Otherwise `pipelines/few_step.py` travels with the weights and carries the times; loading it needs
-`trust_remote_code=True`, and the model card says so.
+    stock pipeline and scheduler        where its configuration alone yields the trained times
+    stock pipeline, own scheduler       `pipelines/few_step_scheduler.py` carries the times
+    `pipelines/few_step.py`             where diffusers has no pipeline for the network
+
+Own code travels with the weights, and with every copy that `save_pretrained` makes of them; loading
+it needs `trust_remote_code=True`, and the model card says so.
 
 Export runs the plain call `pipe(num_inference_steps=N)` in a clean process and compares its images
 with the trainer's own sampler; a mismatch leaves nothing behind.
@@ -18,24 +20,31 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import DDIMPipeline, DiffusionPipeline
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..conditions import move
 from ..denoiser import Denoiser
 from ..evaluation.report.report import read_results
 from ..networks.inputs import WithInputs
 from ..networks.views import bare
-from ..resources import INPUTS, PACKAGE, shipped
+from ..resources import PACKAGE
 from ..runs.stages import TrainedRun
 from ..schema import ConfigError
 from ..solver import Sampler
-from ..teachers.loading import FEW_STEP, few_step_class
+from ..teachers.loading import few_step_class, few_step_scheduler_class
 from ..teachers.teacher import Teacher
 from .model_card import card
-from .schedulers import ANY_STEPS, stock_scheduler
+from .schedulers import (
+    ANY_STEPS,
+    few_step_scheduler,
+    has_stock_pipeline,
+    plain_scheduler,
+    stock_scheduler,
+    trained_settings,
+)
 
-CODE = "pipeline.py"
 TOLERANCE = 1e-5  # largest difference of a pixel in [0, 1], float32
 CHECKED = 20  # images of the comparison
 
@@ -54,16 +63,13 @@ def export(trained: TrainedRun, out: Path) -> float:
         raise ConfigError(f"{out} exists and is not an earlier export: choose another folder")
     teacher, student, sampler = trained.teacher, trained.student, trained.run.sampler
     pipeline = pipeline_for(teacher, student, sampler)
-    custom = type(pipeline).__name__ == FEW_STEP
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
         pipeline.save_pretrained(partial, safe_serialization=True)
-        if custom:
-            carry_code(partial)
         describe(trained, partial)
-        difference = verify(partial, custom, teacher, student, sampler)
+        difference = verify(partial, teacher, student, sampler)
         readable(partial)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(partial, out)
@@ -83,8 +89,13 @@ def describe(trained: TrainedRun, folder: Path) -> None:
     results = trained.folder.results
     # What was scored is the end of training, which an earlier checkpoint is not.
     rows = read_results(results) if results.is_file() and trained.ended else []
-    custom = (folder / CODE).is_file()
-    (folder / "README.md").write_text(card(trained, custom, rows), encoding="utf-8")
+    code = code_of(folder)
+    (folder / "README.md").write_text(card(trained, code, rows), encoding="utf-8")
+
+
+def code_of(folder: Path) -> list[str]:
+    """The files of code in an exported folder, relative to it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
 
 
 def readable(folder: Path) -> None:
@@ -97,50 +108,39 @@ def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> Diffu
     """The pipeline that samples `student` exactly as `sampler` does."""
     stock = stock_scheduler(teacher, student, sampler)
     if stock is not None:
-        return DDIMPipeline(student.net, stock)
-    steps = sampler.steps
-    times = {str(n): sampler.times(student.process, n).tolist() for n in steps} if steps else None
+        kind = DDIMPipeline if isinstance(stock, DDIMScheduler) else DDPMPipeline
+        return kind(student.net, stock)
+    scheduler = teacher.pipeline.scheduler
+    if has_stock_pipeline(teacher, student, sampler):
+        return DDPMPipeline(student.net, few_step_scheduler(scheduler, student, sampler))
+    carried = isinstance(scheduler, few_step_scheduler_class())
     return few_step_class()(
         bare(student.net),
-        teacher.pipeline.scheduler,
+        plain_scheduler(scheduler) if carried else scheduler,
         student.net.inputs if isinstance(student.net, WithInputs) else None,
-        times=times,
-        gamma=sampler.gamma,
         guidance=teacher.w,
-        skip_sigma_data=student.process.sigma_data if student.skip else None,
+        **trained_settings(student, sampler),
     )
 
 
-def carry_code(folder: Path) -> None:
-    """Put the pipeline's file beside the weights, and its name into model_index.json."""
-    shutil.copy(shipped("pipelines") / "few_step.py", folder / CODE)
-    index = json.loads((folder / "model_index.json").read_text())
-    index["_class_name"] = ["pipeline", FEW_STEP]
-    if (folder / "inputs").is_dir():
-        _, name = index["inputs"]
-        shutil.copy(shipped("pipelines") / f"{INPUTS[name]}.py", folder / "inputs")
-        index["inputs"] = [INPUTS[name], name]
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
 @torch.no_grad()
-def verify(
-    folder: Path, custom: bool, teacher: Teacher, student: Denoiser, sampler: Sampler
-) -> float:
+def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) -> float:
     """The largest difference between plain calls in a clean process and the trainer's sampler.
 
     Raises ExportError if it exceeds TOLERANCE."""
     steps, seed = list(sampler.steps or ANY_STEPS), 20260101
-    labels = teacher.labels(CHECKED)
+    labels = teacher.asked(CHECKED)
+    custom = bool(code_of(folder))
     request = {"folder": str(folder.resolve()), "custom": custom, "steps": steps, "seed": seed}
     request |= {"batch": CHECKED, "labels": None if labels is None else labels.tolist()}
     images = call_plainly(request)
+    cond = move(teacher.conditions(labels), "cpu")
     student.net.cpu()  # where the plain call runs: convolutions of other devices round differently
     worst = 0.0
     for n in steps:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(CHECKED, *teacher.event, generator=generator)
-        ours = sampler.draw(student, noise, n, labels, generator)
+        ours = sampler.draw(student, noise, n, cond, generator)
         ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         worst = max(worst, float((images[str(n)] - ours).abs().max()))
     if not worst <= TOLERANCE:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ..evaluation.report.table import score_names, value_text
 from ..evaluation.rows import Row
-from ..networks.inputs import WithInputs
 from ..resources import PACKAGE
 from ..runs.config import text_of
 from ..runs.costs import stage_costs
@@ -13,16 +12,16 @@ from ..runs.folder import versions
 from ..runs.stages import TrainedRun
 
 
-def card(trained: TrainedRun, custom: bool, rows: list[Row]) -> str:
-    """README.md of the exported folder, with diffusers' front matter."""
+def card(trained: TrainedRun, code: list[str], rows: list[Row]) -> str:
+    """README.md of the exported folder, with diffusers' front matter; code: its files of code."""
     run, teacher = trained.run, trained.teacher
-    licence = run.network.license if run.network else licence_of(run.teacher)
+    licence = run.network.license if run.network else licence_of(str(run.teacher))
     methods = ", ".join(stage.method for stage in run.stages[: trained.stage + 1])
     parts = [
         front_matter(licence, methods),
         f"# {run.name}\n",
         f"Made with stepdistill {versions()['stepdistill']} by: {methods}.\n",
-        usage(trained, custom),
+        usage(trained, code),
         "## What it is\n",
         facts(trained, licence),
         "## Scores\n",
@@ -40,10 +39,10 @@ def front_matter(licence: str, methods: str) -> str:
     return "\n".join(["---", *lines, "---\n"])
 
 
-def usage(trained: TrainedRun, custom: bool) -> str:
-    """The plain call, and what it needs."""
+def usage(trained: TrainedRun, code: list[str]) -> str:
+    """The plain call, and what it needs; code: the folder's files of code."""
     steps = trained.run.sampler.steps
-    trust = ", trust_remote_code=True" if custom else ""
+    trust = ", trust_remote_code=True" if code else ""
     call = f"num_inference_steps={steps[0] if steps else 32}"
     call += ", class_labels=[3, 7]" if trained.teacher.classes else ", batch_size=2"
     text = (
@@ -51,21 +50,25 @@ def usage(trained: TrainedRun, custom: bool) -> str:
         f'pipe = DiffusionPipeline.from_pretrained("path/to/this/folder"{trust})\n'
         f"images = pipe({call}).images\n```\n"
     )
-    if custom:
-        reason = (
-            "no stock scheduler's configuration can hold the trained times, which `pipeline.py` "
-            "reads from `model_index.json`"
-            if steps
-            else "diffusers has no pipeline for such a network; `pipeline.py` is one"
-        )
-        more = isinstance(trained.student.net, WithInputs)
-        which = "With the file in `inputs/` it is" if more else "It is"
+    if code:
         text += (
-            f"\n`trust_remote_code=True` is needed because {reason}. {which} the only code of this "
-            "folder that runs.\n"
+            f"\n`trust_remote_code=True` is needed because {reason(code)}. No other code runs.\n"
         )
+    if "pipeline.py" not in code:
+        text += '\nIn bfloat16 add `output_type="pt"`: diffusers\' pixel pipelines have no other.\n'
     offered = ", ".join(map(str, steps)) if steps else "any number"
     return text + f"\nSteps it was trained for: {offered}.\n"
+
+
+def reason(code: list[str]) -> str:
+    """Why a folder has its files of code."""
+    files = " and ".join(f"`{file}`" for file in code)
+    if "pipeline.py" in code:
+        return f"diffusers has no pipeline that calls such a network as it was trained; {files} can"
+    return (
+        "no scheduler of diffusers walks the trained times under its `DDPMPipeline`; "
+        f"{files} reads them from the config beside it"
+    )
 
 
 def facts(trained: TrainedRun, licence: str) -> str:

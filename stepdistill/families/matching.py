@@ -19,7 +19,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ..denoiser import Cond
+from ..conditions import Cond
 from ..losses.denoising import denoising_error, lag
 from ..losses.gan import GanLoss, approximate_r1, discriminator_loss
 from ..losses.score import project

@@ -78,12 +78,12 @@ def strip(
     device = trained.setup.accelerator.device
     source = torch.Generator().manual_seed(trained.run.seed)
     noise = torch.randn(SAMPLES, *trained.teacher.event, generator=source).to(device)
-    labels = trained.teacher.labels(SAMPLES)
-    labels = None if labels is None else labels.to(device)
+    cond = trained.teacher.some(SAMPLES)
     times = sampler.times(denoiser.process, steps)
     places = torch.linspace(0, steps - 1, min(steps, FRAMES)).round().long().tolist()
-    way = states(denoiser, noise, times, labels, source, sampler.gamma)
-    frames = [clean_end(denoiser, x, times[i], labels) for i, x in enumerate(way) if i in places]
+    way = states(denoiser, noise, times, cond, source, sampler.gamma)
+    ends = [clean_end(denoiser, x, times[i], cond) for i, x in enumerate(way) if i in places]
+    frames = [trained.teacher.codec.decode(end) for end in ends]
     images = shown(torch.stack(frames, 1).clamp(-1, 1).cpu())
     return TrajectoryStrip(label(model, steps), images, [str(i + 1) for i in places])
 

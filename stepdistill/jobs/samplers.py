@@ -8,7 +8,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..denoiser import Cond, Denoiser
+from ..conditions import Cond, move
+from ..denoiser import Denoiser
 from ..evaluation.evaluate import Sampled
 from ..evaluation.reference import Asked, Kind
 from ..evaluation.rows import STUDENT, TEACHER
@@ -17,7 +18,7 @@ from ..networks.views import parameter_count
 from ..runs.stages import TrainedRun
 from ..schema import ConfigError
 from ..solver import Sampler, sample
-from ..teachers.loading import load_pipeline, pipeline_folder
+from ..teachers.loading import load_pipeline, pipeline_folder, trained_settings
 from ..teachers.teacher import Teacher, teacher_sampler
 from .suites import kind_of
 
@@ -29,14 +30,14 @@ Draw = Callable[[Tensor, Cond, torch.Generator], Tensor]
 def of_run(trained: TrainedRun) -> list[Sampled]:
     """A trained run: teacher rows, the untrained student at its fewest steps, the student."""
     evaluation, teacher = trained.run.evaluation, trained.teacher
-    sampler, event = trained.run.sampler, teacher.event
+    sampler = trained.run.sampler
     found = []
     if trained.run.network is None:
         found += [of_teacher(teacher, n) for n in evaluation.teacher_steps]
         fewest = min(evaluation.steps)
-        found.append(of_student(UNTRAINED, teacher.denoiser, sampler, fewest, event))
+        found.append(of_student(UNTRAINED, teacher.denoiser, sampler, fewest, teacher))
     student = trained.student
-    return found + [of_student(STUDENT, student, sampler, n, event) for n in evaluation.steps]
+    return found + [of_student(STUDENT, student, sampler, n, teacher) for n in evaluation.steps]
 
 
 def of_teacher(teacher: Teacher, steps: int) -> Sampled:
@@ -47,18 +48,18 @@ def of_teacher(teacher: Teacher, steps: int) -> Sampled:
         return sampler.draw(teacher.guided, noise, steps, labels, generator)
 
     nfe = steps * teacher.nfe
-    return sampled(TEACHER, steps, nfe, teacher.denoiser, teacher.event, draw)
+    return sampled(TEACHER, steps, nfe, teacher.denoiser, teacher, draw)
 
 
 def of_student(
-    model: str, student: Denoiser, sampler: Sampler, steps: int, event: tuple[int, ...]
+    model: str, student: Denoiser, sampler: Sampler, steps: int, teacher: Teacher
 ) -> Sampled:
-    """A student as its run samples it."""
+    """A student as its run samples it; teacher: whose conditions and codec it has."""
 
     def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
         return sampler.draw(student, noise, steps, labels, generator)
 
-    return sampled(model, steps, steps, student, event, draw)
+    return sampled(model, steps, steps, student, teacher, draw)
 
 
 def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Kind]:
@@ -75,31 +76,31 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Kind]:
         teacher = Teacher.from_pipeline(pipeline)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    student, event, kind = exported(pipeline, teacher), teacher.event, kind_of(teacher)
-    table = pipeline.config.get("times")
+    trained, kind = trained_settings(pipeline), kind_of(teacher)
+    student, table = exported(pipeline, teacher), trained.get("times")
     if table is None:
         any_steps = teacher_sampler(teacher)
-        return of_student(STUDENT, student, any_steps, steps or 1, event), kind
+        return of_student(STUDENT, student, any_steps, steps or 1, teacher), kind
     steps = steps or min(map(int, table))
     if str(steps) not in table:
         raise ConfigError(f"{folder}: trained for {', '.join(table)} steps, not {steps}")
     times = torch.tensor(table[str(steps)], dtype=torch.float64)
 
     def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
-        return sample(student, noise, times, labels, generator, pipeline.config["gamma"])
+        return sample(student, noise, times, labels, generator, trained["gamma"])
 
-    return sampled(STUDENT, steps, steps, student, event, draw), kind
+    return sampled(STUDENT, steps, steps, student, teacher, draw), kind
 
 
 def exported(pipeline: DiffusionPipeline, teacher: Teacher) -> Denoiser:
     """The network of an exported pipeline as the student it was."""
-    config = pipeline.config
-    student = replace(teacher.denoiser, skip=config.get("skip_sigma_data") is not None)
+    trained = trained_settings(pipeline)
+    student = replace(teacher.denoiser, skip=trained.get("skip_sigma_data") is not None)
     inputs = pipeline.components.get("inputs")
     if inputs is None:
         return student
     net = WithInputs(student.net, inputs.eval().requires_grad_(False))
-    return replace(student, net=net, w=config["guidance"])
+    return replace(student, net=net, w=trained["guidance"])
 
 
 def label(model: str, steps: int) -> str:
@@ -108,15 +109,16 @@ def label(model: str, steps: int) -> str:
 
 
 def sampled(
-    model: str, steps: int, nfe: int, denoiser: Denoiser, event: tuple[int, ...], draw: Draw
+    model: str, steps: int, nfe: int, denoiser: Denoiser, teacher: Teacher, draw: Draw
 ) -> Sampled:
-    """A sampler whose images come from `draw`, on the denoiser's device, clamped to [−1, 1]."""
+    """A sampler whose x̂₀ come from `draw` on the denoiser's device; images are clamped."""
     parameters = parameter_count(denoiser.net)
     device = next(denoiser.net.parameters()).device
 
     @torch.inference_mode()
     def images(noise: Tensor, asked: Asked, generator: torch.Generator) -> Tensor:
-        where = None if asked is None else asked.to(device)
-        return draw(noise.to(device), where, generator).clamp(-1, 1).cpu()
+        cond = move(teacher.conditions(asked), device)
+        x0 = draw(noise.to(device), cond, generator)
+        return teacher.codec.decode(x0).clamp(-1, 1).cpu()
 
-    return Sampled(model, steps, nfe, parameters, event, images)
+    return Sampled(model, steps, nfe, parameters, teacher.event, images)

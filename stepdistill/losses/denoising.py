@@ -7,7 +7,8 @@ in the network's own prediction space.
 
 from torch import Tensor
 
-from ..denoiser import Cond, Denoiser
+from ..conditions import Cond
+from ..denoiser import Denoiser
 from ..process import Estimate, per_sample
 
 

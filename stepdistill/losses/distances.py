@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..denoiser import Cond, Denoiser
-from ..networks.taps import features
-from ..networks.views import bare
+from ..conditions import Cond
+from ..denoiser import Denoiser
 
 Distance = Literal["l2", "l1", "huber", "pseudo_huber", "lpips"]
 
@@ -83,13 +82,14 @@ LEAST_NORM = 1e-6
 
 
 def feature_distance(denoiser: Denoiser, x: Tensor, y: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    """(b,) distances between states (b, *event) at t (b,), in all of the network's `places`."""
-    net, asked = bare(denoiser.net), t.clamp(min=denoiser.process.t_min)
-    with features([net.get_submodule(path) for path in denoiser.places]) as seen:
+    """(b,) distances between states (b, *event) at t (b,), in all of the denoiser's taps."""
+    asked = t.clamp(min=denoiser.process.t_min)
+    with denoiser.taps.open(denoiser.net) as seen:
         denoiser(x, asked, cond)
         denoiser(y, asked, cond)
-    half = len(seen) // 2
-    return torch.stack([apart(a, b) for a, b in zip(seen[:half], seen[half:])]).sum(0)
+    features = seen.features(x)
+    half = len(features) // 2
+    return torch.stack([apart(a, b) for a, b in zip(features[:half], features[half:])]).sum(0)
 
 
 def apart(a: Tensor, b: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..denoiser import Cond
+from ..conditions import Cond
 from ..families.pairs import Pair, Pairs
 from ..losses.distances import Distance, distance
 from ..method import Batch, Loss, Method, Needs, Passes, Players, Turn

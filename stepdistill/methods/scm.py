@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..denoiser import AnyDenoiser, Cond, Rescheduled
+from ..conditions import Cond
+from ..denoiser import AnyDenoiser, Rescheduled
 from ..losses.jvp import STEP, Mode, derivative, normalised
 from ..method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from ..process import TrigFlow, per_sample

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..denoiser import AnyDenoiser, Cond, Guided
+from ..conditions import Cond, choose
+from ..denoiser import AnyDenoiser, Guided
 from ..families.matching import MATCHING, Matching
 from ..losses.score import pull
 from ..method import Batch, Loss, Needs, Passes, Players, Sample
@@ -82,7 +83,7 @@ class Vsd(Matching):
         if not isinstance(p.teacher, Guided):
             return cond
         left_out = torch.rand(len(batch.x0), generator=batch.local) < self.dropout
-        return torch.where(left_out.to(cond.device), p.teacher.null(cond), cond)
+        return choose(left_out, p.teacher.null, cond)
 
     def passes(self, sampler: Sampler) -> Passes:
         plain = super().passes(sampler)

@@ -1,4 +1,4 @@
-"""Realness heads: from the features of blocks of a network to logits."""
+"""A discriminator's heads: from the features of blocks of a network to logits."""
 
 from collections.abc import Sequence
 
@@ -53,13 +53,25 @@ class Projection(nn.Module):
         return self.out(x + self.second(x)).flatten(1).mean(1, keepdim=True)
 
 
+class PerFrame(nn.Module):
+    """A head for planes on features (b, channels, frames, height, width): the frames' mean."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        planes = x.transpose(1, 2).flatten(0, 1)
+        return self.head(planes).reshape(len(x), -1).mean(1, keepdim=True)
+
+
 class Projections(nn.Module):
     """A head of its own for each of several features; logits (b, heads)."""
 
     def __init__(self, features: Sequence[Tensor]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(
-            [Projection(f.shape[1]) if f.ndim == 4 else head_for(f) for f in features]
+            [projection_for(f) if f.ndim > 2 else head_for(f) for f in features]
         )
 
     def forward(self, *features: Tensor) -> Tensor:
@@ -74,15 +86,24 @@ def groups_of(channels: int) -> int:
     return groups
 
 
+def projection_for(features: Tensor) -> nn.Module:
+    """A projection for features like these, (b, c, [frames,] h, w)."""
+    head = Projection(features.shape[1])
+    return PerFrame(head) if features.ndim == 5 else head
+
+
 def head_for(features: Tensor) -> nn.Module:
-    """A head for features like these, (b, c, h, w) or (b, c), with torch's random weights.
+    """A head for features like these, (b, c[, [frames,] h, w]), with torch's random weights.
 
     Raises ValueError for features of another shape."""
     if not isinstance(features, Tensor):
-        raise ValueError("a realness head needs one tensor, its block puts out more: choose a part")
+        raise ValueError("a head needs one tensor, its block puts out more: choose a part")
     if features.ndim == 2:
         width = features.shape[1]
         return nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+    if features.ndim == 5:
+        return PerFrame(head_for(features[:, :, 0]))
     if features.ndim != 4:
-        raise ValueError(f"a realness head needs features (b, c[, h, w]), got {features.ndim} axes")
+        axes = f"(b, c[, [frames,] h, w]), got {features.ndim} axes"
+        raise ValueError(f"a discriminator's head needs features {axes}")
     return ConvHead(*features.shape[1:])

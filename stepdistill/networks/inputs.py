@@ -9,7 +9,7 @@ All are zero at first: the network then is the one it was made from. Inputs act 
 live for one call, so roles on one base do not meet each other's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -83,16 +83,21 @@ class LogVariance(nn.Module):
 
 @contextmanager
 def conditioned(
-    net: nn.Module, t: Tensor, s: Tensor | None, w: Tensor | float, cond: object
+    net: nn.Module,
+    t: Tensor,
+    s: Tensor | None,
+    w: Tensor | float,
+    cond: Mapping[str, Tensor],
 ) -> Iterator[None]:
     """While open, a network with inputs has s (None: t itself) and w; others are as they are.
 
-    t, s: (b,), in the network's own units. w: a number or (b,). cond: labels (b,), or None."""
+    t, s: (b,), in the network's own units. w: a number or (b,). cond: may hold labels."""
     if not isinstance(net, WithInputs) or net.inputs is None:
         yield
         return
     w = torch.as_tensor(w, device=t.device, dtype=t.dtype).expand(len(t))
-    hooks = net.inputs.attach(bare(net), t, t if s is None else s, w, cond)
+    target = t if s is None else s
+    hooks = net.inputs.attach(bare(net), t, target, w, cond.get("label"))
     try:
         yield
     finally:

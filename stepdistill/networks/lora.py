@@ -30,7 +30,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .views import View
+from .views import View, bare
 
 
 class _AtWork(list[str]):
@@ -144,6 +144,19 @@ def without_roles(net: nn.Module) -> nn.Module:
     if "peft_config" in vars(net):
         del net.peft_config
     return net
+
+
+def base_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the network below all views, named as if it had no roles."""
+    net, prefixes = bare(net), [f"{name}." for name, _ in _lora_layers(bare(net))]
+    found = {}
+    for name, tensor in net.state_dict().items():
+        layer = next((p for p in prefixes if name.startswith(p)), "")
+        part = name.removeprefix(layer)
+        if layer and not part.startswith("base_layer."):
+            continue
+        found[layer + part.removeprefix("base_layer.")] = tensor
+    return found
 
 
 def enable_checkpointing(net: nn.Module) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from diffusers import UNet2DModel
 
+from ..data.loader import Source
 from ..data.trajectories import CacheSettings
-from ..method import Method, load
-from ..resources import PACKAGE, shipped, shipped_names
+from ..method import Method
+from ..resources import named, shipped, shipped_modules, shipped_names
 from ..schema import (
     ConfigError,
     Count,
@@ -36,6 +37,8 @@ from .yaml import load as load_values
 from .yaml import written
 
 Guidance = Annotated[float, Range(0, 1000)]
+Pixels = Annotated[int, Range(1, 2**14)]
+T = TypeVar("T")
 LISTED = 8  # names in a message
 # Settings of diffusers' classes, which check little and take memory and time before they fail.
 UNET = {
@@ -67,15 +70,42 @@ class Network:
 
 
 @dataclass(frozen=True)
-class DataSettings:
-    """name: the embedded digits, or the images below the folder `path` (see sources/folder.py).
+class TeacherSettings:
+    """What is distilled; a text alone is its path.
 
-    dropout: the share of labels replaced by the empty one.
+    path: a shipped teacher or a diffusers pipeline folder. size: height and width of its images,
+    null for what it was trained for. backbone, codec: modules of your own in place of what the
+    pipeline's class says, see `teachers/`.
     """
 
-    name: Literal["digits", "folder"] = "digits"
-    path: str | None = None
+    path: str
+    size: tuple[Pixels, Pixels] | None = None
+    backbone: str | None = None
+    codec: str | None = None
+
+    shorthand = "path"
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """source: a file of data/sources, or an importable module, with its settings.
+
+    dropout: the share of conditions replaced by the empty one.
+    """
+
+    source: str = "digits"
+    settings: dict[str, Any] = field(default_factory=dict)
     dropout: Decay = 0.0
+
+    renamed = {"name": "source", "path": "settings.path"}
+
+    def build(self) -> Source:
+        """The source. Raises ConfigError for settings it lacks or refuses."""
+        kind = part("data.sources", self.source, Source, "data.source")
+        return fit(kind, self.settings, "data.settings")
 
 
 @dataclass(frozen=True)
@@ -92,7 +122,7 @@ class Stage:
 
     def build(self, key: str = "stage") -> Method:
         """The method. Raises ConfigError, with `key`, for settings it lacks or refuses."""
-        kind = method_class(self.method, f"{key}.method")
+        kind = part("methods", self.method, Method, f"{key}.method")
         return fit(kind, self.settings, f"{key}.settings")
 
 
@@ -115,7 +145,7 @@ class Evaluation:
 class RunConfig:
     """Everything a run is.
 
-    teacher: a shipped teacher or a diffusers pipeline folder; `network` instead makes a new one.
+    teacher: what is distilled; `network` instead makes a new one.
     guidance: w in u + w(c − u), 1 neutral.  save_every: student updates between checkpoints.
     adapters: student, critic and target as low-rank roles on the teacher's network; null for full
     copies.  checkpointing: recompute the networks' blocks in the backward, to save memory.
@@ -125,7 +155,7 @@ class RunConfig:
 
     name: str = "run"
     seed: Seed = 0
-    teacher: str | None = None
+    teacher: TeacherSettings | None = None
     network: Network | None = None
     guidance: Guidance = 1.0
     data: DataSettings = DataSettings()
@@ -143,15 +173,16 @@ class RunConfig:
     log_every: Count = 20
 
 
-def method_class(name: str, key: str) -> type[Method]:
-    """A shipped method, or the one in an importable module. Raises ConfigError naming `key`."""
-    if not all(part.isidentifier() for part in name.split(".")):
+def part(room: str, name: str, base: type[T], key: str) -> type[T]:
+    """A shipped part of a kind, or the one in an importable module, whose fields are its settings.
+
+    Raises ConfigError naming `key`."""
+    if not all(word.isidentifier() for word in name.split(".")):
         raise ConfigError(f"{key}: {shown(name)} is not the name of a module")
     try:
-        kind = load(name)
+        kind = named(room, name, base)
     except Exception as error:  # importing runs whatever stands in the user's module
-        shipped_methods = [p.stem for p in (PACKAGE / "methods").glob("[!_]*.py")]
-        advice = did_you_mean(name, shipped_methods)
+        advice = did_you_mean(name, shipped_modules(room))
         reason = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"{key}: {reason}{advice}") from error
     if not is_dataclass(kind):
@@ -208,8 +239,7 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
         yield f"name: {shown(run.name)} is no plain folder name: no '/', no '.' or '-' in front"
     if (run.teacher is None) == (run.network is None):
         yield "teacher, network: set exactly one of them"
-    if (run.data.path is None) == (run.data.name == "folder"):
-        yield "data.path: the images' folder with `data.name: folder`, else nothing"
+    run.data.build()
     yield from _repetitions(run)
     offered = set(run.sampler.steps)
     if offered and not set(run.evaluation.steps) <= offered:
@@ -230,9 +260,11 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
 
 
 def _idle_optimisers(stage: Stage, method: Method, key: str) -> Iterator[str]:
-    moved = {turn.player for turn in method.turns()}
-    for player in {"critic", "discriminator"} - moved:
-        if stage.training.optimiser_of(player) != Optimiser():
+    for player in ("critic", "discriminator"):
+        if stage.training.optimiser_of(player) == Optimiser():
+            continue
+        moved = {turn.player for turn in method.turns()}
+        if player not in moved:
             others = sorted(moved - {"student"})
             advice = f"write {others[0]}_optimiser" if others else "leave it out"
             yield f"{key}.{player}_optimiser: {stage.method} trains no {player}: {advice}"

@@ -9,10 +9,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..files import DiskError, sync, unwritten
 from ..training.health.monitor import NORM, PLACE, Findings
@@ -24,20 +26,25 @@ from .stages import Stages
 
 @dataclass
 class RunningMeans:
-    """Means of a player's logged numbers."""
+    """Means of a player's logged numbers, summed where they were computed and read when taken."""
 
     count: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Any] = field(default_factory=dict)
 
     def add(self, step: StepLog) -> None:
         self.count += 1
         parts = {k: v for k, v in step.parts.items() if not k.startswith(NORM)}  # only at probes
         numbers = {**parts, "gradient_norm": step.gradient_norm, "lr": step.lr}
         for name, value in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            exact = value.double() if isinstance(value, Tensor) else value
+            self.sums[name] = self.sums.get(name, 0.0) + exact
 
     def take(self) -> dict[str, float]:
-        return {name: value / self.count for name, value in self.sums.items()}
+        return {name: float(value) / self.count for name, value in self.sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What it is made from again."""
+        return {"count": self.count, "sums": {k: float(v) for k, v in self.sums.items()}}
 
 
 class Log:
@@ -61,7 +68,7 @@ class Log:
 
     def pending(self) -> dict[str, dict]:
         """What a checkpoint keeps of the means."""
-        return {player: asdict(means) for player, means in self.means.items()}
+        return {player: means.state() for player, means in self.means.items()}
 
     def write(self) -> None:
         """A row for every player that had turns since the last rows, and to the trackers.

@@ -11,9 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from ..data.loader import Data, Images, Shapes
-from ..data.sources import digits
-from ..data.sources.folder import load as load_images
+from ..data.loader import Data, Loader, Unseen
 from ..denoiser import Denoiser
 from ..method import Method
 from ..networks.inputs import GUIDANCE_INPUTS
@@ -52,11 +50,14 @@ def teacher_of(run: RunConfig) -> Teacher:
     """The run's teacher, or its new network in the same shape. Raises ConfigError."""
     try:
         if run.network is None:
-            pipeline = load_pipeline(run.teacher)
+            asked = run.teacher
+            pipeline = load_pipeline(asked.path)
+            how = asked.size, asked.backbone, asked.codec
+            teacher = Teacher.from_pipeline(pipeline, run.guidance, *how)
         else:
             n = run.network
             pipeline = new_pipeline(n.unet, n.scheduler, n.scheduler_config, run.seed)
-        teacher = Teacher.from_pipeline(pipeline, run.guidance)
+            teacher = Teacher.from_pipeline(pipeline, run.guidance)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"teacher: {error}") from error
     if run.adapters is None:
@@ -65,32 +66,18 @@ def teacher_of(run: RunConfig) -> Teacher:
 
 
 def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Data:
-    """The run's training data; shapes and labels alone if none is needed. Raises ConfigError if it
-    does not fit the network."""
-    if teacher.classes is None and run.data.dropout > 0:
+    """The run's training data; zeros and labels alone if none is needed.
+
+    Raises ConfigError if the data do not fit the teacher."""
+    if not teacher.null and run.data.dropout > 0:
         raise ConfigError("data.dropout: the network takes no labels (num_class_embeds): use 0")
     if not needed:
-        return Shapes(teacher.event, teacher.classes, run.data.dropout)
-    if run.data.name == "digits":
-        require_digits(teacher)
-        images, labels = digits.load()
-    else:
-        try:
-            images, labels = load_images(run.data.path, teacher.event, teacher.classes)
-        except ConfigError as error:
-            raise ConfigError(f"data.path: {error}") from error
-    if teacher.classes is None:
-        return Images(images, None, seed=run.seed)
-    return Images(images, labels, teacher.classes, run.data.dropout, run.seed)
-
-
-def require_digits(teacher: Teacher) -> None:
-    """Raise ConfigError unless the digits are what the network takes."""
-    if teacher.event != digits.EVENT or teacher.classes not in (None, digits.CLASSES):
-        raise ConfigError(
-            f"data.name: 'digits' are images {digits.EVENT} of {digits.CLASSES} classes or none; "
-            f"the network takes {teacher.event} of {teacher.classes or 'no'} classes"
-        )
+        return Unseen(teacher, run.data.dropout)
+    try:
+        samples = run.data.build().open(teacher)
+    except ConfigError as error:
+        raise ConfigError(f"data.{error}") from error
+    return Loader(samples, teacher, run.data.dropout, run.seed)
 
 
 def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) -> None:

@@ -20,7 +20,7 @@ from ..networks.inputs import INPUTS, KEPT_INPUTS
 from ..networks.views import load_own, own_tensors, standalone
 from ..schema import ConfigError
 from ..teachers.teacher import Teacher
-from ..training.checkpoint import CheckpointError, State, best, latest
+from ..training.checkpoint import CheckpointError, State, best, finished, latest
 from ..training.checkpoint import read as read_state
 from ..training.players import PlayerSettings, make_players
 from ..training.trainer import Trainer
@@ -67,12 +67,20 @@ class Stages:
         self.pending: dict[str, dict[str, Any]] = {}
         self.health: dict[str, Any] = {}
         self.stage, self.teacher = 0, setup.teacher
-        self.trainer = self._trainer(None)
+        # Networks are big: those of a stage that a checkpoint is beyond are never made.
+        self._made = None if finished(folder.checkpoints) else self._trainer(None)
 
     @classmethod
     def of(cls, run: RunConfig, folder: Path, accelerator: Accelerator) -> "Stages":
         """Raises ConfigError for a run that cannot be trained."""
         return cls(Setup.of(run, accelerator), RunFolder(folder))
+
+    @property
+    def trainer(self) -> Trainer:
+        """The present stage's."""
+        if self._made is None:
+            self._made = self._trainer(None)
+        return self._made
 
     @property
     def settings(self) -> Stage:
@@ -100,7 +108,7 @@ class Stages:
             self.teacher = self._taught()
         self.stage += 1
         self.health = {}
-        self.trainer = self._trainer(start, critic and own_tensors(critic.denoiser.net))
+        self._made = self._trainer(start, critic and own_tensors(critic.denoiser.net))
 
     def open_cache(self, observe: Callable[[int, int], None]) -> None:
         """Build what is missing of the run's trajectories, with all processes, and open them."""
@@ -159,7 +167,7 @@ class Stages:
             self._call_teachers(state.numbers["stage"])
             self.stage, self.pending = state.numbers["stage"], state.numbers["pending"]
             self.health = state.numbers["health"]
-            self.trainer = self._trainer(self._initial())
+            self._made = self._trainer(self._initial())
             self.trainer.restore(state)
         except (KeyError, IndexError) as error:
             raise CheckpointError(
@@ -172,7 +180,7 @@ class Stages:
         for stage in range(until):
             if self.setup.run.stages[stage + 1].teacher == "last":
                 self.stage = stage
-                self.trainer = self._trainer(self.folder.kept_student(stage))
+                self._made = self._trainer(self.folder.kept_student(stage))
                 self.teacher = self._taught()
 
     def _taught(self) -> Teacher:

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMPipeline, DiffusionPipeline, SchedulerMixin, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDPMPipeline,
+    DiffusionPipeline,
+    SchedulerMixin,
+    UNet2DModel,
+)
 from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -21,10 +27,12 @@ from torch import nn
 from ..process import VariancePreserving
 from ..resources import INPUTS, PACKAGE, pipeline_class
 from ..schema import did_you_mean, shown
+from .schedulers import FEW_STEP as FEW_STEP_SCHEDULER
 from .schedulers import process_of, scheduler_class
 
 FEW_STEP = "FewStepPipeline"
 INDEX = "model_index.json"
+TRAINED = ("times", "gamma", "guidance", "skip_sigma_data")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LONGEST = 100_000  # timesteps of a scheduler
 
@@ -43,7 +51,9 @@ def load_pipeline(source: str) -> DiffusionPipeline:
     parts = {"unet": load_network(folder / "unet"), "scheduler": load_scheduler(folder, index)}
     if few_step:
         inputs = load_inputs(folder / "inputs") if (folder / "inputs").is_dir() else None
-        return few_step_class()(**parts, inputs=inputs, **few_step_settings(index, folder))
+        return few_step_class()(**parts, inputs=inputs, **few_step_settings(index, folder / INDEX))
+    if type(parts["scheduler"]).__name__ == FEW_STEP_SCHEDULER:
+        return DDPMPipeline(**parts)
     with foreign(folder):
         return DiffusionPipeline.from_pretrained(
             folder, **parts, use_safetensors=True, local_files_only=True
@@ -114,17 +124,22 @@ def require_weights(folder: Path) -> None:
 
 
 def load_scheduler(folder: Path, index: dict[str, Any]) -> SchedulerMixin:
-    """The scheduler of a pipeline folder. Raises ValueError if it is none of diffusers'."""
+    """The scheduler of a pipeline folder, from its configuration alone.
+
+    Raises ValueError if it is neither one of diffusers' nor a FewStepScheduler."""
     file = folder / "scheduler" / "scheduler_config.json"
     declared, config = index.get("scheduler"), read_json(file)
     if not isinstance(declared, list) or len(declared) != 2:
         raise ValueError(f"{folder / INDEX}: names no scheduler")
+    few_step = declared[1] == FEW_STEP_SCHEDULER
     if "_class_name" not in config:
         raise ValueError(f"{file}: not the configuration of a scheduler")
     try:
-        kind = scheduler_class(declared[1])
+        kind = few_step_scheduler_class() if few_step else scheduler_class(declared[1])
     except ValueError as error:
         raise ValueError(f"{folder / INDEX}: {error}") from error
+    if few_step:
+        few_step_settings(config, file)
     steps = config.get("num_train_timesteps", 1000)
     if not isinstance(steps, int) or not 2 <= steps <= LONGEST:
         raise ValueError(f"{file}: num_train_timesteps is {shown(steps)}, not 2 to {LONGEST}")
@@ -132,16 +147,28 @@ def load_scheduler(folder: Path, index: dict[str, Any]) -> SchedulerMixin:
         return kind.from_config(config)
 
 
-def few_step_settings(index: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a FewStepPipeline's index adds. Raises ValueError for times no student can have."""
-    known = ("times", "gamma", "guidance", "skip_sigma_data")
-    settings = {k: v for k, v in index.items() if k in known}
+def few_step_settings(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """What a few-step student was trained for, from the values of a file.
+
+    Raises ValueError for times no student can have."""
+    settings = {k: v for k, v in values.items() if k in TRAINED}
     times = settings.get("times")
     rows = times.items() if isinstance(times, dict) else []
     fit = all(n.isdecimal() and is_falling(row) and len(row) == int(n) for n, row in rows)
     if times is not None and not (rows and fit):
-        raise ValueError(f"{folder / INDEX}: times must map each N to N falling numbers")
+        raise ValueError(f"{file}: times must map each N to N falling numbers")
+    gamma = settings.get("gamma", 0.0)
+    if type(gamma) not in (int, float) or not 0 <= gamma <= 1:
+        raise ValueError(f"{file}: gamma is {shown(gamma)}, not 0 to 1")
     return settings
+
+
+def trained_settings(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """`times`, `gamma`, `guidance`, `skip_sigma_data` of an exported student; empty for others."""
+    for part in (pipeline, pipeline.scheduler):
+        if type(part).__name__ in (FEW_STEP, FEW_STEP_SCHEDULER):
+            return {name: part.config[name] for name in TRAINED if name in part.config}
+    return {}
 
 
 def is_falling(row: object) -> bool:
@@ -183,6 +210,11 @@ def foreign(where: Path | str) -> Iterator[None]:
 def few_step_class() -> type[DiffusionPipeline]:
     """The class of `pipelines/few_step.py`."""
     return pipeline_class("few_step", FEW_STEP)
+
+
+def few_step_scheduler_class() -> type[SchedulerMixin]:
+    """The class of `pipelines/few_step_scheduler.py`."""
+    return pipeline_class("few_step_scheduler", FEW_STEP_SCHEDULER)
 
 
 def new_pipeline(

@@ -2,6 +2,7 @@
 
     scheduler                                  process               prediction
     FlowMatch…                                 rectified flow        flow
+    FewStepScheduler                           whichever its student was trained in
     a table of ᾱ (DDPM, DDIM, Euler, …)        variance preserving   epsilon → eps,
                                                                      v_prediction → v, sample → x0
 
@@ -9,16 +10,20 @@ Any other configuration is refused.
 """
 
 import diffusers
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import SchedulerMixin
 
 from ..process import NoiseProcess, Prediction, RectifiedFlow, VariancePreserving
 from ..schema import did_you_mean, shown
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+FEW_STEP = "FewStepScheduler"  # of pipelines/few_step_scheduler.py
 
 
-def is_flow(pipeline: DiffusionPipeline) -> bool:
-    return type(pipeline.scheduler).__name__.startswith("FlowMatch")
+def is_flow(scheduler: SchedulerMixin) -> bool:
+    """Whether a scheduler's process is rectified flow, whose networks see num_train_timesteps·t."""
+    name = type(scheduler).__name__
+    few_step = name == FEW_STEP and scheduler.config["beta_schedule"] is None
+    return few_step or name.startswith("FlowMatch")
 
 
 def process_of(scheduler: SchedulerMixin) -> tuple[NoiseProcess, Prediction]:
@@ -27,8 +32,8 @@ def process_of(scheduler: SchedulerMixin) -> tuple[NoiseProcess, Prediction]:
     Raises ValueError for a configuration that is not understood."""
     name, config = type(scheduler).__name__, scheduler.config
     kind = config.get("prediction_type", "epsilon")
-    if name.startswith("FlowMatch"):
-        return RectifiedFlow(), "flow"
+    if is_flow(scheduler):
+        return RectifiedFlow(), PREDICTIONS.get(kind, "flow") if name == FEW_STEP else "flow"
     # Multistep solvers carry a table even when they integrate a flow.
     if config.get("use_flow_sigmas", False) or kind == "flow_prediction":
         raise ValueError(f"scheduler {name}: give the flow a FlowMatchEulerDiscreteScheduler")

@@ -1,118 +1,139 @@
-"""A diffusers pipeline as a frozen denoiser, what methods distil."""
+"""A diffusers pipeline as a teacher: a frozen denoiser, a codec, and the conditions it takes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ..denoiser import AnyDenoiser, Cond, Denoiser, Guided
+from ..conditions import Cond, move
+from ..denoiser import AnyDenoiser, Denoiser, Guided
+from ..networks.lora import base_tensors
 from ..process import VariancePreserving
-from ..schema import shown
+from ..resources import named
 from ..solver import Sampler
 from ..times import Grid
-from .backbones.unet2d import BLOCK, EMBEDDING, call_labelled, places
+from .backbone import Asked, Backbone, asked_labels, backbone_of
+from .codec import Codec, Size
 from .loading import foreign
-from .schedulers import is_flow, process_of
-
-LARGEST = 1024  # height or width of a network's samples
+from .schedulers import process_of
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A frozen denoiser and the pipeline it came from.
 
-    denoiser: conditional, without guidance. guided: with guidance w, what methods distil.
-    event: shape of one sample (c, h, w). classes: number of labels, None if unconditional.
+    denoiser: conditional, without guidance. guided: with guidance w, what methods distil. size:
+    height and width of its images.
     """
 
+    pipeline: DiffusionPipeline
+    backbone: Backbone
     denoiser: Denoiser
     guided: AnyDenoiser
-    pipeline: DiffusionPipeline
+    codec: Codec
     w: float
-    event: tuple[int, ...]
-    classes: int | None
+    size: Size
 
     @classmethod
-    def from_pipeline(cls, pipeline: DiffusionPipeline, w: float = 1.0) -> "Teacher":
-        """w: guidance in u + w(c − u), 1 neutral.
+    def from_pipeline(
+        cls,
+        pipeline: DiffusionPipeline,
+        w: float = 1.0,
+        size: Size | None = None,
+        backbone: str | None = None,
+        codec: str | None = None,
+    ) -> "Teacher":
+        """w: guidance in u + w(c − u), 1 neutral. size: None for what the network was trained for.
 
-        Raises ValueError for networks or schedulers nobody taught this toolkit, and for guidance
-        on an unconditional teacher."""
-        net = pipeline.unet if "unet" in pipeline.components else None
-        if not isinstance(net, UNet2DModel):
-            raise ValueError(
-                f"{type(pipeline).__name__}: its network is not of a known class (UNet2DModel)"
-            )
-        net.eval().requires_grad_(False)
+        backbone, codec: names of modules, None for what the pipeline's class and its family say.
+        Raises ValueError for pipelines of no known family and schedulers of no known process, for
+        guidance on an unconditional teacher, and for a network that does not answer."""
+        family = backbone_of(pipeline, backbone)
+        net = family.net.eval().requires_grad_(False)
         process, prediction = process_of(pipeline.scheduler)
-        scale = float(pipeline.scheduler.config.num_train_timesteps) if is_flow(pipeline) else 1.0
-        denoiser = Denoiser(
-            net,
-            process,
-            prediction,
-            call_labelled,
-            scale,
-            block=BLOCK,
-            embedding=EMBEDDING,
-            places=places(net),
-        )
-        labels = net.config.num_class_embeds
-        if labels is not None and labels < 2:
-            raise ValueError(f"num_class_embeds {labels}: needs a class and the empty label")
-        if labels is None and w != 1:
+        denoiser = Denoiser(net, process, prediction, family.call, family.time, family.read())
+        size = family.size if size is None else size
+        null = family.null(size)
+        if not null and w != 1:
             raise ValueError(f"guidance {w:g} needs a class-conditional teacher: use guidance 1")
-        guided = Guided(denoiser, w, null_of(labels)) if labels else denoiser
-        classes = None if labels is None else labels - 1
-        event = (net.config.in_channels, *sides(net.config.sample_size))
-        require_answer(denoiser, event, classes)
-        return cls(denoiser, guided, pipeline, w, event, classes)
+        made = family.codec() if codec is None else named("teachers", codec, Codec)(pipeline)
+        guided = Guided(denoiser, w, null, family.guide) if null else denoiser
+        if family.embedded:
+            guided = replace(denoiser, w=w)
+        teacher = cls(pipeline, family, denoiser, guided, made, w, size)
+        require_answer(teacher)
+        return teacher
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of one sample; a batch may have another."""
+        return self.codec.event(self.size)
+
+    @property
+    def classes(self) -> int | None:
+        """How many labels there are beside the empty one; None where conditions are no labels."""
+        return self.backbone.classes
+
+    @property
+    def null(self) -> Cond:
+        """The empty condition, one row; nothing for a teacher that takes none."""
+        return self.backbone.null(self.size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.net.parameters()).device
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the base network's weights; roles on it do not count."""
+        digest = sha256()
+        for name, tensor in sorted(base_tensors(self.denoiser.net).items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def with_net(self, net: nn.Module) -> "Teacher":
         """The same teacher seen through `net`, a view of its network."""
         denoiser = replace(self.denoiser, net=net)
         if isinstance(self.guided, Guided):
             return replace(self, denoiser=denoiser, guided=replace(self.guided, denoiser=denoiser))
-        return replace(self, denoiser=denoiser, guided=denoiser)
+        return replace(self, denoiser=denoiser, guided=replace(denoiser, w=self.guided.w))
 
     @property
     def nfe(self) -> int:
         """Network evaluations per step of the guided teacher: guidance counts twice."""
         return 2 if isinstance(self.guided, Guided) and self.w != 1 else 1
 
-    def labels(self, n: int) -> Tensor | None:
-        """n labels, each class equally often, or None if unconditional."""
-        return None if self.classes is None else torch.arange(n) % self.classes
+    def asked(self, n: int) -> Tensor | None:
+        """What n fixed rows are asked for: labels in turn, or None."""
+        return asked_labels(self.classes, n)
+
+    def conditions(self, asked: Asked) -> Cond:
+        """The condition of labels or prompts, one row each, on the network's device."""
+        return move(self.backbone.encode(asked, self.size), self.device)
+
+    def some(self, n: int) -> Cond:
+        """n fixed rows."""
+        return self.conditions(self.asked(n))
 
 
-def sides(size: object) -> tuple[int, int]:
-    """Height and width of a network's samples. Raises ValueError if its config does not say."""
-    pair = (size, size) if isinstance(size, int) else size
-    numbers = isinstance(pair, list | tuple) and [type(n) for n in pair] == [int, int]
-    if not numbers or not all(1 <= n <= LARGEST for n in pair):
-        raise ValueError(f"the network's sample_size is {shown(size)}: needs 1 to {LARGEST} pixels")
-    return tuple(pair)
-
-
-def require_answer(denoiser: Denoiser, event: tuple[int, ...], classes: int | None) -> None:
+def require_answer(teacher: Teacher) -> None:
     """Raise ValueError unless the network maps a sample (1, *event) to finite numbers like it."""
+    denoiser = teacher.denoiser
     parameter = next(denoiser.net.parameters())
-    x = torch.zeros(1, *event, dtype=parameter.dtype, device=parameter.device)
-    label = None if classes is None else torch.zeros(1, dtype=torch.long, device=x.device)
-    middle = torch.tensor([denoiser.process.t_max / 2], dtype=torch.float64)
     with foreign("the network"), torch.no_grad():
-        answer = denoiser(x, middle, label)
-    if answer.raw.shape != x.shape or not answer.raw.isfinite().all():
-        raise ValueError(f"the network maps {event} to another shape, or to nothing finite")
+        x = torch.zeros(1, *teacher.event, dtype=parameter.dtype, device=parameter.device)
+        middle = torch.tensor([denoiser.process.t_max / 2], dtype=torch.float64)
+        output = denoiser.output(x, middle, teacher.some(1))
+    if output.shape != x.shape or not output.isfinite().all():
+        shape = teacher.event
+        raise ValueError(f"the network maps {shape} to another shape, or to nothing finite")
 
 
 def teacher_sampler(teacher: Teacher) -> Sampler:
     """Deterministic, any number of steps, at whole timesteps where the process is a table."""
     table = isinstance(teacher.denoiser.process, VariancePreserving)
     return Sampler((), Grid("trailing" if table else "uniform"), gamma=0.0)
-
-
-def null_of(labels: int | None) -> Callable[[Cond], Cond]:
-    """Maps labels (b,) to the last one, which stands for no class."""
-    return lambda cond: torch.full_like(cond, labels - 1)

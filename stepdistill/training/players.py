@@ -4,10 +4,9 @@ With `Adapters`, student, critic and target are low-rank corrections of the teac
 network, and the teacher is that network bit for bit; else each is a full copy.
 """
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from ..method import Method, Needs, Players
 from ..networks.discriminator import Projections, head_for
 from ..networks.inputs import KEPT_INPUTS, LogVariance, WithInputs
 from ..networks.lora import AdapterView, add_adapter, enable_checkpointing, without_roles
-from ..networks.taps import features
+from ..networks.taps import Seen, Taps
 from ..networks.views import bare, load_own, own_tensors
 from ..resources import pipeline_class
 from ..schema import Count, NotNegative
@@ -27,6 +26,7 @@ from ..solver import Sampler
 from ..teachers.teacher import Teacher
 
 PLAYERS = ("student", "teacher", "critic", "target")  # that a method may ask for by name
+HEAD = "for a discriminator's head to look at: train without a GAN"
 LowRank = Literal["student", "critic"]
 
 
@@ -136,23 +136,22 @@ def student_of(teacher: Teacher, settings: PlayerSettings) -> nn.Module:
 
 def extra_inputs(teacher: Teacher, inputs: tuple[str, ...]) -> nn.Module | None:
     """Embeddings of a student's further inputs; None for none."""
-    names, denoiser = [name for name in inputs if name in KEPT_INPUTS], teacher.denoiser
+    names, path = [name for name in inputs if name in KEPT_INPUTS], teacher.backbone.time_embedding
     if not names:
         return None
-    part = part_of(denoiser, denoiser.embedding, "for more inputs: choose a method without")
-    (seen,) = features_of(denoiser, [part], teacher)
-    return pipeline_class("extra_inputs", "ExtraInputs")(names, seen.shape[-1], denoiser.embedding)
+    taps = taps_of(teacher, (path,), "for more inputs: choose a method without")
+    (seen,) = outputs_of(teacher, taps)
+    return pipeline_class("extra_inputs", "ExtraInputs")(names, seen.shape[-1], path)
 
 
 def guidance_adapters(teacher: Teacher) -> nn.Module:
     """New adapters for the teacher's network, at each of its blocks that the backbone names."""
-    denoiser = teacher.denoiser
-    parts = [part_of(denoiser, path, "for an adapter") for path in denoiser.places]
+    paths = teacher.backbone.taps()
     # One at a time, for several come in the order of the pass, not of their paths.
-    shapes = [tuple(features_of(denoiser, [part], teacher)[0].shape[1:]) for part in parts]
-    labels = 0 if teacher.classes is None else teacher.classes + 1
-    kind = pipeline_class("guidance_adapters", "GuidanceAdapters")
-    return kind(denoiser.places, shapes, labels)
+    taps = [taps_of(teacher, (path,), "for an adapter") for path in paths]
+    shapes = [tuple(outputs_of(teacher, each)[0].shape[1:]) for each in taps]
+    labels = teacher.classes + 1 if "label" in teacher.null else 0
+    return pipeline_class("guidance_adapters", "GuidanceAdapters")(paths, shapes, labels)
 
 
 def target_of(student: Denoiser, settings: PlayerSettings) -> Denoiser:
@@ -181,25 +180,17 @@ def critic_of(needs: Needs, teacher: Teacher, settings: PlayerSettings) -> Criti
         load_own(denoiser.net, settings.critic)
     if needs.discriminator != "critic":
         return Critic(denoiser)
-    blocks, seen = seen_by(denoiser, (needs.tap or denoiser.block,), teacher)
-    return Critic(denoiser, head_for(*seen).to(seen[0].device), blocks)
+    taps = taps_of(teacher, (needs.tap or teacher.backbone.tap,), HEAD)
+    seen = features_of(teacher, taps)
+    return Critic(denoiser, head_for(*seen).to(seen[0].device), taps)
 
 
 def discriminator_of(needs: Needs, teacher: Teacher) -> Discriminator:
     """New heads on the teacher's frozen network, at the block asked for or at all it names."""
-    denoiser = teacher.denoiser
-    paths = denoiser.places if needs.tap is None else (needs.tap,)
-    blocks, seen = seen_by(denoiser, paths, teacher)
-    return Discriminator(denoiser, Projections(seen).to(seen[0].device), blocks)
-
-
-def seen_by(
-    denoiser: Denoiser, paths: Sequence[str], teacher: Teacher
-) -> tuple[list[nn.Module], list[Tensor]]:
-    """The blocks at `paths`, and what each makes of one sample."""
-    purpose = "for a discriminator's head to look at: train without a GAN"
-    blocks = [part_of(denoiser, path, purpose) for path in paths]
-    return blocks, features_of(denoiser, blocks, teacher)
+    paths = teacher.backbone.taps() if needs.tap is None else (needs.tap,)
+    taps = taps_of(teacher, paths, HEAD)
+    seen = features_of(teacher, taps)
+    return Discriminator(teacher.denoiser, Projections(seen).to(seen[0].device), taps)
 
 
 def frozen(player: Denoiser) -> Denoiser:
@@ -209,24 +200,31 @@ def frozen(player: Denoiser) -> Denoiser:
     return player
 
 
-def part_of(denoiser: Denoiser, path: str, purpose: str) -> nn.Module:
-    """The part of the network at `path`. Raises ValueError, with its purpose, if it has none."""
-    net = bare(denoiser.net)
-    try:
-        part = net.get_submodule(path) if path else None
-    except AttributeError:
-        part = None
-    if part is None:
-        raise ValueError(f"{type(net).__name__} has no block '{path}' {purpose}")
-    return part
+def taps_of(teacher: Teacher, paths: tuple[str, ...], purpose: str) -> Taps:
+    """Taps at `paths`. Raises ValueError, with their purpose, for one the network has not."""
+    net = bare(teacher.denoiser.net)
+    parts = {name for name, _ in net.named_modules()} - {""}
+    for path in paths:
+        if path not in parts:
+            raise ValueError(f"{type(net).__name__} has no block '{path}' {purpose}")
+    return teacher.backbone.read(*paths)
+
+
+def outputs_of(teacher: Teacher, taps: Taps) -> list[Any]:
+    """What the blocks put out for one sample of zeros, in the order of the pass."""
+    return _seen(teacher, taps)[0].outputs
+
+
+def features_of(teacher: Teacher, taps: Taps) -> list[Tensor]:
+    """The features (1, c, *positions) of one sample of zeros, in the order of the pass."""
+    seen, x = _seen(teacher, taps)
+    return seen.features(x)
 
 
 @torch.no_grad()
-def features_of(denoiser: Denoiser, blocks: list[nn.Module], teacher: Teacher) -> list[Tensor]:
-    """What the blocks put out for one sample of zeros, in the order of the pass."""
-    device = next(denoiser.net.parameters()).device
-    x, t = torch.zeros(1, *teacher.event, device=device), torch.tensor([denoiser.process.t_max])
-    label = teacher.labels(1)
-    with features(blocks) as seen:
-        denoiser(x, t, None if label is None else label.to(device))
-    return seen
+def _seen(teacher: Teacher, taps: Taps) -> tuple[Seen, Tensor]:
+    denoiser = teacher.denoiser
+    x = torch.zeros(1, *teacher.event, device=teacher.device)
+    with taps.open(denoiser.net) as seen:
+        denoiser(x, torch.tensor([denoiser.process.t_max]), teacher.some(1))
+    return seen, x

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..conditions import move
 from ..data.loader import Data, Drawn, stream
 from ..method import Batch, Loss, Method, Players, Sample, Turn
 from ..networks.ema import EMA
@@ -93,14 +94,17 @@ class Training:
 
 
 class StepLog(NamedTuple):
-    """What one turn did. update: student updates so far."""
+    """What one turn did. update: student updates so far.
+
+    total, parts, gradient_norm: scalars on the device, which whoever logs them reads.
+    """
 
     turn: int
     update: int
     player: str
-    total: float
-    parts: dict[str, float]
-    gradient_norm: float
+    total: Tensor
+    parts: dict[str, Tensor]
+    gradient_norm: Tensor
     lr: float
     skipped: bool
 
@@ -157,18 +161,16 @@ class Trainer:
         total, parts = self._accumulate(turn, compare_terms)
         norm = self._reduce_and_clip(turn.player)
         lr = self._set_lr(turn.player, optimiser)
-        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(total))
+        # The one number of a turn that the host waits for.
+        finite = bool(torch.isfinite(norm) & torch.isfinite(total))
         if finite:
             optimiser.step()
             if turn.player == "student":
                 self._update_averages()
         self._count_skips(turn.player, finite)
         self.turn += 1
-        logged = {k: float(v) for k, v in parts.items()}
         name = turn.player
-        return StepLog(
-            self.turn, self.update, name, float(total), logged, float(norm), lr, not finite
-        )
+        return StepLog(self.turn, self.update, name, total, parts, norm, lr, not finite)
 
     def averaged(self) -> dict[str, Tensor]:
         """The student's own tensors with its average in place of its weights."""
@@ -182,9 +184,11 @@ class Trainer:
 
         Called on every process: carried samples are gathered, in the order of ranks."""
         gather = self.accelerator.gather
-        carried = [(k, c) for k, c in enumerate(self.carries) if c is not None]
-        tensors = {f"carry/{k}/x": gather(c.x) for k, c in carried}
-        tensors |= {f"carry/{k}/cond": gather(c.cond) for k, c in carried if c.cond is not None}
+        tensors: dict[str, Tensor] = {}
+        for k, carried in enumerate(self.carries):
+            if carried is not None:
+                parts = {"x": carried.x} | {f"cond/{n}": v for n, v in carried.cond.items()}
+                tensors |= {f"carry/{k}/{name}": gather(part) for name, part in parts.items()}
         for player, net in self.nets.items():
             tensors |= {f"net/{player}/{k}": v for k, v in own_tensors(net).items()}
             slots = self.optimisers[player].state_dict()["state"]
@@ -217,12 +221,15 @@ class Trainer:
         self.skipped_in_a_row = dict(state.numbers["skipped_in_a_row"])
 
     def _carry(self, tensors: dict[str, Tensor], k: int) -> Sample | None:
-        x, cond = (self._own_part(tensors.get(f"carry/{k}/{part}")) for part in ("x", "cond"))
-        return None if x is None else Sample(x, cond)
-
-    def _own_part(self, gathered: Tensor | None) -> Tensor | None:
-        if gathered is None:
+        prefix = f"carry/{k}/"
+        own = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+        own = {name: self._own_part(gathered) for name, gathered in own.items()}
+        if not own:
             return None
+        x = own.pop("x")
+        return Sample(x, {name.removeprefix("cond/"): value for name, value in own.items()})
+
+    def _own_part(self, gathered: Tensor) -> Tensor:
         world, rank, size = (
             self.accelerator.num_processes,
             self.accelerator.process_index,
@@ -285,7 +292,7 @@ class Trainer:
         local = stream(*self.seed, 1, self.turn, micro)
         number, device = self.turn * per_turn + micro, self.accelerator.device
         drawn = Drawn(*self.data.batch(number, self.training.batch, local))
-        cond = drawn.cond.to(device) if isinstance(drawn.cond, Tensor) else drawn.cond
+        cond = move(drawn.cond, device)
         path = None if drawn.path is None else drawn.path.to(device)
         shared, progress = stream(*self.seed, 0, self.turn), self.update / self.training.updates
         return Batch(drawn.x0.to(device), cond, shared, local, progress, path)

@@ -7,6 +7,8 @@ Imports torch and diffusers only, so an exported folder runs without the toolkit
     images = pipe(num_inference_steps=1, class_labels=[3, 7]).images
 """
 
+import json
+from pathlib import Path
 from typing import Optional, Union
 
 import torch
@@ -28,6 +30,7 @@ class FewStepPipeline(DiffusionPipeline):
     skip_sigma_data: σ_d of the consistency boundary c_skip/c_out, None for none.
     """
 
+    source = Path(__file__).read_text(encoding="utf-8")
     model_cpu_offload_seq = "unet"
     _optional_components = ["inputs"]
 
@@ -102,6 +105,18 @@ class FewStepPipeline(DiffusionPipeline):
         if output_type == "pil":
             images = self.numpy_to_pil(images)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """model_index.json, and this file, without which the folder could not be loaded again."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pipeline.py").write_text(self.source, encoding="utf-8")
+        super().save_config(save_directory, push_to_hub, **kwargs)
+
+    def to_json_string(self):
+        index = json.loads(super().to_json_string())
+        index["_class_name"] = ["pipeline", type(self).__name__]
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def _labels(self, class_labels, batch_size, generator):
         classes = self.unet.config.num_class_embeds
@@ -178,7 +193,8 @@ class FewStepPipeline(DiffusionPipeline):
         hooks = [] if self.inputs is None else self.inputs.attach(self.unet, t, s, w, labels)
         try:
             x = x.to(self.unet.dtype)
-            return self.unet(x, t, class_labels=labels, return_dict=False)[0].float()
+            output = self.unet(x, t, class_labels=labels, return_dict=False)[0]
+            return output[:, : x.shape[1]].float()  # without a learned variance
         finally:
             for hook in hooks:
                 hook.remove()

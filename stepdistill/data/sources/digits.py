@@ -7,14 +7,33 @@ UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998), CC 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from ...schema import ConfigError
+from ...teachers.teacher import Teacher
+from ..loader import InMemory, Source
+
 EVENT = (1, 8, 8)
 CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Digits(Source):
+    """No settings."""
+
+    def open(self, teacher: Teacher) -> InMemory:
+        if teacher.event != EVENT or teacher.classes not in (None, CLASSES):
+            raise ConfigError(
+                f"source: 'digits' are images {EVENT} of {CLASSES} classes or none; the teacher "
+                f"makes {teacher.event} of {teacher.classes or 'no'} classes"
+            )
+        images, labels = load()
+        return InMemory(images, None if teacher.classes is None else labels)
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ is refused by name, as are links to folders and transparent, animated or 16-bit 
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,25 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ...schema import ConfigError
+from ...teachers.teacher import Teacher
+from ..loader import InMemory, Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA")  # 8 bits a channel, with or without transparency
+
+
+@dataclass(frozen=True)
+class Folder(Source):
+    """path: the folder."""
+
+    path: str
+
+    def open(self, teacher: Teacher) -> InMemory:
+        try:
+            return InMemory(*load(self.path, teacher.event, teacher.classes))
+        except ConfigError as error:
+            raise ConfigError(f"settings.path: {error}") from error
 
 
 def load(

@@ -12,7 +12,8 @@ gives the others:
 The student is probed at its averaged weights: they are what is exported, and they do not jitter.
 A signal out of its range at a stage's start, as an untrained student's are, raises no alarm unless
 it gets worse; once inside, it has to stay. A probe draws from streams of its own and puts
-everything back, so watching changes no training.
+everything back, so watching changes no training. The teacher's samples and all probes together may
+cost a share of the stage's network passes, whatever the teacher costs: see `watch_of`.
 """
 
 from collections import deque
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, sqrt
+from math import ceil, inf, sqrt
 from statistics import fmean
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from ...data.loader import stream
 from ...denoiser import AnyDenoiser, Denoiser
 from ...networks.views import load_own, own_tensors
-from ...schema import Count, NotNegative, Range, Share, Whole
+from ...schema import Count, NotNegative, Positive, Range, Share, Whole
 from ...solver import Sampler
 from ...teachers.teacher import Teacher, teacher_sampler
 from ..trainer import StepLog, Trainer
@@ -39,6 +40,8 @@ from .reference import StageSpan
 from .signals import signals_of
 
 TEACHER_STEPS = 32
+FEWEST_STEPS = 4  # of the teacher, where it is dear
+FEWEST = 16  # samples that can be compared
 LAG_BATCH = 128
 FARTHEST = 100.0  # what a value that is not finite, or larger, counts as
 NORM = "|∇ "  # how the compared terms of a loss begin in a turn's log
@@ -52,7 +55,8 @@ PER_CLASS = 8  # samples of a class, at least, where there are many classes
 class Health:
     """What is watched, and what is allowed.
 
-    every: student updates between probes, 0 to watch nothing. samples: of a probe. window: critic
+    every: student updates between probes, at least; 0 to watch nothing. samples: of a probe, at
+    most. share: the most of the stage's network passes that watching may cost. window: critic
     turns that `lag` averages. patience: probes in a row out of range that raise an alarm. stop:
     whether an alarm ends training, after a checkpoint.
     lag, mean, saturation, terms (of each pair of terms), dropped: the most that is allowed;
@@ -61,7 +65,8 @@ class Health:
     """
 
     every: Whole = 50
-    samples: Annotated[int, Range(16, 10_000)] = 128
+    samples: Annotated[int, Range(FEWEST, 10_000)] = 128
+    share: Positive = 0.02
     window: Count = 50
     patience: Count = 2
     stop: bool = False
@@ -103,6 +108,33 @@ def averaged(trainer: Trainer) -> Iterator[Denoiser]:
         load_own(student.net, kept)
 
 
+class Watch(NamedTuple):
+    """What watching a stage may cost: updates between probes, samples of each, teacher's steps.
+
+    samples: 0 where even the least costs too much: then nothing is compared with the teacher.
+    """
+
+    every: int
+    samples: int
+    steps: int
+
+
+def watch_of(health: Health, updates: int, work: float, teacher: int, student: int) -> Watch:
+    """What fits into `health.share` of a stage of so many updates.
+
+    work: network passes of one sample of an update, all its samples together. teacher: passes of a
+    step of all the teacher's samples. student: of a probe's sample. Half of the share is for the
+    teacher's samples: fewer of them, then fewer steps. The other is for probes: fewer of them.
+    """
+    half = health.share * updates * work / 2
+    samples = min(health.samples, int(half / (TEACHER_STEPS * teacher)))
+    samples = max(samples, FEWEST)
+    steps = min(TEACHER_STEPS, int(half / (samples * teacher)))
+    if steps < FEWEST_STEPS or samples * student > half:
+        return Watch(health.every, 0, 0)
+    return Watch(max(health.every, ceil(updates * samples * student / half)), samples, steps)
+
+
 class Alarm(NamedTuple):
     """A signal that left its range for too long, or is back: what to tell, in one line."""
 
@@ -132,16 +164,30 @@ class Monitor:
 
     def __init__(self, health: Health, trainer: Trainer, teacher: Teacher) -> None:
         self.health, self.trainer, self.teacher = health, trainer, teacher
-        self.lags: deque[float] = deque(maxlen=health.window)
+        self.lags: deque[Tensor | float] = deque(maxlen=health.window)  # read when they are used
         self.out: dict[str, int] = {}  # probes in a row out of range, by signal
         self.start: dict[str, float] = {}  # where signals began, until they are in range
         self.turn, self.skipped = trainer.turn, trainer.skipped  # at the last probe
         self.stopped = ""
 
+    @cached_property
+    def plan(self) -> Watch:
+        """What watching this stage may cost."""
+        trainer, training = self.trainer, self.trainer.training
+        sampler, teacher = trainer.players.sampler, self.teacher
+        passes = trainer.method.passes(sampler).work(teacher.nfe)
+        return watch_of(
+            self.health,
+            updates=training.updates,
+            work=passes * training.batch * training.accumulation,
+            teacher=1 if teacher.w == 1 else 1 + teacher.nfe,
+            student=min(sampler.steps, default=1),
+        )
+
     @property
     def due(self) -> bool:
         """Whether the next turn ends with a probe; it must then compare its terms."""
-        trainer, every = self.trainer, self.health.every
+        trainer, every = self.trainer, self.plan.every
         player = trainer.turns[trainer.turn % len(trainer.turns)].player
         return player == "student" and every > 0 and (trainer.update + 1) % every == 0
 
@@ -151,14 +197,14 @@ class Monitor:
             self.turn, self.skipped = state["turn"], state["skipped"]
             self.lags.extend(state["lags"])
             self.out, self.start = dict(state["out"]), dict(state["start"])
-        elif 0 < self.health.every <= self.trainer.training.updates:
+        elif 0 < self.plan.every <= self.trainer.training.updates:
             self.start = self.agreed(self.against_teacher())
 
     def watch(self, step: StepLog) -> Findings | None:
         """Take in a turn's log, and probe where it was due. Every process calls this."""
         if "lag" in step.parts and not step.skipped:
             self.lags.append(step.parts["lag"])
-        every = self.health.every
+        every = self.plan.every
         if step.player != "student" or every == 0 or step.update % every > 0:
             return None
         values = self.agreed(self.own_signals(step) | self.against_teacher())
@@ -180,15 +226,16 @@ class Monitor:
         """What a checkpoint keeps."""
         numbers = {"turn": self.turn, "skipped": self.skipped}
         signals = {"out": dict(self.out), "start": dict(self.start)}
-        return numbers | signals | {"lags": list(self.lags)}
+        return numbers | signals | {"lags": [float(lag) for lag in self.lags]}
 
     def own_signals(self, step: StepLog) -> dict[str, float]:
         """What training shows without a probe."""
         turns = max(self.trainer.turn - self.turn, 1)
         found = {"dropped": (self.trainer.skipped - self.skipped) / turns}
         if self.lags:
-            found["lag"] = self.lag_of(fmean(self.lags))
-        return found if step.skipped else found | term_ratios(step.parts)
+            found["lag"] = self.lag_of(fmean(float(lag) for lag in self.lags))
+        parts = {name: float(value) for name, value in step.parts.items()}
+        return found if step.skipped else found | term_ratios(parts)
 
     def lag_of(self, shown: float) -> float:
         """The lag that a batch of at most `LAG_BATCH` would show."""
@@ -197,41 +244,41 @@ class Monitor:
 
     def against_teacher(self) -> dict[str, float]:
         """The student's samples beside the teacher's; nothing if the method has no teacher."""
-        if "teacher" not in self.trainer.method.needs.players:
+        if "teacher" not in self.trainer.method.needs.players or self.plan.samples == 0:
             return {}
         sampler = self.trainer.players.sampler
         with averaged(self.trainer) as student:
             made = self.draw(student, sampler, min(sampler.steps, default=1))
-        return signals_of(made, *self.reference, self.labels)
+        return signals_of(made, *self.reference, self.asked)
 
     @cached_property
-    def labels(self) -> Tensor | None:
-        """The labels of the probe (n,): few enough classes for pairs within each, spread evenly."""
-        n, classes = self.health.samples, self.teacher.classes
+    def asked(self) -> Tensor | None:
+        """The labels of the probe (n,), or None: few enough for pairs of each, spread evenly."""
+        n, classes = self.plan.samples, self.teacher.classes
         if classes is None:
             return None
-        few = min(classes, n // PER_CLASS)
+        few = max(min(classes, n // PER_CLASS), 1)
         return torch.arange(n) % few * (classes // few)
 
     @cached_property
     def reference(self) -> tuple[Tensor, Tensor]:
         """The samples of the unguided teacher, and of the guided one."""
         sampler = teacher_sampler(self.teacher)
-        plain = self.draw(self.teacher.denoiser, sampler, TEACHER_STEPS)
+        plain = self.draw(self.teacher.denoiser, sampler, self.plan.steps)
         if self.teacher.w == 1:
             return plain, plain
-        return plain, self.draw(self.teacher.guided, sampler, TEACHER_STEPS)
+        return plain, self.draw(self.teacher.guided, sampler, self.plan.steps)
 
     @torch.no_grad()
     def draw(self, denoiser: AnyDenoiser, sampler: Sampler, steps: int) -> Tensor:
         """The probe's samples (n, c, …), in pieces no larger than a training batch."""
         # One noise for all stages, so that their distances compare.
-        n, generator = self.health.samples, stream(self.trainer.seed[0], 4)
-        noise = torch.randn(n, *self.teacher.event, generator=generator)
-        made, device = [], self.trainer.accelerator.device
-        for rows in torch.arange(n).split(self.trainer.training.batch):
-            cond = None if self.labels is None else self.labels[rows].to(device)
-            x = sampler.draw(denoiser, noise[rows].to(device), steps, cond, generator)
+        generator, made = stream(self.trainer.seed[0], 4), []
+        device, asked = self.trainer.accelerator.device, self.asked
+        for rows in torch.arange(self.plan.samples).split(self.trainer.training.batch):
+            noise = torch.randn(len(rows), *self.teacher.event, generator=generator)
+            cond = self.teacher.conditions(None if asked is None else asked[rows])
+            x = sampler.draw(denoiser, noise.to(device), steps, cond, generator)
             made.append(x.float().cpu())
         bounded = torch.cat(made).clamp(-FARTHEST, FARTHEST)
         return torch.nan_to_num(bounded, nan=FARTHEST)

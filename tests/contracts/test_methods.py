@@ -1,0 +1,247 @@
+"""What every file of stepdistill/methods/ must do, checked without being told its name."""
+
+from copy import deepcopy
+from dataclasses import MISSING, FrozenInstanceError, dataclass, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from toys import guided_paths
+
+from eval.mixture import (
+    MixtureData,
+    MixtureTeacher,
+    energy_distance,
+    five_modes,
+    mlp_denoiser,
+    pretrained,
+)
+from stepdistill.data.loader import Drawn, stream
+from stepdistill.exact import GaussianMixture
+from stepdistill.jobs.catalogue import catalogue, markdown
+from stepdistill.method import Batch, Players, load
+from stepdistill.networks.views import load_own, trainable
+from stepdistill.process import RectifiedFlow, TrigFlow, VarianceExploding, VariancePreserving
+from stepdistill.resources import PACKAGE
+from stepdistill.solver import Sampler
+from stepdistill.training.players import PlayerSettings, make_players
+from stepdistill.training.trainer import Optimiser, Trainer, Training
+
+TESTS = Path(__file__).parents[1]
+NAMES = sorted(p.stem for p in (PACKAGE / "methods").glob("*.py") if p.stem != "__init__")
+BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+PROCESSES = {
+    "flow": RectifiedFlow(),
+    "trig": TrigFlow(),
+    "edm": VarianceExploding(),
+    "vp": VariancePreserving(torch.cumprod(1 - BETAS, 0)),
+}
+# Pairs that say something about x0 at pure noise.
+WELL_POSED = [
+    (name, kind)
+    for name, process in PROCESSES.items()
+    for kind in ("x0", "eps", "v", "flow", "edm")
+    if process.is_well_posed(kind, process.t_max)
+]
+
+
+def labelled(method) -> bool:
+    """Whether it needs a teacher with conditions."""
+    return method.needs.guidance or method.needs.trajectories
+
+
+def players(name: str, process, kind: str = "flow", seed: int = 0) -> Players:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        base = mlp_denoiser(process, kind)
+    method = load(name)()
+    sampler = Sampler((1, 2), gamma=0.0) if name == "tdm" else Sampler((1, 2))
+    casting = PlayerSettings(sampler, target=0.9, inputs=method.needs.inputs, seed=(seed,))
+    return make_players(
+        method, MixtureTeacher(five_modes(process), base, labelled(method)), casting
+    )
+
+
+def net_of(p: Players, player: str) -> torch.nn.Module:
+    return p.critic.net if player == "critic" else getattr(p, player).net
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Trajectories of the guided mixture as data."""
+
+    mixture: GaussianMixture
+    guidance: tuple[float, float] = (1.0, 3.0)
+
+    def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
+        return guided_paths(self.mixture, size, self.guidance, local)
+
+
+def data(method, process):
+    mixture = five_modes(process)
+    return Paths(mixture) if method.needs.trajectories else MixtureData(mixture, labelled(method))
+
+
+def batch(name: str, process, turn: int = 0, n: int = 32) -> Batch:
+    drawn = data(load(name)(), process).batch(0, n, stream(9, turn))
+    streams = stream(1, 0, turn), stream(1, 1, turn)
+    return Batch(drawn.x0, drawn.cond, *streams, progress=0.5, path=drawn.path)
+
+
+def test_there_are_methods_and_each_is_listed():
+    assert {"consistency", "diffusion", "dmd2"} <= set(NAMES)
+    assert [entry.name for entry in catalogue()] == NAMES
+    assert all(f"`{name}`" in markdown() for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_is_frozen_hyperparameters(name):
+    method = load(name)()
+    with pytest.raises(FrozenInstanceError):
+        method.anything = 1
+    assert all(field.default is not MISSING for field in fields(method))
+    assert "arXiv:" in method.paper and len(method.turns()) >= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_is_a_pure_function(name):
+    method, process = load(name)(), RectifiedFlow()
+    p = players(name, process)
+    before = deepcopy(p)
+    for turn in method.turns():
+        losses = [turn.loss(p, batch(name, process)) for _ in range(2)]
+        assert torch.equal(losses[0].total, losses[1].total)
+        other = turn.loss(p, batch(name, process, turn=1)).total
+        assert not torch.equal(losses[0].total, other)
+        p.carry = losses[0].carry or p.carry
+    for role in ("student", "critic", "target"):
+        if getattr(p, role) is not None:
+            for a, b in zip(trainable(net_of(p, role)), trainable(net_of(before, role))):
+                assert torch.equal(a, b)
+
+
+DATA_FREE = [n for n in NAMES if not load(n)().needs.data and not load(n)().needs.trajectories]
+
+
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_a_method_that_needs_no_data_looks_at_none(name):
+    method, p = load(name)(), players(name, RectifiedFlow())
+    for turn in method.turns():
+        seen = turn.loss(p, batch(name, RectifiedFlow()))
+        blind = batch(name, RectifiedFlow())
+        blind = replace(blind, x0=torch.full_like(blind.x0, torch.nan))
+        assert torch.equal(turn.loss(p, blind).total, seen.total)
+        p.carry = seen.carry or p.carry
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_player_whose_turn_it_is_moves(name):
+    method = load(name)()
+    training = Training(updates=10, batch=16, optimiser=Optimiser(lr=1e-2), target_ema=0.9)
+    p = players(name, RectifiedFlow())
+    process = RectifiedFlow()
+    trainer = Trainer(method, p, data(method, process), training, Accelerator(cpu=True))
+    for _ in method.turns():
+        before = {n: [q.clone() for q in trainable(net)] for n, net in trainer.nets.items()}
+        target = None if p.target is None else [q.clone() for q in trainable(p.target.net)]
+        step = trainer.step()
+        for player, old in before.items():
+            moved = any(not torch.equal(a, b) for a, b in zip(old, trainable(trainer.nets[player])))
+            assert moved == (player == step.player)
+        if target is not None and step.player == "student":
+            new = trainable(p.target.net)
+            # After one update the warm-up's decay is 1/10.
+            wanted = [t.lerp(s, 0.9) for t, s in zip(target, trainable(p.student.net))]
+            assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(new, wanted))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("process,kind", WELL_POSED)
+def test_gradients_are_finite_for_every_well_posed_prediction(name, process, kind):
+    p = players(name, PROCESSES[process], kind)
+    for turn in load(name)().turns():
+        loss = turn.loss(p, batch(name, PROCESSES[process]))
+        p.carry = loss.carry or p.carry
+        moved = trainable(net_of(p, turn.player))
+        gradients = torch.autograd.grad(loss.total, moved, allow_unused=True)
+        gradients = [g for g in gradients if g is not None]
+        assert all(bool(g.isfinite().all()) for g in gradients)
+        assert sum(float(g.abs().sum()) for g in gradients) > 0
+
+
+# Players at which the expected gradient vanishes: the test that has them, or why there are none.
+AGREES = "test_a_critic_that_agrees_with_the_teacher_leaves_the_student_alone"
+IDEAL = {
+    "agd": "maths/test_guidance.py::test_agds_loss_is_over_the_cached_states",
+    "consistency": "maths/test_consistency.py::test_the_chain_has_no_loss_and_no_gradient",
+    "consistency_training": "maths/test_consistency_training.py::test_the_affine_fixed_point",
+    "ctm": "maths/test_ctm.py::test_exact_maps_have_no_loss",
+    "diff_instruct": f"maths/test_matching.py::{AGREES}",
+    "diffusion": "maths/test_critic.py::test_the_posterior_mean_minimises_the_denoising_loss",
+    "dmd": "maths/test_matching.py::test_dmds_regression_is_on_the_cached_pairs",
+    "dmd2": f"maths/test_dmd2.py::{AGREES}",
+    "f_distill": f"maths/test_matching.py::{AGREES}",
+    "guidance": "maths/test_guidance.py::test_the_gradient_is_the_formulas",
+    "ladd": None,  # a GAN's student rests only where its judge sees no difference, which ours may
+    "lcm": "maths/test_trajectory.py::test_exact_maps_have_no_loss",
+    "pcm": "maths/test_trajectory.py::test_exact_maps_have_no_loss",  # without its judge, as above
+    "scm": "maths/test_scm.py::test_the_tangent_vanishes_at_the_exact_consistency_function",
+    "sid": f"maths/test_matching.py::{AGREES}",
+    "tcd": "maths/test_trajectory.py::test_exact_maps_have_no_loss",  # if told e
+    "tdm": f"maths/test_tdm.py::{AGREES}",
+    "tscd": "maths/test_trajectory.py::test_exact_maps_have_no_loss",  # as tcd
+    "vsd": f"maths/test_matching.py::{AGREES}",
+}
+
+
+def test_every_method_names_where_it_rests():
+    assert sorted(IDEAL) == NAMES
+    for file, _, test in (where.partition("::") for where in IDEAL.values() if where):
+        assert f"def {test}" in (TESTS / file).read_text(), test
+
+
+# Methods for few steps, with what makes them one-step methods.
+FEW_STEPS = [n for n in NAMES if load(n)().needs.boundary or "critic" in load(n)().needs.players]
+ONE_STEP = {
+    "pcm": {"phases": 1},
+    "tscd": {"segments": 1},
+    "tcd": {"steps": 8},
+    "sid": {"ratio": 5, "a": 1.0},
+    "vsd": {"ratio": 5},
+    "diff_instruct": {"ratio": 5},
+    "dmd": {"ratio": 5},
+}
+# The tangents of scm are steep where the network's time is; without DMD's normaliser gradients are.
+RATES = {"scm": 5e-4, "sid": 5e-4, "vsd": 1e-3}
+
+
+@pytest.mark.parametrize("name", FEW_STEPS)
+def test_the_student_improves_in_one_step(name):
+    base, mixture, method = pretrained(), five_modes(), load(name)(**ONE_STEP.get(name, {}))
+    casting = PlayerSettings(Sampler((1,)), target=0.9, inputs=method.needs.inputs)
+    p = make_players(method, MixtureTeacher(mixture, base), casting)
+    rate = Optimiser(lr=RATES.get(name, 2e-3))
+    training = Training(updates=250, batch=128, optimiser=rate, ema=0.9)
+    real, _ = mixture.sample(1000, stream(11))
+    noise = torch.randn(1000, 2, generator=stream(12))
+
+    def score(denoiser) -> float:
+        with torch.no_grad():
+            return energy_distance(Sampler().draw(denoiser, noise, 1, {}, stream(13)), real)
+
+    before = score(base)
+    given = (
+        Paths(mixture, guidance=(1.0, 1.0)) if method.needs.trajectories else MixtureData(mixture)
+    )
+    trainer = Trainer(method, p, given, training, Accelerator(cpu=True))
+    while not trainer.done:
+        trainer.step()
+    load_own(p.student.net, trainer.averaged())
+    assert score(p.student) < 0.5 * before
+
+
+def test_the_readme_shows_the_table_of_methods():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    shown = readme.split("<!-- methods")[1].split("-->", 1)[1].split("<!-- end")[0]
+    assert shown.strip() == markdown()
