@@ -758,21 +758,21 @@ MUTATIONS = (
         "evaluation/kept.py",
         "self.kept.merge(other.kept)",
         "pass",
-        ("test_evaluation.py::test_a_metric_that_was_merged_has_seen_both_halves",),
+        ("units/test_evaluation.py::test_a_metric_that_was_merged_has_seen_both_halves",),
     ),
     Mutation(
         "precision of the images' own manifold",
         "evaluation/metrics/precision.py",
         "self.real.share(features)",
         "Manifold.of(features).share(self.real.points)",
-        ("test_evaluation.py::test_each_metric_looks_at_its_own_side",),
+        ("units/test_evaluation.py::test_each_metric_looks_at_its_own_side",),
     ),
     Mutation(
         "digits' labels before their noise",
         "evaluation/suites/digits.py",
         "    for rows in torch.arange(n).split(1000):",
         "    for rows in ():",
-        ("test_evaluation.py::test_noise_comes_in_batches_and_is_that_of_a_whole_block",),
+        ("units/test_evaluation.py::test_noise_comes_in_batches_and_is_that_of_a_whole_block",),
     ),
     Mutation(
         "paired with the first teacher",
@@ -780,8 +780,8 @@ MUTATIONS = (
         "return max(teachers, key",
         "return min(teachers, key",
         (
-            "test_evaluation.py::test_paired_distance_is_measured_from_the_teacher_of_most_steps",
-            "test_suites.py::test_a_run_that_no_suite_fits_is_compared_with_its_teacher",
+            "units/test_evaluation.py::test_paired_distance_is_measured_from_the_teacher_of_most_steps",
+            "jobs/test_suites.py::test_a_run_that_no_suite_fits_is_compared_with_its_teacher",
         ),
     ),
     Mutation(
@@ -789,21 +789,23 @@ MUTATIONS = (
         "evaluation/metric.py",
         "return a < b if self.lower_is_better else a > b",
         "return a < b",
-        ("test_report.py::test_headline_compares_by_what_the_suite_says_and_in_its_direction",),
+        (
+            "units/test_report.py::test_headline_compares_by_what_the_suite_says_and_in_its_direction",
+        ),
     ),
     Mutation(
         "a report silent about a suite that does not fit",
         "jobs/distill.py",
         "replace(made, remark=remark)",
         "made",
-        ("test_suites.py::test_a_run_that_no_suite_fits_is_compared_with_its_teacher",),
+        ("jobs/test_suites.py::test_a_run_that_no_suite_fits_is_compared_with_its_teacher",),
     ),
     Mutation(
         "a suite that nobody reads before training",
         "jobs/distill.py",
         "    require(run.evaluation.suite)\n",
         "",
-        ("test_suites.py::test_a_broken_suite_is_refused_before_training",),
+        ("jobs/test_suites.py::test_a_broken_suite_is_refused_before_training",),
     ),
 )
 FIRST = MUTATIONS[:4]
