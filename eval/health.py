@@ -30,7 +30,8 @@ from stepdistill.methods.dmd2 import Dmd2
 from stepdistill.solver import Sampler, rollout
 from stepdistill.teachers.loading import load_pipeline
 from stepdistill.teachers.teacher import Teacher
-from stepdistill.training.health.monitor import Alarm, Health, Monitor, averaged
+from stepdistill.training.health.monitor import Alarm, Monitor, averaged
+from stepdistill.training.health.settings import Health
 from stepdistill.training.players import PlayerSettings, make_players
 from stepdistill.training.trainer import Optimiser, Trainer, Training
 
