@@ -12,7 +12,6 @@ and diffusers only. With c the time of clean data (0 of a flow, −1 of a table 
 (strategic stochastic sampling, arXiv:2402.19159); γ = 0 is DDIM, γ = 1 consistency sampling.
 """
 
-from math import pi
 from pathlib import Path
 from typing import Optional, Union
 
@@ -181,8 +180,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             return 1 - t, t
         i = (t + 1).floor().long().clamp(0, len(self._angles) - 2)
         angle = self._angles[i] + (t + 1 - i) * (self._angles[i + 1] - self._angles[i])
-        # cos(π/2) is 6e-17 in floating point; at zero terminal SNR there is no signal.
-        return torch.where(angle >= pi / 2, torch.zeros_like(angle), angle.cos()), angle.sin()
+        return angle.cos(), angle.sin()
 
     def _estimate(self, x, output, t):
         """x̂₀ and ε̂ of the first two equations; with a skip, x̂₀ tends to x at clean data."""

@@ -33,7 +33,8 @@ from ..resources import PACKAGE
 from ..runs.stages import TrainedRun
 from ..schema import ConfigError
 from ..solver import Sampler
-from ..teachers.loading import few_step_class, few_step_scheduler_class
+from ..teachers.loading import few_step_class
+from ..teachers.schedulers import FEW_STEP
 from ..teachers.teacher import Teacher
 from .model_card import card
 from .schedulers import (
@@ -42,7 +43,7 @@ from .schedulers import (
     has_stock_pipeline,
     plain_scheduler,
     stock_scheduler,
-    trained_settings,
+    trained_as,
 )
 
 TOLERANCE = 1e-5  # largest difference of a pixel in [0, 1], float32
@@ -113,13 +114,13 @@ def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> Diffu
     scheduler = teacher.pipeline.scheduler
     if has_stock_pipeline(teacher, student, sampler):
         return DDPMPipeline(student.net, few_step_scheduler(scheduler, student, sampler))
-    carried = isinstance(scheduler, few_step_scheduler_class())
+    few_step = type(scheduler).__name__ == FEW_STEP
     return few_step_class()(
         bare(student.net),
-        plain_scheduler(scheduler) if carried else scheduler,
+        plain_scheduler(scheduler) if few_step else scheduler,
         student.net.inputs if isinstance(student.net, WithInputs) else None,
         guidance=teacher.w,
-        **trained_settings(student, sampler),
+        **trained_as(student, sampler),
     )
 
 

@@ -86,11 +86,11 @@ def few_step_scheduler(
     if is_flow(scheduler):
         config = {"beta_schedule": None, "prediction_type": "flow_prediction"}
     return few_step_scheduler_class()(
-        scheduler.config.num_train_timesteps, **config, **trained_settings(student, sampler)
+        scheduler.config.num_train_timesteps, **config, **trained_as(student, sampler)
     )
 
 
-def trained_settings(student: Denoiser, sampler: Sampler) -> dict[str, Any]:
+def trained_as(student: Denoiser, sampler: Sampler) -> dict[str, Any]:
     """What the files of pipelines/ are given of how a student was trained."""
     steps = sampler.steps
     return {

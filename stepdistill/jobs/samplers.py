@@ -44,8 +44,8 @@ def of_teacher(teacher: Teacher, steps: int) -> Sampled:
     """The guided teacher with Euler (DDIM) steps on its own uniform grid."""
     sampler = teacher_sampler(teacher)
 
-    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
-        return sampler.draw(teacher.guided, noise, steps, labels, generator)
+    def draw(noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+        return sampler.draw(teacher.guided, noise, steps, cond, generator)
 
     nfe = steps * teacher.nfe
     return sampled(TEACHER, steps, nfe, teacher.denoiser, teacher, draw)
@@ -56,8 +56,8 @@ def of_student(
 ) -> Sampled:
     """A student as its run samples it; teacher: whose conditions and codec it has."""
 
-    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
-        return sampler.draw(student, noise, steps, labels, generator)
+    def draw(noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+        return sampler.draw(student, noise, steps, cond, generator)
 
     return sampled(model, steps, steps, student, teacher, draw)
 
@@ -86,8 +86,8 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Kind]:
         raise ConfigError(f"{folder}: trained for {', '.join(table)} steps, not {steps}")
     times = torch.tensor(table[str(steps)], dtype=torch.float64)
 
-    def draw(noise: Tensor, labels: Cond, generator: torch.Generator) -> Tensor:
-        return sample(student, noise, times, labels, generator, trained["gamma"])
+    def draw(noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+        return sample(student, noise, times, cond, generator, trained["gamma"])
 
     return sampled(STUDENT, steps, steps, student, teacher, draw), kind
 

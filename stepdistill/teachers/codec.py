@@ -1,7 +1,4 @@
-"""Between images in [−1, 1] and the states that a teacher denoises.
-
-Pixels    the images themselves
-"""
+"""Codecs: between images in [−1, 1] and the states x0 that a teacher denoises."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

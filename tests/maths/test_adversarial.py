@@ -10,18 +10,13 @@ from cases import PROCESSES, at, close, normal
 from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from oracle import M, S, batch
 
-from eval.mixture import MLP
-from stepdistill.critic import Discriminator
-from stepdistill.denoiser import Denoiser
 from stepdistill.exact import Gaussian
 from stepdistill.families.adversarial import Pair, pair_logits
-from stepdistill.method import Batch, Players
+from stepdistill.method import Players
 from stepdistill.methods.pcm import Pcm
 from stepdistill.methods.tscd import Tscd
 from stepdistill.networks.lora import AdapterView
-from stepdistill.networks.taps import Taps
 from stepdistill.process import Estimate
-from stepdistill.solver import Sampler
 from stepdistill.teachers.teacher import Teacher
 from stepdistill.training.players import Adapters, PlayerSettings, make_players
 from stepdistill.training.trainer import Optimiser, Trainer, Training
@@ -145,24 +140,6 @@ def test_without_a_discriminator_there_is_no_turn_and_no_term():
         "student"
     ] and not method.needs.discriminator
     assert method.adversarial_term(Players(None), batch(), None) == {}
-
-
-@methods
-def test_passes_are_those_counted(method):
-    """Teacher's network counts as trained where a gradient passes it, else as frozen."""
-    net = Denoiser(MLP(32), PROCESSES["rf"], "flow")
-    counts = {name: Counted(net) for name in ("student", "teacher", "discriminator", "target")}
-    head = torch.nn.Linear(32, 1)
-    critic = Discriminator(counts["discriminator"], head, Taps(("body.1",)))
-    p = Players(counts["student"], counts["teacher"], None, counts["target"], discriminator=critic)
-    given = Batch(normal(1, 4, 2).float(), {}, *(torch.Generator() for _ in range(2)))
-    for turn in method.turns():
-        turn.loss(p, given)
-    calls = {name: player.calls for name, player in counts.items()}
-    # Trained: student, and discriminator in its turn; frozen: the goals, the discriminator's own.
-    assert calls == {"student": 2, "teacher": 2, "discriminator": 3, "target": 2}
-    passes = method.passes(Sampler())
-    assert passes.trained + passes.frozen == 2 + 3 + 2 and passes.teacher == 2
 
 
 class Counted:

@@ -1,7 +1,5 @@
 """TDM: a deterministic walk, states between its points, and what the critic learns of them."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -211,25 +209,3 @@ def test_turns_and_samplers():
     assert not method.needs.data
     with pytest.raises(ValueError, match="margin: must be below 0.5"):
         Tdm(margin=0.5)
-
-
-def test_passes_are_those_counted():
-    calls = {"student": 0, "teacher": 0, "critic": 0}
-
-    def counting(name, seed):
-        inner = player("rf", seed)
-
-        def net(x, t, cond):
-            calls[name] += 1
-            return inner.net(x, t, cond)
-
-        return replace(inner, net=net)
-
-    critic = Critic.__new__(Critic)
-    critic.denoiser, critic.head, critic.blocks, critic.frozen = counting("critic", 1), None, (), 0
-    p = Players(counting("student", 0), counting("teacher", 2), critic, sampler=FOUR)
-    for turn in Tdm(ratio=2).turns():
-        turn.loss(p, batch(4, d=2))
-    passes = Tdm(ratio=2).passes(FOUR)
-    assert passes.teacher == calls["teacher"] == 1
-    assert passes.trained + passes.frozen == calls["student"] + calls["critic"]

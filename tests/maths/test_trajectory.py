@@ -230,15 +230,6 @@ def test_only_the_student_gets_a_gradient(method):
         assert all(p.grad is None for p in frozen.net.parameters())
 
 
-@methods
-def test_passes_are_those_counted(method):
-    student, target, teacher = (Noting(affine("rf")) for _ in range(3))
-    method.loss(Players(student, teacher, target=target), batch(16, d=2))
-    passes = method.passes(Sampler())
-    counted = (len(student.asked), len(target.asked), len(teacher.asked))
-    assert counted == (passes.trained, passes.frozen, passes.teacher) == (1, 1, 1)
-
-
 # --- golden values ----------------------------------------------------------------------------
 
 

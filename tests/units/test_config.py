@@ -1,6 +1,7 @@
 """Reading a run: what fits, and one clear line for everything that does not."""
 
 import struct
+from copy import deepcopy
 from dataclasses import replace
 from random import Random
 
@@ -96,7 +97,8 @@ def keys(values: object, path: str = "") -> list[tuple[str, object]]:
     return found
 
 
-LEAVES = [(k, v) for k, v in keys(whole()) if not isinstance(v, dict)]
+WHOLE = whole()
+LEAVES = [(k, v) for k, v in keys(WHOLE) if not isinstance(v, dict)]
 WRONG = {
     int: ["many", "'3'", 1.5, "true", "null", "[1]", "{a: 1}", -1, 10**30, ".nan"],
     float: ["many", "'3'", "true", "null", "[1]", "{a: 1}", -1, "-1e300", 10**400, ".nan", ".inf"],
@@ -111,28 +113,61 @@ def test_the_run_with_every_key_has_settings_of_every_type():
     assert len([v for _, v in LEAVES if type(v) in (int, float)]) >= 40
 
 
+def shares() -> dict[str, list]:
+    """Wrong values by key: all of each type, dealt out to the keys that have a value of it."""
+    by_type: dict[type, list[str]] = {}
+    for key, value in LEAVES:
+        by_type.setdefault(type(value), []).append(key)
+    dealt = {}
+    for kind, found in by_type.items():
+        wrong = WRONG.get(kind, ["5", "[]"])
+        for i, key in enumerate(found):
+            dealt[key] = wrong[i :: len(found)] or [wrong[i % len(wrong)]]
+    return dealt
+
+
+DEALT = shares()
+
+
+def test_every_wrong_value_is_tried_at_some_key_and_every_key_is_tried():
+    tried = {repr(wrong) for dealt in DEALT.values() for wrong in dealt}
+    assert tried >= {repr(wrong) for values in WRONG.values() for wrong in values}
+    assert all(DEALT[key] for key, _ in LEAVES)
+
+
+@pytest.mark.parametrize("key", DEALT)
+def test_values_of_a_wrong_type_or_out_of_range_are_named_by_their_key(key, every_key):
+    for wrong in DEALT[key]:
+        said = message(every_key, f"{key}={wrong}").removeprefix(f"{every_key}: {key}")
+        assert said.startswith((": ", ".0: ")), wrong
+
+
+@pytest.mark.full(shard="fuzz")
 @pytest.mark.parametrize("key, value", LEAVES)
-def test_values_of_a_wrong_type_or_out_of_range_are_named_by_their_key(key, value, every_key):
+def test_every_wrong_value_at_every_key_is_named(key, value, every_key):
     for wrong in WRONG.get(type(value), ["5", "[]"]):
         said = message(every_key, f"{key}={wrong}").removeprefix(f"{every_key}: {key}")
         assert said.startswith((": ", ".0: ")), wrong
+
+
+WRITTEN = written(WHOLE)
 
 
 @pytest.fixture
 def every_key(tmp_path):
     """A file that holds the run with every key."""
     file = tmp_path / "every.yaml"
-    file.write_text(written(whole()))
+    file.write_text(WRITTEN)
     return str(file)
 
 
-MAPPED = [key for key, _ in keys(whole()) if not key.rpartition(".")[2].isdecimal()]
+MAPPED = [key for key, _ in keys(WHOLE) if not key.rpartition(".")[2].isdecimal()]
 
 
 @pytest.mark.parametrize("key", MAPPED)
 def test_a_misspelt_key_is_named_in_full_with_what_was_meant(key, tmp_path):
     *path, name = key.split(".")
-    values = whole()
+    values = deepcopy(WHOLE)
     place = values
     for part in path:
         place = place[int(part) if part.isdecimal() else part]

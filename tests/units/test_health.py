@@ -35,7 +35,14 @@ from stepdistill.teachers.loading import load_pipeline
 from stepdistill.teachers.teacher import Teacher, teacher_sampler
 from stepdistill.training.checkpoint import latest
 from stepdistill.training.health import reference as bands
-from stepdistill.training.health.monitor import Health, Monitor, averaged, complaint, record_of
+from stepdistill.training.health.monitor import (
+    Health,
+    Monitor,
+    averaged,
+    complaint,
+    record_of,
+    watch_of,
+)
 from stepdistill.training.health.reference import StageSpan
 from stepdistill.training.health.signals import (
     diversity,
@@ -51,7 +58,8 @@ DMD2 = fit(
     Stage,
     {"method": "dmd2", "settings": {"ratio": 2}, "training": {"updates": 7, "batch": 8}},
 )
-OFTEN = Health(every=3, samples=16, window=5)
+FREE = 1e9  # these trainings are shorter than what watches them
+OFTEN = Health(share=FREE, every=3, samples=16, window=5)
 EVENT = (3, 6, 6)
 
 
@@ -180,7 +188,7 @@ def toy(
 
 
 def test_terms_are_compared_with_the_first(teacher):
-    made, monitor = toy(Proportional(), Health(every=4, patience=2), teacher)
+    made, monitor = toy(Proportional(), Health(share=FREE, every=4, patience=2), teacher)
     found = [monitor.watch(made.step(compare_terms=monitor.due)) for _ in range(8)]
     assert [f is not None for f in found] == [False, False, False, True] * 2
     assert found[3].values == pytest.approx({"dropped": 0, "more/main": 5, "less/main": 0.25})
@@ -191,7 +199,7 @@ def test_terms_are_compared_with_the_first(teacher):
 
 def test_dropped_steps_are_counted_since_the_last_probe(teacher):
     data = Spoiled(tiny_images(), until=6)  # of the first six, batches 0 and 3 hold a NaN
-    made, monitor = toy(Diffusion(), Health(every=6, patience=1), teacher, data)
+    made, monitor = toy(Diffusion(), Health(share=FREE, every=6, patience=1), teacher, data)
     found = [monitor.watch(made.step(compare_terms=monitor.due)) for _ in range(12)]
     first, second = found[5], found[11]
     assert (first.values["dropped"], second.values["dropped"]) == (pytest.approx(1 / 3), 0)
@@ -201,7 +209,9 @@ def test_dropped_steps_are_counted_since_the_last_probe(teacher):
 
 def test_a_restored_monitor_counts_on(teacher):
     def half_way() -> tuple[Trainer, Monitor]:
-        return toy(Diffusion(), Health(every=6), teacher, Spoiled(tiny_images(), until=6))
+        return toy(
+            Diffusion(), Health(share=FREE, every=6), teacher, Spoiled(tiny_images(), until=6)
+        )
 
     (made, monitor), (again, restored) = half_way(), half_way()
     for _ in range(4):
@@ -219,7 +229,7 @@ def critic_turn(value: float, skipped: bool = False) -> StepLog:
 
 
 def test_lag_is_the_mean_of_the_last_critic_turns(teacher):
-    _, monitor = toy(Proportional(), Health(window=3), teacher)
+    _, monitor = toy(Proportional(), Health(share=FREE, window=3), teacher)
     for value in (50.0, 1.0, 2.0, 6.0):
         monitor.watch(critic_turn(value))
         monitor.watch(critic_turn(math.nan, skipped=True))
@@ -228,7 +238,7 @@ def test_lag_is_the_mean_of_the_last_critic_turns(teacher):
 
 @pytest.mark.parametrize("batch", [128, 512])
 def test_lag_does_not_grow_with_a_large_batch(teacher, batch: int):
-    _, monitor = toy(Proportional(), Health(window=200), teacher, batch=batch)
+    _, monitor = toy(Proportional(), Health(share=FREE, window=200), teacher, batch=batch)
     wrong = 0.3  # the critic's error has this mean where its deviation is 1
     for k in range(200):
         monitor.watch(critic_turn(float(lag(normal(k, batch, 40) + wrong))))
@@ -245,8 +255,8 @@ def test_lag_does_not_grow_with_a_large_batch(teacher, batch: int):
     ],
 )
 def test_an_alarm_begins_after_patience_and_ends_once(teacher, values, patience, events):
-    _, monitor = toy(Proportional(), Health(patience=patience), teacher)
-    heard = {i: [a.begins for a in monitor.judge({"lag": v})] for i, v in enumerate(values)}
+    _, monitor = toy(Proportional(), Health(share=FREE, patience=patience), teacher)
+    heard = {i: [a.begins for a in monitor.alarms({"lag": v})] for i, v in enumerate(values)}
     assert {i: begins for i, (begins, *_) in ((i, b) for i, b in heard.items() if b)} == events
     assert max(map(len, heard.values())) <= 1
 
@@ -262,9 +272,9 @@ def test_an_alarm_begins_after_patience_and_ends_once(teacher, values, patience,
     ],
 )
 def test_a_student_may_begin_out_of_range_but_not_get_worse(teacher, values, alarms):
-    _, monitor = toy(Proportional(), Health(diversity=(0.5, 1.5), patience=2), teacher)
+    _, monitor = toy(Proportional(), Health(share=FREE, diversity=(0.5, 1.5), patience=2), teacher)
     monitor.start = {"diversity": values[0]}
-    heard = [a for value in values[1:] for a in monitor.judge({"diversity": value})]
+    heard = [a for value in values[1:] for a in monitor.alarms({"diversity": value})]
     assert len(heard) == alarms
 
 
@@ -305,7 +315,7 @@ def monitor_of(
     players = Players(student, teacher.guided, target=student, sampler=sampler)
     training = Training(batch=25)
     made = Trainer(Consistency(), players, tiny_images(), training, Accelerator(cpu=True))
-    return Monitor(Health(samples=samples), made, teacher)
+    return Monitor(Health(share=FREE, samples=samples), made, teacher)
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-vp"])
@@ -585,3 +595,35 @@ def test_a_healthy_run_is_silent(case, warm, figure):
 def test_a_broken_run_raises_its_alarms(case, warm):
     raised = {alarm.signal for alarm in watched(case, warm).alarms if alarm.begins}
     assert raised >= set(case.alarms) > set()
+
+
+@pytest.mark.parametrize("teacher_nfe", [1, 3, 300])
+@pytest.mark.parametrize("updates", [100, 2000, 50_000])
+def test_watching_costs_at_most_its_share(updates: int, teacher_nfe: int):
+    """Whatever the teacher costs: fewer samples, then fewer steps, then fewer probes, or none."""
+    health, work, student = Health(every=10), 640.0, 4
+    plan = watch_of(health, updates, work, teacher_nfe, student)
+    spent = plan.samples * (plan.steps * teacher_nfe + updates // plan.every * student)
+    assert spent <= health.share * updates * work
+    if plan.samples:
+        assert 16 <= plan.samples <= health.samples and 4 <= plan.steps <= 32 and plan.every >= 10
+    else:
+        assert 16 * (4 * teacher_nfe) > health.share * updates * work / 2 or 16 * student > (
+            health.share * updates * work / 2
+        )
+
+
+def test_what_is_cheap_is_watched_in_full():
+    assert watch_of(Health(), 2000, 640.0, 1, 1) == (50, 128, 32)
+    assert watch_of(Health(share=1e9), 5, 8.0, 300, 4) == (50, 128, 32)
+    assert watch_of(Health(), 5, 8.0, 1, 1).samples == 0
+    assert watch_of(Health(every=0, share=1e9), 5, 8.0, 1, 1) == (0, 0, 0)
+
+
+def test_a_stage_too_short_to_watch_compares_nothing(tmp_path):
+    made = session(run_of(Health(every=2, share=1e-6)), tmp_path)
+    monitor = Monitor(made.setup.run.health, made.trainer, made.teacher)
+    monitor.begin({})
+    assert monitor.against_teacher() == {} and monitor.distance() is None
+    found = [monitor.watch(made.trainer.step()) for _ in range(2)]
+    assert set(found[1].values) == {"dropped"}

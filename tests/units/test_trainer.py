@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import AdversarialCycle, Labelled, tiny_images, tiny_players
 
 from stepdistill.data.loader import InMemory, Loader, stream
@@ -205,3 +206,32 @@ def test_only_the_newest_are_kept_and_an_interrupted_write_is_invisible(tmp_path
     for step in (999_500, 1_000_000):  # seven digits come after six
         save(tmp_path, step, State({}, {"turn": step}), keep=1)
     assert latest(tmp_path)[0].numbers == {"turn": 1_000_000}
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number of a tensor is read by the host: where a device is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_the_host_waits_for_one_number_a_turn(clip):
+    """Whether the step is finite; losses, norms and lags are read by whoever logs them."""
+    made = trainer(replace(TRAINING, optimiser=Optimiser(lr=1e-3, clip=clip)))
+    made.step()  # the optimiser makes its state in the first
+    for player in ("critic", "critic", "student"):
+        with Reads() as reads:
+            step = made.step()
+        # Numbers of steps come from the CPU's shared stream, which no device computes.
+        drawn = 1 if player == "student" else 0
+        assert (step.player, reads.count - drawn) == (player, 1)
+        assert all(isinstance(value, torch.Tensor) for value in step.parts.values())
+    with Reads() as reads:
+        float(step.total)
+    assert reads.count == 1

@@ -126,6 +126,8 @@ def watch_of(health: Health, updates: int, work: float, teacher: int, student: i
     step of all the teacher's samples. student: of a probe's sample. Half of the share is for the
     teacher's samples: fewer of them, then fewer steps. The other is for probes: fewer of them.
     """
+    if health.every == 0:
+        return Watch(0, 0, 0)
     half = health.share * updates * work / 2
     samples = min(health.samples, int(half / (TEACHER_STEPS * teacher)))
     samples = max(samples, FEWEST)
