@@ -22,10 +22,11 @@ from scipy import stats
 from torch import Tensor
 
 from stepdistill.evaluation.evaluate import evaluate
-from stepdistill.evaluation.suite import Suite, load
+from stepdistill.evaluation.suite import Suite
 from stepdistill.evaluation.suites.digits import KIND
 from stepdistill.files import whole_lines, write_whole
 from stepdistill.jobs.samplers import of_student
+from stepdistill.jobs.suites import load
 from stepdistill.runs.config import RunConfig, read
 from stepdistill.runs.stages import Stages
 

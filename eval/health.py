@@ -20,16 +20,18 @@ from torch import Tensor
 from stepdistill.data.loader import Data, Drawn, InMemory, Loader
 from stepdistill.data.sources import digits
 from stepdistill.evaluation.evaluate import evaluate
-from stepdistill.evaluation.suite import Suite, load
+from stepdistill.evaluation.suite import Suite
 from stepdistill.evaluation.suites.digits import KIND
 from stepdistill.jobs.samplers import of_student
+from stepdistill.jobs.suites import load
 from stepdistill.method import Batch, Loss, Method, Passes, Players, Turn
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.dmd2 import Dmd2
 from stepdistill.solver import Sampler, rollout
 from stepdistill.teachers.loading import load_pipeline
 from stepdistill.teachers.teacher import Teacher
-from stepdistill.training.health.monitor import Alarm, Health, Monitor, averaged
+from stepdistill.training.health.monitor import Alarm, Monitor, averaged
+from stepdistill.training.health.settings import Health
 from stepdistill.training.players import PlayerSettings, make_players
 from stepdistill.training.trainer import Optimiser, Trainer, Training
 
@@ -175,8 +177,9 @@ def signals_row(case: Case, seen: Watched) -> str:
 def score_row(name: str, monitor: Monitor, suite: Suite) -> str:
     """One line of the table of scores: the probe's distance beside what an evaluation says."""
     with averaged(monitor.trainer) as student:
-        sampler = monitor.trainer.players.sampler
-        contender = of_student("student", student, sampler, 1, monitor.teacher)
+        contender = of_student(
+            "student", student, monitor.trainer.players.sampler, 1, monitor.teacher
+        )
         row, _ = evaluate([contender], suite, 1000, 2, seed=7)
     distance = monitor.distance()
     scores = " | ".join(f"{row.value(metric):.3f}" for metric in suite.headline)

@@ -159,6 +159,7 @@ class MixtureTeacher:
     def __init__(self, mixture: GaussianMixture, base: Denoiser, labelled: bool = False) -> None:
         self.guided = Guided(mixture, 1.0, mixture.null) if labelled else mixture
         self.denoiser, self.classes = base, len(mixture.means) if labelled else None
+        self.null = mixture.null if labelled else {}
 
     def some(self, n: int) -> Cond:
         return {} if self.classes is None else {"label": torch.arange(n) % self.classes}

@@ -8,7 +8,6 @@ scored like every other model (n = 3 × 1,000). Run on an idle machine.
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,9 +20,9 @@ from stepdistill.data.loader import InMemory, Loader
 from stepdistill.data.sources import digits
 from stepdistill.denoiser import Denoiser, Weight
 from stepdistill.evaluation.evaluate import evaluate
-from stepdistill.evaluation.suite import load
 from stepdistill.evaluation.suites.digits import KIND
-from stepdistill.jobs.samplers import sampled
+from stepdistill.jobs.samplers import of_student
+from stepdistill.jobs.suites import load
 from stepdistill.method import Players
 from stepdistill.methods.diffusion import Diffusion
 from stepdistill.networks.views import load_own
@@ -86,8 +85,7 @@ def trained(net: torch.nn.Module, seconds: float) -> tuple[Denoiser, int]:
     training = Training(
         updates=10**6, batch=128, ema=0.998, optimiser=Optimiser(lr=2e-3, warmup=100)
     )
-    teacher = Teacher.from_pipeline(load_pipeline("digits"))  # its labels, and no more
-    data = Loader(InMemory(images, labels), teacher, dropout=0.1)
+    data = Loader(InMemory(images, labels), digits_teacher(), dropout=0.1)
     trainer = Trainer(Diffusion(), Players(denoiser), data, training, Accelerator(cpu=True))
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -96,17 +94,18 @@ def trained(net: torch.nn.Module, seconds: float) -> tuple[Denoiser, int]:
     return denoiser, trainer.update
 
 
+def digits_teacher() -> Teacher:
+    """Of which the candidates have labels and pixels, and no more."""
+    return Teacher.from_pipeline(load_pipeline("digits"))
+
+
 def row(name: str, seconds: float) -> str:
     """One line of the table."""
     torch.manual_seed(0)
     denoiser, updates = trained(CANDIDATES[name](), seconds)
     euler = Sampler((), gamma=0.0)
 
-    def draw(noise: Tensor, cond: Cond, generator: torch.Generator, n: int) -> Tensor:
-        return euler.draw(denoiser, noise, n, cond, generator)
-
-    teacher = Teacher.from_pipeline(load_pipeline("digits"))
-    field = [sampled("student", n, n, denoiser, teacher, partial(draw, n=n)) for n in (4, 32)]
+    field = [of_student("student", denoiser, euler, n, digits_teacher()) for n in (4, 32)]
     four, many, _ = evaluate(field, load("digits", KIND), 1000, 3, seed=7)
     distances = f"{four.value('frechet'):.3f} | {many.value('frechet'):.3f}"
     scores = f"{distances} | {many.value('frechet_random'):.4f}"

@@ -22,8 +22,8 @@ from diffusers import DiffusionPipeline
 
 import stepdistill
 from stepdistill.evaluation.moments import Moments, frechet_distance
-from stepdistill.evaluation.suite import load
 from stepdistill.evaluation.suites.digits import KIND
+from stepdistill.jobs.suites import load
 
 torch.set_num_threads(2)
 runs = Path(tempfile.mkdtemp())

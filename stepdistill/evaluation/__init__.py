@@ -5,7 +5,7 @@
 * `features`: the spaces in which images are compared, one a file
 * `reference`: what samplers are asked for, and the real images, if any; `suites`: one task a file
 * `metric`: what a metric is; `metrics`: one a file
-* `suite`: a YAML of eval/suites and what it names
+* `suite`: what a YAML of eval/suites says
 * `evaluate`: samplers × fresh seed blocks → rows; `scores`: those that are made, on disk
 * `report`: rows → results.json, report.md, report.html
 """

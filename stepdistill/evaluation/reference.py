@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..resources import named
 from .features.space import FeatureSpace
-from .named import module_of
 
 Asked = Tensor | list[str] | None  # labels (n,), prompts, or nothing
 # n things to ask for: in order without a generator, else drawn with that of a block, as it was
@@ -73,10 +73,10 @@ class Reference:
     def space(self, name: str) -> FeatureSpace:
         """A space of images of this size: the file `name` of features/, or any importable module.
 
-        Raises ConfigError if there is none."""
+        Raises ValueError if there is none, or none of this size."""
         if name not in self._spaces:
-            module = module_of(name, "features", "space")
-            self._spaces[name] = module.space(self.size)
+            kind = named("evaluation.features", name.replace("-", "_"), FeatureSpace)
+            self._spaces[name] = kind.of(self.size)
         return self._spaces[name]
 
     def features(self, name: str) -> Tensor:

@@ -12,19 +12,14 @@ It is a YAML of eval/suites/, or anyone's, that names its parts:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ..runs.config import find
-from ..runs.yaml import load as load_values
-from ..schema import ConfigError, Count, fit
+from ..schema import ConfigError, Count
 from .metric import Metric
-from .named import class_of
 from .reference import Kind, Reference, Task
 
-Part = TypeVar("Part")
 MOST, VALUES = 250, 2**22  # images, and pixel values, that are generated at a time
 
 
@@ -91,12 +86,12 @@ class Suite:
         return {"suite": self.name, "reference": self.reference.about} | identities
 
 
-def load(name: str, kind: Kind) -> Suite:
-    """The suite of a shipped name or a YAML file, for samplers of this kind.
+def opened(
+    name: str, settings: SuiteSettings, task: Task, metrics: tuple[Metric, ...], kind: Kind
+) -> Suite:
+    """The suite of a YAML and its parts, for samplers of this kind.
 
-    Raises Unfit where the suite cannot score them, and ConfigError for a YAML or a part of it that
-    is none."""
-    path, settings, task, metrics = require(name)
+    Raises Unfit where the suite cannot score them."""
     where = ""
     try:
         reference = task.open(kind)
@@ -106,43 +101,4 @@ def load(name: str, kind: Kind) -> Suite:
     except ValueError as error:
         raise Unfit(f"suite '{name}' {where}{error}") from error
     batch = settings.batch or max(1, min(MOST, VALUES // prod(reference.size)))
-    return Suite(path.stem, reference, metrics, settings.headline, batch, settings)
-
-
-def require(name: str) -> tuple[Path, SuiteSettings, Task, tuple[Metric, ...]]:
-    """The file of a suite, what it says and what it names. Raises ConfigError for what is none."""
-    path = find(name, "eval/suites", "suite")
-    try:
-        return path, *parts(path)
-    except ConfigError as error:
-        raise ConfigError(f"suite {name}: {error}") from error
-
-
-def parts(path: Path) -> tuple[SuiteSettings, Task, tuple[Metric, ...]]:
-    """What a suite's YAML says and names. Raises ConfigError for what is none."""
-    settings = fit(SuiteSettings, load_values(path))
-    task = made(Task, settings.task, "suites", settings.settings, "task")
-    metrics = []
-    for i, asked in enumerate(settings.metrics):
-        key = f"metrics.{i}"
-        metric = made(Metric, asked.metric or asked.name, "metrics", asked.settings, key)
-        metric.name = asked.name
-        metrics.append(metric)
-    names = [metric.name for metric in metrics]
-    if len(set(names)) < len(names):
-        raise ConfigError("metrics: two of one name: give each a name of its own")
-    unknown = [name for name in settings.headline if name not in names]
-    if unknown or not settings.headline:
-        listed = ", ".join(names) or "none"
-        raise ConfigError(
-            f"headline: {list(settings.headline)}: name some of the metrics: {listed}"
-        )
-    return settings, task, tuple(metrics)
-
-
-def made(base: type[Part], name: str, room: str, settings: dict[str, Any], key: str) -> Part:
-    """The task or metric of module `name` with these settings. Raises ConfigError with `key`."""
-    kind = class_of(name, room, base, key)
-    if not is_dataclass(kind):
-        raise ConfigError(f"{key}: '{name}' needs @dataclass before its class")
-    return fit(kind, settings, f"{key}.settings" if key != "task" else "settings")
+    return Suite(name, reference, metrics, settings.headline, batch, settings)

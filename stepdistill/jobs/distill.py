@@ -26,7 +26,7 @@ from torch import distributed
 from ..evaluation.evaluate import Sampled, evaluate
 from ..evaluation.report.report import Report, read_results, write_report
 from ..evaluation.rows import Row
-from ..evaluation.suite import Suite, require
+from ..evaluation.suite import Suite
 from ..export.export import describe, export
 from ..files import DiskError, is_full, unwritten, write_whole
 from ..runs.config import RunConfig, text_of
@@ -43,7 +43,7 @@ from ..training.health.monitor import record_of
 from ..training.health.reference import StageSpan, spans
 from .report_images import outliers_of, same_noise, strips
 from .samplers import of_run
-from .suites import suite_for
+from .suites import require, suite_for
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from ..evaluation.evaluate import Sampled, evaluate
 from ..evaluation.reference import Kind
 from ..evaluation.report.report import Report, write_report
 from ..evaluation.rows import TEACHER, Row
-from ..evaluation.suite import load
 from ..runs.config import find
 from ..runs.folder import RunFolder, versions
 from ..runs.progress import progress
@@ -18,7 +17,7 @@ from ..runs.stages import reopen
 from ..schema import ConfigError
 from .report_images import outliers_of, same_noise
 from .samplers import UNTRAINED, of_folder, of_run
-from .suites import kind_of
+from .suites import kind_of, load
 
 SEED = 2000
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report

@@ -82,7 +82,8 @@ def strip(
     times = sampler.times(denoiser.process, steps)
     places = torch.linspace(0, steps - 1, min(steps, FRAMES)).round().long().tolist()
     way = states(denoiser, noise, times, cond, source, sampler.gamma)
-    frames = [clean_end(denoiser, x, times[i], cond) for i, x in enumerate(way) if i in places]
+    ends = [clean_end(denoiser, x, times[i], cond) for i, x in enumerate(way) if i in places]
+    frames = [trained.teacher.codec.decode(end) for end in ends]
     images = shown(torch.stack(frames, 1).clamp(-1, 1).cpu())
     return TrajectoryStrip(label(model, steps), images, [str(i + 1) for i in places])
 

@@ -46,8 +46,7 @@ def student_of(source: Path, steps: int | None) -> tuple[Sampled, Kind]:
         offered = ", ".join(map(str, sampler.steps))
         raise ConfigError(f"{source}: offered with {offered} steps, not {steps}")
     teacher = trained.teacher
-    student = of_student(STUDENT, trained.student, sampler, steps, teacher)
-    return student, kind_of(teacher)
+    return of_student(STUDENT, trained.student, sampler, steps, teacher), kind_of(teacher)
 
 
 def tile(images: Tensor, columns: int) -> Tensor:

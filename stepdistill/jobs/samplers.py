@@ -47,13 +47,14 @@ def of_teacher(teacher: Teacher, steps: int) -> Sampled:
     def draw(noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
         return sampler.draw(teacher.guided, noise, steps, cond, generator)
 
-    return sampled(TEACHER, steps, steps * teacher.nfe, teacher.denoiser, teacher, draw)
+    nfe = steps * teacher.nfe
+    return sampled(TEACHER, steps, nfe, teacher.denoiser, teacher, draw)
 
 
 def of_student(
     model: str, student: Denoiser, sampler: Sampler, steps: int, teacher: Teacher
 ) -> Sampled:
-    """A student as its run samples it, with its teacher's conditions and codec."""
+    """A student as its run samples it; teacher: whose conditions and codec it has."""
 
     def draw(noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
         return sampler.draw(student, noise, steps, cond, generator)
@@ -75,8 +76,8 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Kind]:
         teacher = Teacher.from_pipeline(pipeline)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    trained = trained_settings(pipeline)
-    student, kind, table = exported(pipeline, teacher), kind_of(teacher), trained.get("times")
+    trained, kind = trained_settings(pipeline), kind_of(teacher)
+    student, table = exported(pipeline, teacher), trained.get("times")
     if table is None:
         any_steps = teacher_sampler(teacher)
         return of_student(STUDENT, student, any_steps, steps or 1, teacher), kind
@@ -110,7 +111,7 @@ def label(model: str, steps: int) -> str:
 def sampled(
     model: str, steps: int, nfe: int, denoiser: Denoiser, teacher: Teacher, draw: Draw
 ) -> Sampled:
-    """A sampler whose images are what the teacher's codec makes of `draw`, clamped to [−1, 1]."""
+    """A sampler whose x̂₀ come from `draw` on the denoiser's device; images are clamped."""
     parameters = parameter_count(denoiser.net)
     device = next(denoiser.net.parameters()).device
 

@@ -30,7 +30,7 @@ from ..schema import (
 )
 from ..solver import Sampler
 from ..teachers.schedulers import scheduler_class
-from ..training.health.monitor import Health
+from ..training.health.settings import Health
 from ..training.players import Adapters
 from ..training.trainer import Optimiser, Training
 from .yaml import load as load_values

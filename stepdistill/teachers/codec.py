@@ -1,7 +1,4 @@
-"""Between images in [−1, 1] and the states that a teacher denoises.
-
-Pixels    the images themselves
-"""
+"""Codecs: between images in [−1, 1] and the states x0 that a teacher denoises."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,7 +12,7 @@ Size = tuple[int, int]  # height and width of an image, in pixels
 class Codec(ABC):
     """Images (b, c, height, width) in [−1, 1] ↔ clean samples x0 (b, *event) of unit scale.
 
-    channels: of images.
+    channels: c.
     """
 
     channels: int = 3

@@ -15,7 +15,7 @@ from stepdistill.jobs.benchmark import Summary, benchmark, enter
 from stepdistill.jobs.compare import compare
 from stepdistill.jobs.evaluate import SCORED
 from stepdistill.method import load
-from stepdistill.runs.config import read
+from stepdistill.runs.config import TeacherSettings, read
 from stepdistill.runs.costs import RunCost
 from stepdistill.runs.folder import RunFolder
 from stepdistill.runs.log import seconds_of
@@ -72,7 +72,8 @@ def test_configs_are_trained_and_scored_in_one_table(configs, tmp_path):
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(configs, tmp_path):
     one, two = configs
-    guided, unfit = replace(two, guidance=2.0), replace(two, teacher="digits-vp", guidance=2.0)
+    guided = replace(two, guidance=2.0)
+    unfit = replace(guided, teacher=TeacherSettings("digits-vp"))
     unfit = replace(unfit, evaluation=replace(unfit.evaluation, teacher_steps=()))
     for wanted, message in (
         ([one, one], "names one run twice"),

@@ -38,7 +38,7 @@ from stepdistill.evaluation.metrics.kid import kid_blocks
 from stepdistill.evaluation.moments import Moments, frechet_distance, frechet_from_features
 from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.rows import Row
-from stepdistill.evaluation.suite import load
+from stepdistill.jobs.suites import load
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -35,15 +35,9 @@ from stepdistill.teachers.loading import load_pipeline
 from stepdistill.teachers.teacher import Teacher, teacher_sampler
 from stepdistill.training.checkpoint import latest
 from stepdistill.training.health import reference as bands
-from stepdistill.training.health.monitor import (
-    Health,
-    Monitor,
-    averaged,
-    complaint,
-    record_of,
-    watch_of,
-)
+from stepdistill.training.health.monitor import Monitor, averaged, complaint, record_of
 from stepdistill.training.health.reference import StageSpan
+from stepdistill.training.health.settings import Health, watch_of
 from stepdistill.training.health.signals import (
     diversity,
     energy_distance,

@@ -52,7 +52,7 @@ from stepdistill.evaluation.report.report import (
 )
 from stepdistill.evaluation.report.table import headline, notes_of
 from stepdistill.evaluation.rows import Row, Score
-from stepdistill.evaluation.suite import load
+from stepdistill.jobs.suites import load
 from stepdistill.training.health.monitor import Record, Signal
 from stepdistill.training.health.reference import StageSpan
 

@@ -21,10 +21,10 @@ from stepdistill.evaluation.evaluate import Sampled, evaluate
 from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.report.outliers import outliers
 from stepdistill.evaluation.report.report import write_report
-from stepdistill.evaluation.suite import load
 from stepdistill.jobs.distill import Clock, report, stage_spans
 from stepdistill.jobs.report_images import outliers_of, same_noise, strips
 from stepdistill.jobs.samplers import of_run
+from stepdistill.jobs.suites import load
 from stepdistill.runs.config import Evaluation, read, text_of
 from stepdistill.runs.stages import Stages, TrainedRun
 from stepdistill.solver import Sampler, solve_ode

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toys import AdversarialCycle, Labelled, tiny_images, tiny_players
 
 from stepdistill.data.loader import InMemory, Loader, stream
-from stepdistill.method import Loss
+from stepdistill.method import Batch, Loss
+from stepdistill.networks.views import trainable
 from stepdistill.training.checkpoint import CheckpointError, State, latest, read, save
 from stepdistill.training.trainer import Optimiser, Trainer, Training, TrainingFailed
 
@@ -235,3 +236,30 @@ def test_the_host_waits_for_one_number_a_turn(clip):
     with Reads() as reads:
         float(step.total)
     assert reads.count == 1
+
+
+def test_a_loop_of_one_s_own_is_the_trainers():
+    """Plain torch around a method's losses, as the README shows it: the same weights, bit for bit.
+
+    With the same streams, rates and no clipping."""
+    rate = Optimiser(lr=1e-3, clip=0.0)
+    made = trainer(replace(TRAINING, optimiser=rate, critic_optimiser=rate))
+    players, data, method = tiny_players(), tiny_images(), AdversarialCycle()
+    moved = {name: trainable(net) for name, net in players.trained().items()}
+    settings = {"lr": 1e-3, "weight_decay": 0.0, "fused": True}
+    optimisers = {name: torch.optim.AdamW(own, **settings) for name, own in moved.items()}
+    for number in range(6):
+        turn = method.turns()[number % 3]
+        for name, own in moved.items():
+            for parameter in own:
+                parameter.requires_grad_(name == turn.player)
+        local = stream(3, 1, number, 0)
+        drawn = data.batch(number, 4, local)
+        loss = turn.loss(players, Batch(drawn.x0, drawn.cond, stream(3, 0, number), local))
+        optimisers[turn.player].zero_grad()
+        loss.total.backward()
+        optimisers[turn.player].step()
+        players.carry = loss.carry or players.carry
+        assert float(made.step().total) == float(loss.total.detach())
+    for name, own in moved.items():
+        assert all(torch.equal(p, q) for p, q in zip(own, made.moved[name], strict=True)), name

@@ -14,7 +14,8 @@ from stepdistill.runs import setup
 from stepdistill.runs.config import read
 from stepdistill.runs.plan import walk
 from stepdistill.runs.stages import Stages
-from stepdistill.training.health.monitor import FEWEST, Health, Monitor, watch_of
+from stepdistill.training.health.monitor import FEWEST, Monitor
+from stepdistill.training.health.settings import Health, watch_of
 
 TINY = {"block_out_channels": [8, 8], "norm_num_groups": 4}
 

@@ -66,11 +66,14 @@ def load_domain_cnn() -> DigitsCNN:
     return net.eval().requires_grad_(False)
 
 
-def space(size: tuple[int, ...]) -> FeatureSpace:
-    """The space "domain-cnn". Raises ValueError for images of another size (c, h, w)."""
-    if size != digits.EVENT:
-        raise ValueError(f"domain-cnn sees images {digits.EVENT}, not {size}")
-    return load_domain_cnn().space
+class DomainCNNSpace(FeatureSpace):
+    """The space "domain-cnn"."""
+
+    @classmethod
+    def of(cls, size: tuple[int, ...]) -> FeatureSpace:
+        if size != digits.EVENT:
+            raise ValueError(f"domain-cnn sees images {digits.EVENT}, not {size}")
+        return load_domain_cnn().space
 
 
 def train_domain_cnn(seed: int, epochs: int = EPOCHS) -> tuple[DigitsCNN, float]:

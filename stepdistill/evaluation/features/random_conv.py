@@ -47,9 +47,12 @@ class RandomConv(nn.Module):
         return torch.cat(pooled, 1)
 
 
-def space(size: tuple[int, ...]) -> FeatureSpace:
-    """The space "random-conv" for images of this size (c, h, w)."""
-    return random_conv(size[0])
+class RandomConvSpace(FeatureSpace):
+    """The space "random-conv"."""
+
+    @classmethod
+    def of(cls, size: tuple[int, ...]) -> FeatureSpace:
+        return random_conv(size[0])
 
 
 def random_conv(channels: int = 1, seed: int = 0) -> FeatureSpace:

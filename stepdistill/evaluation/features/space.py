@@ -1,4 +1,8 @@
-"""The spaces in which images are compared: a network, a name, and a fingerprint of its weights."""
+"""The spaces in which images are compared: a network, a name, and a fingerprint of its weights.
+
+A suite names them by their files: "random-conv" is random_conv.py, with the one class derived from
+FeatureSpace in it.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,11 @@ class FeatureSpace:
     name: str
     network: nn.Module
     about: str = ""
+
+    @classmethod
+    def of(cls, size: tuple[int, ...]) -> FeatureSpace:
+        """The space for images of this size (c, h, w). Raises ValueError where there is none."""
+        raise ValueError(f"{cls.__name__} is not made by name")
 
     @cached_property
     def identity(self) -> str:

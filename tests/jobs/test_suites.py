@@ -11,20 +11,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import call
+from typer.testing import CliRunner
 
+from stepdistill.cli import app
 from stepdistill.data.sources import digits
 from stepdistill.evaluation.evaluate import Sampled, evaluate
 from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.report.report import read_results
-from stepdistill.evaluation.suite import Unfit, load
+from stepdistill.evaluation.suite import Unfit
+from stepdistill.export import export as exporting
 from stepdistill.jobs.sample import tile
-from stepdistill.jobs.suites import suite_for
+from stepdistill.jobs.suites import load, suite_for
 from stepdistill.resources import PACKAGE, shipped
 from stepdistill.runs.config import read
 from stepdistill.runs.setup import teacher_of
 from stepdistill.schema import ConfigError
 from stepdistill.teachers.loading import new_pipeline
+
+pytestmark = pytest.mark.xdist_group("caller")
 
 SIZE = (3, 12, 20)
 DIGITS = Kind(digits.EVENT, digits.CLASSES)
@@ -77,6 +81,12 @@ batch: 8
 """
 
 
+def call(*arguments: str, expect: int = 0) -> str:
+    answer = CliRunner().invoke(app, list(arguments))
+    assert answer.exit_code == expect, answer.output
+    return answer.output
+
+
 @pytest.fixture
 def toys(tmp_path, monkeypatch) -> Path:
     """The YAML of a suite whose task and metric lie beside it."""
@@ -104,7 +114,7 @@ def run(tmp_path_factory) -> tuple[Path, str]:
     (folder / "colours.yaml").write_text(f"""
 name: colours
 teacher: {folder / "teacher"}
-data: {{name: folder, path: {folder / "images"}}}
+data: {{source: folder, settings: {{path: {folder / "images"}}}}}
 stages:
   - {{method: consistency, settings: {{steps: 4}}, training: {{updates: 3, batch: 4}}}}
 sampler: {{steps: [1, 2]}}
@@ -117,10 +127,12 @@ log_every: 1
 
 
 @pytest.fixture(scope="module")
-def unfit(run) -> Path:
+def unfit(run, caller) -> Path:
     """The run's folder after `stepdistill run` under a suite that does not fit."""
     folder, config = run
-    said = call("run", config, "--runs", str(folder / "runs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "call_plainly", caller)
+        said = call("run", config, "--runs", str(folder / "runs"))
     assert "No suite fits" in said
     return folder / "runs" / "colours"
 
@@ -258,16 +270,24 @@ def test_a_sampler_s_noise_may_have_another_shape_than_its_images(toys):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("task: toy_colours", "task: toy_colour", "task: 'toy_colour' is neither one of digits"),
+        (
+            "task: toy_colours",
+            "task: toy_colour",
+            "task 'toy_colour': neither a shipped task nor an importable module",
+        ),
         ("task: toy_colours", "task: digits.x y", "not the name of a module"),
-        ("task: toy_colours", "task: toy_brightness", "toy_brightness defines 0 Tasks, not 1"),
+        (
+            "task: toy_colours",
+            "task: toy_brightness",
+            "module 'toy_brightness' defines 0 classes of kind task, not 1",
+        ),
         ("metric: frechet,", "metric: frechets,", "did you mean 'frechet'?"),
         ("channel: 2", "chanel: 2", "metrics.1.settings.chanel: unknown key"),
         ("channel: 2", "channel: two", "metrics.1.settings.channel: needs a whole number"),
         ("[blue, texture]", "[bleu]", "headline: ['bleu']: name some of the metrics: red, blue"),
         ("[blue, texture]", "[]", "headline: []"),
         ("name: blue", "name: red", "two of one name"),
-        ("space: random-conv", "space: nowhere", "'nowhere' is neither one of domain_cnn"),
+        ("space: random-conv", "space: nowhere", "featurespace 'nowhere': neither a shipped"),
         ("space: random-conv", "space: domain-cnn", "domain-cnn sees images (1, 8, 8)"),
         ("batch: 8", "batch: 0", "batch: must be at least 1"),
         ("batch: 8", "bach: 8", "did you mean 'batch'?"),
