@@ -178,6 +178,9 @@ def network(name, prediction, seed=0):
     return Denoiser(MLP(2, seed, process.t_max), process, prediction, skip=prediction == "x0")
 
 
+GRIDS = ("uniform", "trailing", "karras", "shifted")
+
+
 def has_times(case: tuple[str, str], grid: str, solver: str) -> bool:
     return grid != "trailing" or case[0] not in ("rf", "trig")
 
@@ -188,15 +191,10 @@ def test_trailing_times_are_those_of_a_table(name):
         Grid("trailing").times(PROCESSES[name], 5)
 
 
-@pytest.mark.parametrize(
-    "case, grid, solver",
-    pairs(
-        WELL_POSED,
-        ("uniform", "trailing", "karras", "shifted"),
-        ("ddim", "heun"),
-        allowed=has_times,
-    ),
-)
+EVERY = pairs(WELL_POSED, GRIDS, ("ddim", "heun"), allowed=has_times)
+
+
+@pytest.mark.parametrize("case, grid, solver", EVERY)
 def test_every_setting_has_a_finite_loss_and_gradient(case, grid, solver):
     name, prediction = case
     method = Consistency(steps=5, grid=Grid(grid, shift=3.0), solver=solver)
