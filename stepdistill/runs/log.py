@@ -74,14 +74,14 @@ class Log:
         """A row for every player that had turns since the last rows, and to the trackers.
 
         Raises DiskError if the disk is full."""
-        rows = []
+        log_rows = []
         for player in sorted(self.means):
             numbers = self.means.pop(player).take()
-            rows.append({"player": player} | numbers)
+            log_rows.append({"player": player} | numbers)
             self.track(player, numbers)
             losses = {k: v for k, v in numbers.items() if k not in ("gradient_norm", "lr")}
             self.losses[player] = losses or self.losses.get(player, {})
-        self.append(rows)
+        self.append(log_rows)
 
     def probed(self, found: Findings) -> None:
         """What a probe of health saw, to the log and to the trackers."""
@@ -101,7 +101,7 @@ class Log:
         where |= {"skipped": trainer.skipped, "seconds": seconds}
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(where | row) + "\n" for row in rows))
+                file.write("".join(json.dumps(where | row) + "\n" for row in log_rows))
         except OSError as error:
             raise DiskError(unwritten(self.path, error)) from error
 
@@ -146,7 +146,7 @@ def truncate(log: Path, stage: int, turn: int) -> None:
     os.truncate(log, end)  # cut, not written anew: that could itself be cut short
 
 
-def rows(log: Path) -> Iterator[dict]:
+def log_rows(log: Path) -> Iterator[dict]:
     """The rows of a log, without what a crash or an accident left unreadable."""
     with log.open("rb") as file:
         yield from (row for line in file if (row := row_of(line)) is not None)
@@ -156,7 +156,7 @@ def seconds_of(log: Path) -> float:
     """Seconds of training in a log, caches not included; 0 if there is none.
 
     Where its clock starts anew, as it did in older logs, the parts are added."""
-    logged = [row["seconds"] for row in rows(log)] if log.is_file() else []
+    logged = [row["seconds"] for row in log_rows(log)] if log.is_file() else []
     return sum(now for now, after in pairwise([*logged, 0.0]) if after < now)
 
 
@@ -174,7 +174,7 @@ def curves(log: Path) -> dict[str, list[tuple[float, float]]]:
     """Every logged number of a run as (student update, value), updates counted over stages."""
     found: dict[str, list[tuple[float, float]]] = {}
     offset, last_stage, last_update = 0, 0, 0
-    for row in rows(log):
+    for row in log_rows(log):
         if row["stage"] != last_stage:
             offset, last_stage = offset + last_update, row["stage"]
         last_update = row["update"]
