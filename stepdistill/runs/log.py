@@ -74,14 +74,14 @@ class Log:
         """A row for every player that had turns since the last rows, and to the trackers.
 
         Raises DiskError if the disk is full."""
-        log_rows = []
+        rows = []
         for player in sorted(self.means):
             numbers = self.means.pop(player).take()
-            log_rows.append({"player": player} | numbers)
+            rows.append({"player": player} | numbers)
             self.track(player, numbers)
             losses = {k: v for k, v in numbers.items() if k not in ("gradient_norm", "lr")}
             self.losses[player] = losses or self.losses.get(player, {})
-        self.append(log_rows)
+        self.append(rows)
 
     def probed(self, found: Findings) -> None:
         """What a probe of health saw, to the log and to the trackers."""
@@ -101,7 +101,7 @@ class Log:
         where |= {"skipped": trainer.skipped, "seconds": seconds}
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(where | row) + "\n" for row in log_rows))
+                file.write("".join(json.dumps(where | row) + "\n" for row in rows))
         except OSError as error:
             raise DiskError(unwritten(self.path, error)) from error
 

@@ -105,8 +105,8 @@ def test_diversity_is_within_classes():
     flat = x.flatten(1).double().numpy()
     means = []
     for c in range(3):
-        log_rows = flat[labels.numpy() == c]
-        pairs = [np.linalg.norm(a - b) for i, a in enumerate(log_rows) for b in log_rows[:i]]
+        rows = flat[labels.numpy() == c]
+        pairs = [np.linalg.norm(a - b) for i, a in enumerate(rows) for b in rows[:i]]
         means.append(np.mean(pairs))
     assert float(diversity(x, labels)) == pytest.approx(np.mean(means), rel=1e-5)
     centres = normal(3, 3, 1, 4, 4)
@@ -390,24 +390,24 @@ def train_whole(run: RunConfig, folder: Path) -> Stages:
 
 
 def log(folder: Path) -> list[dict]:
-    log_rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in log_rows]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 @pytest.mark.parametrize("adapters", [None, Adapters(rank=2)])
 def test_watching_changes_no_training(tmp_path, adapters):
     before = torch.random.get_rng_state()
     stages = [CONSISTENCY, DMD2] if adapters is None else [DMD2]
-    ends, log_rows = [], []
+    ends, rows = [], []
     for name, health in (("watched", OFTEN), ("alone", replace(OFTEN, every=0))):
         run, folder = run_of(health, adapters=adapters, stages=stages), tmp_path / name
         ends.append(train_whole(run, folder).trainer.state())
-        log_rows.append([row for row in log(folder) if row["player"] != "health"])
-        assert (len(log(folder)) > len(log_rows[-1])) is (name == "watched")
+        rows.append([row for row in log(folder) if row["player"] != "health"])
+        assert (len(log(folder)) > len(rows[-1])) is (name == "watched")
     mine, wanted = (end.tensors for end in ends)
     assert mine.keys() == wanted.keys()
     assert all(torch.equal(mine[k], wanted[k]) for k in wanted)
-    assert ends[0].numbers == ends[1].numbers and log_rows[0] == log_rows[1]
+    assert ends[0].numbers == ends[1].numbers and rows[0] == rows[1]
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -442,8 +442,8 @@ def test_resuming_gives_the_rows_of_the_uninterrupted_run(tmp_path, whole, stop)
 
 
 def test_means_of_a_row_are_of_what_every_turn_has(whole):
-    log_rows = [row for row in log(whole) if row["player"] == "student" and row["stage"] == 1]
-    assert len(log_rows) == 7 and len({tuple(row) for row in log_rows}) == 1
+    rows = [row for row in log(whole) if row["player"] == "student" and row["stage"] == 1]
+    assert len(rows) == 7 and len({tuple(row) for row in rows}) == 1
 
 
 @pytest.mark.parametrize("adapters", [None, Adapters(rank=2)])
