@@ -45,6 +45,14 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
         yield call
 
 
+@pytest.fixture(scope="module")
+def warm(caller: Callable) -> Iterator[None]:
+    """Exports are checked by a process that is there already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stepdistill.export.export.call_plainly", caller)
+        yield
+
+
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """`figure(name, value, unit)` records a measured number with the test's result.

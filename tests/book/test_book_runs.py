@@ -94,11 +94,10 @@ REAL = {("run", "smoke"), ("run", "my_run.yaml"), ("methods",)}
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caller) -> Path:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm) -> Path:
     """An empty working folder in which every config is read short."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("stepdistill.export.export.call_plainly", caller)
     for module in (config, stepdistill):
         monkeypatch.setattr(module, "read", lambda *given: short(read(*given)))
     return tmp_path

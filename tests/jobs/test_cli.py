@@ -10,8 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from stepdistill.cli import app, main
+from stepdistill.runs import plan
 
-pytestmark = pytest.mark.xdist_group("run")
+pytestmark = [pytest.mark.xdist_group("caller"), pytest.mark.usefixtures("warm")]
 
 
 def call(*arguments: str, expect: int = 0) -> str:
@@ -21,7 +22,7 @@ def call(*arguments: str, expect: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, warm):
     folder = tmp_path_factory.mktemp("runs")
     output = call("run", "smoke", "--runs", str(folder))
     return folder, output
@@ -105,6 +106,7 @@ def test_two_teachers_do_not_share_a_table(runs, tmp_path):
 
 def test_plan_says_what_a_run_costs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "MEASURED", (1, 0.0))
     output = call("plan", "demo")
     assert "268,769 parameters" in output and "min" in output
     words = " ".join(output.replace("│", " ").split())

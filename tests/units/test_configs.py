@@ -10,7 +10,7 @@ from stepdistill.export.export import export
 from stepdistill.resources import shipped_names
 from stepdistill.runs.config import read
 
-pytestmark = pytest.mark.xdist_group("caller")
+pytestmark = [pytest.mark.xdist_group("caller"), pytest.mark.usefixtures("warm")]
 
 CONFIGS = shipped_names("configs", ".yaml")
 
@@ -20,8 +20,7 @@ def test_there_is_a_demo():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_trains_and_exports(name: str, tmp_path: Path, caller, monkeypatch):
-    monkeypatch.setattr(exporting, "call_plainly", caller)
+def test_every_config_trains_and_exports(name: str, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(exporting, "CHECKED", 2)
     run = read(name)
     assert run.name == name
