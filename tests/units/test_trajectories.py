@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from stepdistill.data import trajectories as cache
 from stepdistill.data.loader import stream
 from stepdistill.data.trajectories import CacheSettings, build, load_cache
+from stepdistill.networks.lora import AdapterView, add_adapter
 from stepdistill.runs.costs import trajectory_bytes, trajectory_passes
 from stepdistill.schema import ConfigError
 from stepdistill.solver import ddim_step, heun_step, start
@@ -170,3 +171,16 @@ def test_an_unconditional_teacher_has_no_labels(tmp_path):
     opened = load_cache(tmp_path / "free", free, settings, 0)
     drawn = opened.batch(0, 3, stream(0))
     assert drawn.cond == {} and drawn.path.times.tolist() == [999, 499, -1]
+
+
+def test_the_hash_is_of_the_base_whatever_roles_are_on_it():
+    """Else a cache that runs share would be refused for another seed, rank or method."""
+    plain, adapted = (Teacher.from_pipeline(load_pipeline("digits")) for _ in range(2))
+    net = adapted.denoiser.net
+    add_adapter(net, "student", rank=2)
+    seen = adapted.with_net(AdapterView(net, None))
+    assert seen.hash == plain.hash
+    with torch.no_grad():
+        next(p for n, p in net.named_parameters() if ".lora_" not in n).add_(1)
+    assert seen.hash == plain.hash  # hashed once: a teacher's weights are frozen
+    assert replace(seen).hash != plain.hash
