@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stepdistill.files import write_whole
 from stepdistill.runs.config import read
-from stepdistill.runs.log import rows
+from stepdistill.runs.log import log_rows
 from stepdistill.training.health.monitor import probes
 from stepdistill.training.health.reference import FILE, collect
 
@@ -23,14 +23,14 @@ DIGITS = 3  # kept of each number
 def probed(folder: Path) -> Iterator[tuple[str, float, dict[str, float]]]:
     """(method, share of its stage, signals) of every probe."""
     stages = read(str(folder / "config.yaml")).stages
-    for stage, update, signals in probes(rows(folder / "log.jsonl")):
+    for stage, update, signals in probes(log_rows(folder / "log.jsonl")):
         method, updates = stages[stage].method, stages[stage].training.updates
         yield method, update / updates, {k: float(f"{v:.{DIGITS}g}") for k, v in signals.items()}
 
 
 def is_healthy(folder: Path) -> bool:
     """Whether no alarm was raised."""
-    return not any("alarm" in row for row in rows(folder / "log.jsonl"))
+    return not any("alarm" in row for row in log_rows(folder / "log.jsonl"))
 
 
 def main(folders: list[Path]) -> None:

@@ -9,6 +9,10 @@ Every stage of every shipped config makes three updates. Kept are
 one JSON line a config in results/digests.jsonl, with the commit. Equal numbers need one machine and
 one thread.
 
+At 3fb2c59 guidance has moved from estimates to raw outputs, which rounds otherwise: in the three
+configs with w ≠ 1 (digits-agd, digits-guidance, digits-lcm) weights after the three updates differ
+by 7.2e-7, 1.2e-7 and 2.9e-7 at most, where the largest is 3.4.
+
     python eval/digests.py COMMIT-OR-NOTE [CONFIG ...]      appends, and says what differs from the
                                                             first digest of the config
     python eval/digests.py --table                          writes results/digests.md

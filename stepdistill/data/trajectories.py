@@ -189,7 +189,7 @@ def is_whole(folder: Path, k: int) -> bool:
         return False
 
 
-def load(folder: Path, teacher: Teacher, settings: CacheSettings, seed: int) -> Cache:
+def load_cache(folder: Path, teacher: Teacher, settings: CacheSettings, seed: int) -> Cache:
     """The whole cache, its files mapped rather than read; `seed` orders it for training.
 
     Raises ConfigError if it is of something else, or a shard is missing or damaged."""

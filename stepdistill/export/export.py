@@ -34,7 +34,7 @@ from ..runs.stages import TrainedRun
 from ..schema import ConfigError
 from ..solver import Sampler
 from ..teachers.loading import few_step_class
-from ..teachers.schedulers import FEW_STEP
+from ..teachers.schedulers import FEW_STEP_SCHEDULER
 from ..teachers.teacher import Teacher
 from .model_card import card
 from .schedulers import (
@@ -114,7 +114,7 @@ def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> Diffu
     scheduler = teacher.pipeline.scheduler
     if has_stock_pipeline(teacher, student, sampler):
         return DDPMPipeline(student.net, few_step_scheduler(scheduler, student, sampler))
-    few_step = type(scheduler).__name__ == FEW_STEP
+    few_step = type(scheduler).__name__ == FEW_STEP_SCHEDULER
     return few_step_class()(
         bare(student.net),
         plain_scheduler(scheduler) if few_step else scheduler,

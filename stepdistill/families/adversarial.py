@@ -22,7 +22,7 @@ from ..solver import EVALUATIONS, Sampler
 from .trajectory import ON_TRAJECTORY, OnTrajectory
 
 
-class Pair(NamedTuple):
+class StatePair(NamedTuple):
     """guess, goal: (b, *event), both at `end` (b,), in a part of time that is `width` long."""
 
     guess: Tensor
@@ -41,7 +41,7 @@ class Adversarial(OnTrajectory):
     adversarial: NotNegative = 0.0
 
     @abstractmethod
-    def pair(self, p: Players, batch: Batch) -> Pair:
+    def pair(self, p: Players, batch: Batch) -> StatePair:
         """A guess with a gradient, and its goal."""
 
     @property
@@ -53,7 +53,7 @@ class Adversarial(OnTrajectory):
         turns = (Turn("student", self.loss), Turn("discriminator", self.discriminator_turn))
         return turns if self.adversarial > 0 else turns[:1]
 
-    def adversarial_term(self, p: Players, batch: Batch, pair: Pair) -> dict[str, Tensor]:
+    def adversarial_term(self, p: Players, batch: Batch, pair: StatePair) -> dict[str, Tensor]:
         """The student's term by the discriminator, if there is one."""
         if self.adversarial == 0:
             return {}
@@ -75,7 +75,7 @@ class Adversarial(OnTrajectory):
         return Passes(trained=2, frozen=1 + 2 + 2, teacher=2 * teacher)
 
 
-def pair_logits(p: Players, batch: Batch, pair: Pair, *states: Tensor) -> list[Tensor]:
+def pair_logits(p: Players, batch: Batch, pair: StatePair, *states: Tensor) -> list[Tensor]:
     """Logits (b,) of each of the pair's states (b, *event), noised on to one time."""
     process, share = p.discriminator.process, torch.rand(len(pair.end), generator=batch.local)
     a = (pair.end + pair.width * share).clamp(process.t_min, process.t_max)

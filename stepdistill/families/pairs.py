@@ -20,7 +20,7 @@ from ..process import NoiseProcess
 from ..schema import Count, NotNegative, Positive, Steps
 from ..times import Grid, TimeLaw
 
-Pair = tuple[Tensor, Tensor]
+TimePair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Pairs:
 
     def draw(
         self, process: NoiseProcess, n: int, progress: float, generator: torch.Generator
-    ) -> Pair:
+    ) -> TimePair:
         """(t, s), each (n,) float64, at `progress` in [0, 1) of training."""
         if self.name == "grid":
             times = Grid("karras").times(process, self.steps(progress))

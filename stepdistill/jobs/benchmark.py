@@ -68,7 +68,7 @@ AXES = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class BudgetedConfig:
     """A config at a budget: its runs, one a seed, and the bytes that the roles of its largest
     stage hold from update to update."""
 
@@ -120,7 +120,7 @@ def benchmark(
     return summaries
 
 
-def enter(run: RunConfig, budgets: Sequence[float], seeds: int) -> Iterator[Entry]:
+def enter(run: RunConfig, budgets: Sequence[float], seeds: int) -> Iterator[BudgetedConfig]:
     """A config at each budget. Raises ConfigError if it cannot be scaled to one."""
     with rehearsal(run) as stages:
         teacher = stages.setup.teacher
@@ -137,11 +137,11 @@ def enter(run: RunConfig, budgets: Sequence[float], seeds: int) -> Iterator[Entr
             )
         name = f"{run.name}-{budget:.3g}".replace("+", "")
         made = [replace(enough, name=f"{name}-{seed}", seed=seed) for seed in range(seeds)]
-        yield Entry(run.name, budget, made, most)
+        yield BudgetedConfig(run.name, budget, made, most)
 
 
 def summarise(
-    entry: Entry, rows: Sequence[Row], runs: Path, metrics: Sequence[str]
+    entry: BudgetedConfig, rows: Sequence[Row], runs: Path, metrics: Sequence[str]
 ) -> Iterator[Summary]:
     """One summary for each number of steps, of the scores of these metrics."""
     sources = {str(runs / run.name) for run in entry.runs}

@@ -6,7 +6,7 @@ from ..method import load
 from ..resources import PACKAGE
 
 
-class Entry(NamedTuple):
+class MethodEntry(NamedTuple):
     """A method as the table of methods shows it."""
 
     name: str
@@ -15,18 +15,18 @@ class Entry(NamedTuple):
     players: str
 
 
-def catalogue() -> list[Entry]:
+def catalogue() -> list[MethodEntry]:
     """Every shipped method, by name."""
     names = sorted(p.stem for p in (PACKAGE / "methods").glob("*.py") if p.stem != "__init__")
     return [entry(name) for name in names]
 
 
-def entry(name: str) -> Entry:
+def entry(name: str) -> MethodEntry:
     method = load(name)
     needs = method().needs
     data = "yes" if needs.data else "no"
     players = needs.players + ("discriminator",) * (needs.discriminator == "teacher")
-    return Entry(name, method.paper, data, ", ".join(players))
+    return MethodEntry(name, method.paper, data, ", ".join(players))
 
 
 def markdown() -> str:

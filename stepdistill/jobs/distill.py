@@ -32,8 +32,7 @@ from ..files import DiskError, is_full, unwritten, write_whole
 from ..runs.config import RunConfig, text_of
 from ..runs.costs import stage_costs, trajectory_bytes
 from ..runs.folder import RunFolder, versions
-from ..runs.log import curves
-from ..runs.log import rows as logged
+from ..runs.log import curves, log_rows
 from ..runs.loop import train
 from ..runs.progress import progress
 from ..runs.setup import Setup, accelerator_of
@@ -220,7 +219,7 @@ def report(
         grids=[same_noise(samplers, suite, run.seed)],
         films=strips(trained),
         worst=outliers_of(samplers, suite, run.evaluation.n, run.evaluation.seed),
-        health=record_of(logged(log), run.health, stages),
+        health=record_of(log_rows(log), run.health, stages),
         bands={f"health: {signal}": found for signal, found in spans(stages).items()},
         config=text_of(run),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..denoiser import AnyDenoiser
 from ..evaluation.evaluate import Sampled
 from ..evaluation.report.outliers import Outliers, outliers
-from ..evaluation.report.report import Grid, TrajectoryStrip
+from ..evaluation.report.report import ImageGrid, TrajectoryStrip
 from ..evaluation.rows import STUDENT, TEACHER
 from ..evaluation.suite import Suite
 from ..runs.stages import TrainedRun
@@ -24,7 +24,7 @@ FRAMES = 8  # of a strip, at most
 SAMPLES = 3  # of a strip, each from its own noise
 
 
-def same_noise(samplers: Sequence[Sampled], suite: Suite, seed: int) -> Grid:
+def same_noise(samplers: Sequence[Sampled], suite: Suite, seed: int) -> ImageGrid:
     """Teachers and students from the same noise and labels, a row each.
 
     The slider starts with the teacher at most steps against the student at fewest, or, where
@@ -37,7 +37,7 @@ def same_noise(samplers: Sequence[Sampled], suite: Suite, seed: int) -> Grid:
     right = min(range(len(rows)), key=lambda i: (rows[i].model == TEACHER, rows[i].steps))
     names = [_name(c) for c in rows]
     same = "Same noise" if suite.reference.ask is None else "Same noise, same label"
-    return Grid(same, torch.stack(made), names, (left, right))
+    return ImageGrid(same, torch.stack(made), names, (left, right))
 
 
 def first_images(sampler: Sampled, suite: Suite, seed: int) -> Tensor:

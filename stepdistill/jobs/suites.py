@@ -8,7 +8,7 @@ from ..evaluation.reference import Kind, Task
 from ..evaluation.suite import Suite, SuiteSettings, Unfit, opened
 from ..runs.config import RunConfig, find, part
 from ..runs.plan import rehearsal
-from ..runs.yaml import load as load_values
+from ..runs.yaml import load_values
 from ..schema import ConfigError, fit
 from ..teachers.teacher import Teacher
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import Cond
-from ..families.pairs import Pair, Pairs
+from ..families.pairs import Pairs, TimePair
 from ..losses.distances import Distance, distance
 from ..method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from ..process import NoiseProcess, per_sample
@@ -79,7 +79,7 @@ class ConsistencyTraining(Method):
         (below,) = per_sample(x_s, s < self.cut_time(p.student.process))
         return torch.where(below.bool(), jump(p.initial, x_s, s, end, cond), goal)
 
-    def draw(self, process: NoiseProcess, batch: Batch) -> Pair:
+    def draw(self, process: NoiseProcess, batch: Batch) -> TimePair:
         """The times of a batch's pairs, (b,) each."""
         n, generator = len(batch.x0), batch.local
         if self.cut == 0:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..families.adversarial import Adversarial, Pair
+from ..families.adversarial import Adversarial, StatePair
 from ..families.trajectory import Times, agreement
 from ..losses.distances import Distance
 from ..method import Batch, Loss, Players
@@ -47,12 +47,12 @@ class Pcm(Adversarial):
         terms = {"pcm": self.error(pair.guess, pair.goal)}
         return Loss(terms | self.adversarial_term(p, batch, pair))
 
-    def pair(self, p: Players, batch: Batch) -> Pair:
+    def pair(self, p: Players, batch: Batch) -> StatePair:
         process = p.student.process
         grid, (n, after) = self.times(process), self.neighbours(batch)
         end = next_edge(grid[n], self.edges(process))
         guess, goal = agreement(p, batch, Times(grid[n], grid[after], end), self.solver)
-        return Pair(guess, goal, end, (process.t_max - process.t_clean) / self.phases)
+        return StatePair(guess, goal, end, (process.t_max - process.t_clean) / self.phases)
 
     def edges(self, process: NoiseProcess) -> Tensor:
         """Where phases start, and where the last ends, descending, (M + 1,)."""

@@ -33,7 +33,7 @@ from ..schema import Range
 from ..solver import Sampler, ddim_step, states
 
 
-class Point(NamedTuple):
+class Rung(NamedTuple):
     """x0, the student's x̂₀; x_s, where it arrives; n, the noise that leads to x_t at τ = t."""
 
     x0: Tensor
@@ -76,7 +76,7 @@ class Tdm(Matching):
         error = self.interval_error(p.critic.denoiser, at, guess)
         return Loss({"denoising": error.square().mean()}, {"lag": lag(error)})
 
-    def interval_error(self, critic: Denoiser, at: Point, guess: Estimate) -> Tensor:
+    def interval_error(self, critic: Denoiser, at: Rung, guess: Estimate) -> Tensor:
         """√w (answer − target), (b, *event), of the target `interval`."""
         process = critic.process
         (alpha_s, sigma_s), (alpha, sigma) = process.scales(at.s), process.scales(at.t)
@@ -85,7 +85,7 @@ class Tdm(Matching):
         eps = at.n / share
         return share * denoising_error(critic, guess, (at.x_t - sigma * eps) / alpha, eps, at.t)
 
-    def published_error(self, critic: Denoiser, at: Point, guess: Estimate) -> Tensor:
+    def published_error(self, critic: Denoiser, at: Rung, guess: Estimate) -> Tensor:
         """√w (x̂₀ of the critic − x̂₀ of the student), (b, *event)."""
         process = critic.process
         mixed = process.estimate(at.x_t, at.x0, at.t, "x0").eps
@@ -93,7 +93,7 @@ class Tdm(Matching):
         importance, snr = per_sample(at.x0, nearer.exp(), process.loss_weight("x0", at.t))
         return (importance * snr).sqrt() * (guess.x0 - at.x0)
 
-    def point(self, p: Players, batch: Batch) -> Point:
+    def point(self, p: Players, batch: Batch) -> Rung:
         """Where each sample is looked at; only x0 has a graph."""
         process, b = p.student.process, len(batch.x0)
         n = p.sampler.steps[int(torch.randint(len(p.sampler.steps), (), generator=batch.shared))]
@@ -110,7 +110,7 @@ class Tdm(Matching):
         share = self.margin + (1 - 2 * self.margin) * u
         t = (ends[k] + share * (times[k] - ends[k])).clamp(min=process.t_min)
         noise = batch.noise()
-        return Point(here.x0, x_s, noise, process.renoise(x_s, noise, ends[k], t), ends[k], t)
+        return Rung(here.x0, x_s, noise, process.renoise(x_s, noise, ends[k], t), ends[k], t)
 
     def trained_times(self, process: NoiseProcess, sampler: Sampler) -> Tensor:
         if sampler.gamma > 0 and max(sampler.steps, default=1) > 1:

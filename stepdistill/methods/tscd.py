@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..families.adversarial import Adversarial, Pair
+from ..families.adversarial import Adversarial, StatePair
 from ..families.trajectory import Times, agreement
 from ..method import Batch, Loss, Players
 from ..process import NoiseProcess
@@ -39,13 +39,13 @@ class Tscd(Adversarial):
         terms = {"tscd": self.error(pair.guess, pair.goal)}
         return Loss(terms | self.adversarial_term(p, batch, pair))
 
-    def pair(self, p: Players, batch: Batch) -> Pair:
+    def pair(self, p: Players, batch: Batch) -> StatePair:
         process, (n, after) = p.student.process, self.neighbours(batch)
         grid, width = self.times(process), self.width(process)
         low = self.segment_start(process, grid[n])
         s = torch.maximum(grid[after], low)
         end = low + torch.rand(len(s), generator=batch.local) * (s - low)
-        return Pair(*agreement(p, batch, Times(grid[n], s, end), self.solver), end, width)
+        return StatePair(*agreement(p, batch, Times(grid[n], s, end), self.solver), end, width)
 
     def width(self, process: NoiseProcess) -> float:
         """How long a segment is, in the process's clock."""

@@ -33,11 +33,10 @@ from ..teachers.schedulers import scheduler_class
 from ..training.health.settings import Health
 from ..training.players import Adapters
 from ..training.trainer import Optimiser, Training
-from .yaml import load as load_values
-from .yaml import written
+from .yaml import load_values, written
 
-Guidance = Annotated[float, Range(0, 1000)]
-Pixels = Annotated[int, Range(1, 2**14)]
+GuidanceWeight = Annotated[float, Range(0, 1000)]
+Side = Annotated[int, Range(1, 2**14)]
 T = TypeVar("T")
 LISTED = 8  # names in a message
 # Settings of diffusers' classes, which check little and take memory and time before they fail.
@@ -79,7 +78,7 @@ class TeacherSettings:
     """
 
     path: str
-    size: tuple[Pixels, Pixels] | None = None
+    size: tuple[Side, Side] | None = None
     backbone: str | None = None
     codec: str | None = None
 
@@ -157,7 +156,7 @@ class RunConfig:
     seed: Seed = 0
     teacher: TeacherSettings | None = None
     network: Network | None = None
-    guidance: Guidance = 1.0
+    guidance: GuidanceWeight = 1.0
     data: DataSettings = DataSettings()
     cache: CacheSettings | None = None
     stages: list[Stage] = field(default_factory=list)

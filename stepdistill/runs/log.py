@@ -146,7 +146,7 @@ def truncate(log: Path, stage: int, turn: int) -> None:
     os.truncate(log, end)  # cut, not written anew: that could itself be cut short
 
 
-def rows(log: Path) -> Iterator[dict]:
+def log_rows(log: Path) -> Iterator[dict]:
     """The rows of a log, without what a crash or an accident left unreadable."""
     with log.open("rb") as file:
         yield from (row for line in file if (row := row_of(line)) is not None)
@@ -156,7 +156,7 @@ def seconds_of(log: Path) -> float:
     """Seconds of training in a log, caches not included; 0 if there is none.
 
     Where its clock starts anew, as it did in older logs, the parts are added."""
-    logged = [row["seconds"] for row in rows(log)] if log.is_file() else []
+    logged = [row["seconds"] for row in log_rows(log)] if log.is_file() else []
     return sum(now for now, after in pairwise([*logged, 0.0]) if after < now)
 
 
@@ -174,7 +174,7 @@ def curves(log: Path) -> dict[str, list[tuple[float, float]]]:
     """Every logged number of a run as (student update, value), updates counted over stages."""
     found: dict[str, list[tuple[float, float]]] = {}
     offset, last_stage, last_update = 0, 0, 0
-    for row in rows(log):
+    for row in log_rows(log):
         if row["stage"] != last_stage:
             offset, last_stage = offset + last_update, row["stage"]
         last_update = row["update"]

@@ -12,16 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.loader import Data
-from ..data.trajectories import Cache, build, times_of, trajectories
-from ..data.trajectories import load as load_cache
+from ..data.trajectories import Cache, build, load_cache, times_of, trajectories
 from ..denoiser import Denoiser
 from ..method import Method
 from ..networks.inputs import INPUTS, KEPT_INPUTS
 from ..networks.views import load_own, own_tensors, standalone
 from ..schema import ConfigError
 from ..teachers.teacher import Teacher
-from ..training.checkpoint import CheckpointError, State, best, finished, latest
-from ..training.checkpoint import read as read_state
+from ..training.checkpoint import CheckpointError, State, best, finished, latest, read_state
 from ..training.players import PlayerSettings, make_players
 from ..training.trainer import Trainer
 from .config import RunConfig, Stage

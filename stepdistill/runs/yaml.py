@@ -22,7 +22,7 @@ MOST_OPENED = 10_000  # brackets and dashes: nested without a limit, they crash 
 MOST_REFERENCES = 12  # to values that hold references themselves, and so on: the sizes multiply
 
 
-def load(path: Path, overrides: tuple[str, ...] = ()) -> Any:
+def load_values(path: Path, overrides: tuple[str, ...] = ()) -> Any:
     """The values in a YAML file, overridden and resolved. Raises ConfigError if there are none."""
     with one_line():
         if path.stat().st_size > LARGEST_FILE:

@@ -27,8 +27,7 @@ from torch import nn
 from ..process import VariancePreserving
 from ..resources import INPUTS, PACKAGE, pipeline_class
 from ..schema import did_you_mean, shown
-from .schedulers import FEW_STEP as FEW_STEP_SCHEDULER
-from .schedulers import process_of, scheduler_class
+from .schedulers import FEW_STEP_SCHEDULER, process_of, scheduler_class
 
 FEW_STEP = "FewStepPipeline"
 INDEX = "model_index.json"

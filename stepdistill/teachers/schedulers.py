@@ -16,13 +16,13 @@ from ..process import NoiseProcess, Prediction, RectifiedFlow, VariancePreservin
 from ..schema import did_you_mean, shown
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-FEW_STEP = "FewStepScheduler"  # of pipelines/few_step_scheduler.py
+FEW_STEP_SCHEDULER = "FewStepScheduler"  # of pipelines/few_step_scheduler.py
 
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
     """Whether a scheduler's process is rectified flow, whose networks see num_train_timesteps·t."""
     name = type(scheduler).__name__
-    few_step = name == FEW_STEP and scheduler.config["beta_schedule"] is None
+    few_step = name == FEW_STEP_SCHEDULER and scheduler.config["beta_schedule"] is None
     return few_step or name.startswith("FlowMatch")
 
 
@@ -33,7 +33,9 @@ def process_of(scheduler: SchedulerMixin) -> tuple[NoiseProcess, Prediction]:
     name, config = type(scheduler).__name__, scheduler.config
     kind = config.get("prediction_type", "epsilon")
     if is_flow(scheduler):
-        return RectifiedFlow(), PREDICTIONS.get(kind, "flow") if name == FEW_STEP else "flow"
+        return RectifiedFlow(), PREDICTIONS.get(
+            kind, "flow"
+        ) if name == FEW_STEP_SCHEDULER else "flow"
     # Multistep solvers carry a table even when they integrate a flow.
     if config.get("use_flow_sigmas", False) or kind == "flow_prediction":
         raise ValueError(f"scheduler {name}: give the flow a FlowMatchEulerDiscreteScheduler")

@@ -115,7 +115,7 @@ def latest(folder: Path) -> tuple[State | None, list[str]]:
     found = finished(folder)
     for path in reversed(found):
         try:
-            return read(path), warnings
+            return read_state(path), warnings
         except CheckpointError as error:
             warnings.append(str(error))
     if found:
@@ -140,7 +140,7 @@ def score_of(path: Path) -> float | None:
         return None
 
 
-def read(path: Path) -> State:
+def read_state(path: Path) -> State:
     """One checkpoint. Raises CheckpointError if it is incomplete, truncated or altered."""
     numbers = numbers_of(path)["numbers"]
     tensors = load_file(checked(path, TENSORS))

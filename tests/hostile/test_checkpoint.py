@@ -25,7 +25,14 @@ from stepdistill.runs.config import read as read_config
 from stepdistill.runs.loop import train
 from stepdistill.runs.stages import Stages
 from stepdistill.training import checkpoint
-from stepdistill.training.checkpoint import CheckpointError, State, best, finished, latest, read
+from stepdistill.training.checkpoint import (
+    CheckpointError,
+    State,
+    best,
+    finished,
+    latest,
+    read_state,
+)
 from stepdistill.training.checkpoint import save as save_checkpoint
 
 FILES = ("state.safetensors", "state.json", "SHA256SUMS")
@@ -58,7 +65,7 @@ def test_what_is_written_is_read(tmp_path):
         "graph": torch.ones(2, requires_grad=True) * 2,
     }
     numbers = {"turn": 3, "pending": {"ü": [0.1 + 0.2, 1e-320]}, "name": "α → β", "none": None}
-    found = read(save_checkpoint(tmp_path, 7, State(tensors, numbers)))
+    found = read_state(save_checkpoint(tmp_path, 7, State(tensors, numbers)))
     assert found.numbers == numbers
     assert found.tensors.keys() == tensors.keys()
     for name, wanted in tensors.items():
@@ -70,7 +77,7 @@ def test_what_is_written_is_read(tmp_path):
 def test_a_state_that_was_read_does_not_hold_its_file(tmp_path):
     # A mapped file keeps its room on the disk, and on some file systems cannot be deleted.
     path = save_checkpoint(tmp_path, 1, state(1))
-    held, maps = read(path), Path("/proc/self/maps")
+    held, maps = read_state(path), Path("/proc/self/maps")
     assert same(held, state(1)) and (not maps.exists() or str(path) not in maps.read_text())
 
 
@@ -102,7 +109,7 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path, name, damage):
     assert same(found, state(1))
     assert len(warnings) == 1 and str(bad) in warnings[0] and "\n" not in warnings[0]
     with pytest.raises(CheckpointError, match="000002"):
-        read(bad)
+        read_state(bad)
 
 
 def test_every_number_is_under_the_checksum(tmp_path):
@@ -222,7 +229,7 @@ def test_death_at_any_operation_leaves_a_whole_checkpoint(tmp_path):
         found, warnings = latest(folder)
         assert same(found, state(3)) or (same(found, state(4)) and not warnings), seen[count]
         for path in finished(folder):
-            assert path.name == "000004" or read(path)  # none of the others is half deleted
+            assert path.name == "000004" or read_state(path)  # none of the others is half deleted
         save_checkpoint(folder, 4, state(4))
         assert same(latest(folder)[0], state(4)) and len(finished(folder)) == 2
         assert not list(folder.glob(".*"))
@@ -290,7 +297,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         wanted = {k, k - 1, k - 2, lowest} & set(range(1, k + 1))
         assert {int(p.name) for p in finished(tmp_path)} == wanted
         assert best(tmp_path) == (None if lowest is None else tmp_path / f"{lowest:06d}")
-    assert len(finished(tmp_path)) == 4 and same(read(best(tmp_path)), state(lowest))
+    assert len(finished(tmp_path)) == 4 and same(read_state(best(tmp_path)), state(lowest))
     with pytest.raises(ValueError, match="keep"):
         save_checkpoint(tmp_path, 99, state(99), keep=0)
 
@@ -330,9 +337,9 @@ def test_the_teacher_is_never_inside(tmp_path, overrides, held):
     moved = {role: session.trainer.moved[role] for role in held}
     numbers = sum(held[role] * sum(p.numel() for p in moved[role]) for role in held)
     numbers += sum(len(parameters) for parameters in moved.values())
-    found = {k: v for k, v in read(path).tensors.items() if not k.startswith("carry")}
+    found = {k: v for k, v in read_state(path).tensors.items() if not k.startswith("carry")}
     assert sum(v.numel() for v in found.values()) == numbers
-    carried = sum(v.nbytes for k, v in read(path).tensors.items() if k not in found)
+    carried = sum(v.nbytes for k, v in read_state(path).tensors.items() if k not in found)
     assert (path / "state.safetensors").stat().st_size < (4 * numbers + carried) * 1.05 + 30_000
 
 

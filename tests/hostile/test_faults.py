@@ -22,7 +22,7 @@ from stepdistill.jobs.distill import finished as finished_run
 from stepdistill.runs.config import Stage
 from stepdistill.runs.config import read as read_config
 from stepdistill.runs.stages import Stages
-from stepdistill.training.checkpoint import finished, latest, read
+from stepdistill.training.checkpoint import finished, latest, read_state
 from stepdistill.training.trainer import Training
 
 pytestmark = pytest.mark.xdist_group("worker")
@@ -168,7 +168,7 @@ def test_runs_killed_anywhere_go_on_bit_for_bit(worker, whole, tmp_path, figure)
 def test_what_is_interrupted_is_worth_it(whole):
     # Guards the tests above: samples are carried, means under way, steps skipped in both stages.
     folder, _ = whole("cycles")
-    state = read(finished(folder / "checkpoints")[0])
+    state = read_state(finished(folder / "checkpoints")[0])
     assert {"carry/0/x", "carry/1/cond/label"} <= state.tensors.keys()
     assert any(means["count"] for means in state.numbers["pending"].values())
     skipped = {row["stage"]: row["skipped"] for row in contents(folder)["rows"]}

@@ -21,6 +21,7 @@ from stepdistill.files import DiskError
 from stepdistill.jobs.distill import Clock, complete, distill, train_run
 from stepdistill.method import Loss
 from stepdistill.methods.consistency import Consistency
+from stepdistill.runs import stages
 from stepdistill.runs.config import RunConfig, read
 from stepdistill.runs.folder import RunFolder
 from stepdistill.runs.log import Log, curves
@@ -346,6 +347,19 @@ def test_progress_goes_on_where_it_stopped(tmp_path):
     assert (seen[stopped].stage, seen[stopped].update) == ("consistency (2 of 2)", 2)
     done = [m.done for m in seen]
     assert done == sorted(done) and done[-1] == seen[-1].total
+
+
+def test_players_are_made_once_on_resume(tmp_path, monkeypatch):
+    """Networks are big: those of a stage that training is beyond are not made again."""
+    made = session(tmp_path)
+    train(made, lambda _: None)
+    asked = []
+    real = stages.make_players
+    monkeypatch.setattr(stages, "make_players", lambda *a: asked.append(a[0]) or real(*a))
+    again = Stages.of(made.setup.run, tmp_path, Accelerator(cpu=True))
+    assert asked == []
+    again.restore()
+    assert [type(method) for method in asked] == [type(made.method)] and again.finished
 
 
 def test_checkpoints_are_numbered_upwards_over_cycles_and_stages(tmp_path):

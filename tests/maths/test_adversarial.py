@@ -11,7 +11,7 @@ from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from oracle import M, S, batch
 
 from stepdistill.exact import Gaussian
-from stepdistill.families.adversarial import Pair, pair_logits
+from stepdistill.families.adversarial import StatePair, pair_logits
 from stepdistill.method import Players
 from stepdistill.methods.pcm import Pcm
 from stepdistill.methods.tscd import Tscd
@@ -52,7 +52,7 @@ def test_a_pair_is_noised_on_by_the_exact_transition(name):
     end = at(0.4 * process.t_max, n)
     x = process.add_noise(M + S * normal(1, n, 2), normal(2, n, 2), end)
     given = batch(n, d=2)
-    pair_logits(Players(None, discriminator=critic), given, Pair(x, x, end, width), x, x)
+    pair_logits(Players(None, discriminator=critic), given, StatePair(x, x, end, width), x, x)
     (first, a), (second, b) = critic.seen
     assert torch.equal(a, b)
     assert bool((a >= end).all()) and bool((a <= end + width).all())
@@ -70,7 +70,7 @@ def test_the_student_follows_the_discriminator_through_the_transition(name):
     process, method = PROCESSES[name], METHODS["pcm"]
     critic, guess = Linear(process), normal(3, 8, 2).requires_grad_()
     end = at(process.t_max * 0.3, 8)
-    pair = Pair(guess, guess.detach(), end, process.t_max * 0.5)
+    pair = StatePair(guess, guess.detach(), end, process.t_max * 0.5)
     terms = method.adversarial_term(Players(None, discriminator=critic), batch(8, d=2), pair)
     terms["adversarial"].backward()
     ((_, a),) = critic.seen

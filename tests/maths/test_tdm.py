@@ -10,7 +10,7 @@ from stepdistill.critic import Critic
 from stepdistill.denoiser import Denoiser
 from stepdistill.exact import Gaussian
 from stepdistill.method import Players
-from stepdistill.methods.tdm import Point, Tdm
+from stepdistill.methods.tdm import Rung, Tdm
 from stepdistill.process import VariancePreserving
 from stepdistill.solver import Sampler, ddim_step
 from stepdistill.times import Grid
@@ -74,7 +74,7 @@ def slope_of(target, prediction):
     w = torch.tensor(np.outer(weights, weights).ravel())[:, None]
     s, t = at(0.0, len(e)), at(1.0, len(e))
     x0, x_s = 0.9 * e, (0.8 * 0.9 + 0.6) * e
-    point = Point(x0, x_s, n, TABLE.renoise(x_s, n, s, t), s, t)
+    point = Rung(x0, x_s, n, TABLE.renoise(x_s, n, s, t), s, t)
 
     def error(slope):
         guess = TABLE.estimate(point.x_t, slope * point.x_t, t, "x0")

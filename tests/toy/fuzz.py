@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stepdistill.resources import PACKAGE, shipped, shipped_names
-from stepdistill.runs.yaml import load, written
+from stepdistill.runs.yaml import load_values, written
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 JUNK = ["naïve ☃", "\u202ertl", "💥" * 40, "[/bold] :boom: {x}", "a\tb\x1b[31m", " "]
@@ -80,7 +80,7 @@ def at(values: Any, path: tuple) -> Any:
 def shipped_config(rng: random.Random) -> tuple[str, dict]:
     """A shipped config's name and values."""
     name = rng.choice(shipped_names("configs", ".yaml"))
-    return name, load(shipped("configs") / f"{name}.yaml")
+    return name, load_values(shipped("configs") / f"{name}.yaml")
 
 
 def named_by(path: tuple) -> Words:

@@ -18,7 +18,7 @@ from browser import Browser, find
 from PIL import Image
 from test_report import report_of
 
-from stepdistill.evaluation.report.report import Grid, Report, write_report
+from stepdistill.evaluation.report.report import ImageGrid, Report, write_report
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -45,10 +45,10 @@ def browser() -> Iterator[Browser]:
         yield running
 
 
-def coloured() -> Grid:
+def coloured() -> ImageGrid:
     """A slider between pictures of one colour each; it starts with red on blue."""
     rows = [torch.tensor(c).view(3, 1, 1).expand(20, 3, 8, 8) / 127.5 - 1 for c in COLOURS.values()]
-    return Grid("Same noise", torch.stack(rows), list(COLOURS), pair=(0, 2))
+    return ImageGrid("Same noise", torch.stack(rows), list(COLOURS), pair=(0, 2))
 
 
 def full() -> Report:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from stepdistill.methods.consistency import Consistency
 from stepdistill.resources import shipped, shipped_names
 from stepdistill.runs.config import RunConfig, read, text_of
-from stepdistill.runs.yaml import load, written
+from stepdistill.runs.yaml import load_values, written
 from stepdistill.schema import ConfigError, fit
 from stepdistill.times import Grid
 
@@ -58,7 +58,7 @@ def test_any_values_survive_a_round_trip(tmp_path):
         number = struct.unpack("d", rng.randbytes(8))[0]
         values = {"a": text, "b": [number, -number, 5e-324, 10**18, None, True, {"c": [text, []]}]}
         file.write_text(written(values), encoding="utf-8")
-        assert repr(load(file)) == repr(values)
+        assert repr(load_values(file)) == repr(values)
 
 
 def test_one_key_can_refer_to_another(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stepdistill.data.sources.folder import load
+from stepdistill.data.sources.folder import load_folder
 from stepdistill.schema import ConfigError
 
 GREY, RGB = (1, 6, 4), (3, 6, 4)
@@ -35,7 +35,7 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
 
 def said(folder: Path, event: tuple[int, ...] = GREY, classes: int | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(folder, event, classes)
+        load_folder(folder, event, classes)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -45,7 +45,7 @@ def test_a_flat_or_nested_folder_in_the_order_of_names(tmp_path):
     for seed, name in enumerate(names):
         lossless = {"lossless": True} if name.endswith("webp") else {}
         save(tmp_path / name, pixels(seed), **lossless)
-    images, labels = load(tmp_path, GREY, None)
+    images, labels = load_folder(tmp_path, GREY, None)
     assert labels is None and images.dtype == torch.float32
     order = [4, 2, 1, 0, 3]
     expected = torch.stack([as_tensor(pixels(seed)) for seed in order])
@@ -56,7 +56,7 @@ def test_a_flat_or_nested_folder_in_the_order_of_names(tmp_path):
 def test_the_ends_of_the_scale_are_exact(tmp_path):
     save(tmp_path / "black.png", np.zeros((6, 4), np.uint8))
     save(tmp_path / "white.png", np.full((6, 4), 255, np.uint8))
-    images, _ = load(tmp_path, GREY, None)
+    images, _ = load_folder(tmp_path, GREY, None)
     assert images[0].eq(-1).all() and images[1].eq(1).all()
 
 
@@ -65,7 +65,7 @@ def test_subfolders_are_labels_in_the_order_of_their_names(tmp_path):
         save(tmp_path / name, pixels(seed))
     (tmp_path / ".cache").mkdir()
     (tmp_path / "cat" / ".DS_Store").write_text("hidden")
-    images, labels = load(tmp_path, GREY, 3)
+    images, labels = load_folder(tmp_path, GREY, 3)
     assert labels.tolist() == [0, 1, 1, 2] and labels.dtype == torch.int64
     expected = torch.stack([as_tensor(pixels(seed)) for seed in (1, 3, 0, 2)])
     torch.testing.assert_close(images, expected, rtol=0, atol=2e-7)
@@ -75,7 +75,7 @@ def test_a_class_folder_may_be_a_link(tmp_path):
     save(tmp_path / "elsewhere" / "1.png", pixels(0))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a").symlink_to(tmp_path / "elsewhere")
-    assert load(tmp_path / "data", GREY, 1)[1].tolist() == [0]
+    assert load_folder(tmp_path / "data", GREY, 1)[1].tolist() == [0]
 
 
 def test_grey_files_serve_a_colour_network_and_grey_colours_a_grey_one(tmp_path):
@@ -84,14 +84,18 @@ def test_grey_files_serve_a_colour_network_and_grey_colours_a_grey_one(tmp_path)
     save(colour / "1.png", np.repeat(pixels(0)[..., None], 3, axis=2))
     expected = as_tensor(pixels(0))
     for folder in (grey, colour):
-        assert torch.equal(load(folder, RGB, None)[0][0], load(grey, GREY, None)[0][0].expand(RGB))
-        torch.testing.assert_close(load(folder, GREY, None)[0][0], expected, rtol=0, atol=2e-7)
+        assert torch.equal(
+            load_folder(folder, RGB, None)[0][0], load_folder(grey, GREY, None)[0][0].expand(RGB)
+        )
+        torch.testing.assert_close(
+            load_folder(folder, GREY, None)[0][0], expected, rtol=0, atol=2e-7
+        )
 
 
 def test_colours_keep_their_channels(tmp_path):
     save(tmp_path / "1.png", pixels(0, 3))
     torch.testing.assert_close(
-        load(tmp_path, RGB, None)[0][0], as_tensor(pixels(0, 3)), rtol=0, atol=2e-7
+        load_folder(tmp_path, RGB, None)[0][0], as_tensor(pixels(0, 3)), rtol=0, atol=2e-7
     )
 
 
@@ -100,14 +104,14 @@ def test_palettes_and_opaque_pictures_are_read(mode, tmp_path):
     picture = Image.fromarray(pixels(0)).convert(mode)
     picture.save(tmp_path / "1.png")
     expected = as_tensor(np.asarray(picture.convert("RGB")))
-    torch.testing.assert_close(load(tmp_path, RGB, None)[0][0], expected, rtol=0, atol=2e-7)
+    torch.testing.assert_close(load_folder(tmp_path, RGB, None)[0][0], expected, rtol=0, atol=2e-7)
 
 
 def test_a_jpeg_is_read(tmp_path):
     flat = np.full((6, 4), 100, np.uint8)
     save(tmp_path / "1.jpg", flat)
     save(tmp_path / "2.jpeg", flat)
-    images, _ = load(tmp_path, GREY, None)
+    images, _ = load_folder(tmp_path, GREY, None)
     torch.testing.assert_close(images, as_tensor(flat).expand(2, *GREY), rtol=0, atol=0.02)
 
 
@@ -174,7 +178,7 @@ def test_an_enormous_picture_is_refused_before_it_is_decoded(tmp_path):
 def test_other_files_are_named_unless_hidden(name, tmp_path):
     save(tmp_path / "1.png", pixels(0))
     (tmp_path / f".{name}").write_text("x")
-    load(tmp_path, GREY, None)
+    load_folder(tmp_path, GREY, None)
     (tmp_path / name).write_text("x")
     assert str(tmp_path / name) in said(tmp_path)
 

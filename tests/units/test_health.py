@@ -24,7 +24,7 @@ from stepdistill.method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.diffusion import Diffusion
 from stepdistill.runs.config import RunConfig, Stage, read
-from stepdistill.runs.log import curves, rows
+from stepdistill.runs.log import curves, log_rows
 from stepdistill.runs.loop import train
 from stepdistill.runs.progress import Snapshot
 from stepdistill.runs.stages import Stages
@@ -499,7 +499,7 @@ def test_what_a_report_is_told(tmp_path, monkeypatch):
     file = tmp_path / "log.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in logged))
     monkeypatch.setattr(bands, "known", lambda: {"two": {"lag": [None] * 5 + [(1.0, 2.0)] * 5}})
-    record = record_of(rows(file), Health(), [StageSpan("one", 0, 4), StageSpan("two", 4, 14)])
+    record = record_of(log_rows(file), Health(), [StageSpan("one", 0, 4), StageSpan("two", 4, 14)])
     verdicts = {s.name: s.verdict for s in record.signals}
     assert verdicts == {"lag": "alarm", "mean": "healthy", "std": "watch", "distance": "healthy"}
     (lagging,) = (s for s in record.signals if s.name == "lag")
@@ -516,7 +516,10 @@ def test_what_a_report_is_told(tmp_path, monkeypatch):
 def test_a_run_that_was_never_probed_has_an_empty_record(tmp_path):
     row = {"player": "student", "stage": 0, "update": 5, "turn": 9, "dmd": 1.0}
     (tmp_path / "log.jsonl").write_text(json.dumps(row) + "\n")
-    assert record_of(rows(tmp_path / "log.jsonl"), Health(), [StageSpan("dmd2", 0, 5)]) == ([], [])
+    assert record_of(log_rows(tmp_path / "log.jsonl"), Health(), [StageSpan("dmd2", 0, 5)]) == (
+        [],
+        [],
+    )
 
 
 def test_bands_are_the_least_and_the_most_in_each_tenth_of_a_stage(monkeypatch):

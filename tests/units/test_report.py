@@ -44,7 +44,7 @@ from stepdistill.evaluation.report.figures import (
 )
 from stepdistill.evaluation.report.outliers import Outlier, Outliers
 from stepdistill.evaluation.report.report import (
-    Grid,
+    ImageGrid,
     Report,
     TrajectoryStrip,
     read_results,
@@ -122,7 +122,7 @@ def report_of(name: str) -> Report:
         },
         bands={f"{name}: score": [(0.0, 2.5, 0.4, 1.2)]},
         stages=[StageSpan(name, 0, 2), StageSpan(name, 2, 3)],
-        grids=[Grid(name, images(2, 12), ["teacher", name])],
+        grids=[ImageGrid(name, images(2, 12), ["teacher", name])],
         films=[TrajectoryStrip(name, images(2, 3), ["1", "2", name])],
         worst=[Outliers(name, 300, "domain-cnn", 3.5, [asked, replace(asked, label=None)])],
         health=Record(
@@ -268,7 +268,7 @@ def test_what_is_empty_is_left_out(tmp_path: Path):
 
 def test_a_grid_of_one_sampler_has_no_slider(tmp_path: Path):
     for rows, sliders in ((1, 0), (2, 1), (3, 1)):
-        grid = Grid("g", images(rows, 3), [f"row {i}" for i in range(rows)])
+        grid = ImageGrid("g", images(rows, 3), [f"row {i}" for i in range(rows)])
         page = page_of(replace(BARE, grids=[grid]), tmp_path / str(rows))
         assert page.count("input") == sliders and page.count("select") == 2 * sliders
 
@@ -316,7 +316,7 @@ def test_rows_of_unequal_n_and_mislabelled_pictures_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="different n do not compare"):
         write_report(tmp_path, replace(BARE, rows=[ROWS[0], replace(ROWS[1], n=2000)]))
     with pytest.raises(ValueError, match="grid 'g'.*one label"):
-        write_report(tmp_path, replace(BARE, grids=[Grid("g", images(2, 3), ["only one"])]))
+        write_report(tmp_path, replace(BARE, grids=[ImageGrid("g", images(2, 3), ["only one"])]))
     with pytest.raises(ValueError, match="film 'f'.*one label"):
         write_report(
             tmp_path, replace(BARE, films=[TrajectoryStrip("f", images(2, 3), ["1", "2"])])

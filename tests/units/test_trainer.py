@@ -11,7 +11,7 @@ from toys import AdversarialCycle, Labelled, tiny_images, tiny_players
 from stepdistill.data.loader import InMemory, Loader, stream
 from stepdistill.method import Batch, Loss
 from stepdistill.networks.views import trainable
-from stepdistill.training.checkpoint import CheckpointError, State, latest, read, save
+from stepdistill.training.checkpoint import CheckpointError, State, latest, read_state, save
 from stepdistill.training.trainer import Optimiser, Trainer, Training, TrainingFailed
 
 TRAINING = Training(updates=6, batch=4, optimiser=Optimiser(lr=1e-3, schedule="cosine", warmup=2))
@@ -195,7 +195,7 @@ def test_no_readable_checkpoint_is_an_error_and_none_is_not(tmp_path):
     with pytest.raises(CheckpointError, match="000001"):
         latest(tmp_path)
     with pytest.raises(CheckpointError):
-        read(path)
+        read_state(path)
 
 
 def test_only_the_newest_are_kept_and_an_interrupted_write_is_invisible(tmp_path):

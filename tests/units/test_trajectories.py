@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from stepdistill.data import trajectories as cache
 from stepdistill.data.loader import stream
-from stepdistill.data.trajectories import CacheSettings, build, load
+from stepdistill.data.trajectories import CacheSettings, build, load_cache
+from stepdistill.networks.lora import AdapterView, add_adapter
 from stepdistill.runs.costs import trajectory_bytes, trajectory_passes
 from stepdistill.schema import ConfigError
 from stepdistill.solver import ddim_step, heun_step, start
@@ -124,7 +125,7 @@ def test_a_cache_of_another_teacher_is_refused(built):
     with torch.no_grad():
         next(other.denoiser.net.parameters()).add_(1e-3)
     with pytest.raises(ConfigError, match="another teacher"):
-        load(built, other, SETTINGS, 0)
+        load_cache(built, other, SETTINGS, 0)
 
 
 def test_the_runs_guidance_where_none_is_asked(teacher, tmp_path):
@@ -138,10 +139,10 @@ def test_the_runs_guidance_where_none_is_asked(teacher, tmp_path):
 def test_damage_is_named(teacher, built):
     (built / "00001.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match="shard 00001 is missing or damaged"):
-        load(built, teacher, SETTINGS, 0)
+        load_cache(built, teacher, SETTINGS, 0)
     (built / "manifest.json").write_text("{")
     with pytest.raises(ConfigError, match="manifest.json: damaged"):
-        load(built, teacher, SETTINGS, 0)
+        load_cache(built, teacher, SETTINGS, 0)
 
 
 def test_its_size_is_known_before(teacher, built):
@@ -150,13 +151,13 @@ def test_its_size_is_known_before(teacher, built):
 
 
 def test_batches_walk_through_all_of_it(teacher, built):
-    opened = load(built, teacher, SETTINGS, seed=1)
+    opened = load_cache(built, teacher, SETTINGS, seed=1)
     everything = torch.cat([opened.batch(k, 5, stream(k)).path.w for k in range(2)])
     stored = torch.cat([load_file(f)["w"] for f in sorted(built.glob("*.safetensors"))])
     assert sorted(everything.tolist()) == sorted(stored.tolist())
     drawn = opened.batch(7, 4, stream(0))
     assert torch.equal(drawn.x0, drawn.path.x[:, -1]) and drawn.path.x.shape == (4, 4, 1, 8, 8)
-    again = load(built, teacher, SETTINGS, seed=1).batch(7, 4, stream(9))
+    again = load_cache(built, teacher, SETTINGS, seed=1).batch(7, 4, stream(9))
     assert torch.equal(again.path.x, drawn.path.x) and torch.equal(
         again.cond["label"], drawn.cond["label"]
     )
@@ -167,6 +168,19 @@ def test_an_unconditional_teacher_has_no_labels(tmp_path):
     free = Teacher.from_pipeline(load_pipeline("digits-vp"))
     settings = CacheSettings(samples=3, steps=2, shard=2)
     build(tmp_path / "free", free, settings)
-    opened = load(tmp_path / "free", free, settings, 0)
+    opened = load_cache(tmp_path / "free", free, settings, 0)
     drawn = opened.batch(0, 3, stream(0))
     assert drawn.cond == {} and drawn.path.times.tolist() == [999, 499, -1]
+
+
+def test_the_hash_is_of_the_base_whatever_roles_are_on_it():
+    """Else a cache that runs share would be refused for another seed, rank or method."""
+    plain, adapted = (Teacher.from_pipeline(load_pipeline("digits")) for _ in range(2))
+    net = adapted.denoiser.net
+    add_adapter(net, "student", rank=2)
+    seen = adapted.with_net(AdapterView(net, None))
+    assert seen.hash == plain.hash
+    with torch.no_grad():
+        next(p for n, p in net.named_parameters() if ".lora_" not in n).add_(1)
+    assert seen.hash == plain.hash  # hashed once: a teacher's weights are frozen
+    assert replace(seen).hash != plain.hash

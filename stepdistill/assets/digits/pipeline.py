@@ -25,8 +25,8 @@ class FewStepPipeline(DiffusionPipeline):
     walk evenly from pure noise to clean data.
     gamma: how much noise is added between steps, from none (0: a chain of jumps) to all (1:
     consistency sampling).
-    inputs: ExtraInputs or GuidanceAdapters, for a network that is told where its step goes or which
-    guidance to imitate; guidance: the one it was trained for.
+    inputs: ExtraInputs or GuidanceAdapters, for a network with the target time of its step or
+    the guidance to imitate as inputs; guidance: the one it was trained for.
     skip_sigma_data: σ_d of the consistency boundary c_skip/c_out, None for none.
     """
 
@@ -67,14 +67,15 @@ class FewStepPipeline(DiffusionPipeline):
     ):
         """Images of `class_labels` (one each), or `batch_size` images of random classes.
 
-        guidance_scale: w in u + w(c − u). A network with the input "w" is told it, at no cost, by
+        guidance_scale: w in u + w(c − u). A network with the input "w" is given it, at no cost, by
         default what it was trained for; others are evaluated twice per step unless it is 1.
         latents: standard normal noise (b, c, h, w). output_type: "pil", "np" or "pt" in [0, 1].
         Raises ValueError for a number of steps the student was not trained for.
         """
-        told = self.inputs is not None and "w" in self.inputs.config.get("inputs", ["w"])
-        w = guidance_scale if guidance_scale is not None else self.config.guidance if told else 1.0
-        if w != 1 and not told and self.unet.config.num_class_embeds is None:
+        embedded = self.inputs is not None and "w" in self.inputs.config.get("inputs", ["w"])
+        default = self.config.guidance if embedded else 1.0
+        w = default if guidance_scale is None else guidance_scale
+        if w != 1 and not embedded and self.unet.config.num_class_embeds is None:
             raise ValueError("guidance_scale needs a network with class labels: leave it at 1")
         labels = self._labels(class_labels, batch_size, generator)
         count = batch_size if labels is None else len(labels)
@@ -89,7 +90,7 @@ class FewStepPipeline(DiffusionPipeline):
         for i, t in enumerate(self.progress_bar(times)):
             after = clean if i + 1 == len(times) else times[i + 1]
             s = after - self.config.gamma * (after - clean)
-            x0, eps = self._estimate(x, t, s, labels, w, told)
+            x0, eps = self._estimate(x, t, s, labels, w, embedded)
             if i + 1 == len(times):
                 break
             alpha, sigma = self._scales(s)
@@ -164,9 +165,9 @@ class FewStepPipeline(DiffusionPipeline):
         angle = angles[i] + (t + 1 - i) * (angles[i + 1] - angles[i])
         return float(angle.cos()), float(angle.sin())
 
-    def _estimate(self, x, t, s, labels, w, told):
+    def _estimate(self, x, t, s, labels, w, embedded):
         output = self._network(x, t, s, labels, w)
-        if w != 1 and not told:
+        if w != 1 and not embedded:
             empty = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
             output = output + (w - 1) * (output - self._network(x, t, s, empty, w))
         alpha, sigma = self._scales(t)

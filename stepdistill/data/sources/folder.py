@@ -37,12 +37,12 @@ class Folder(Source):
 
     def open(self, teacher: Teacher) -> InMemory:
         try:
-            return InMemory(*load(self.path, teacher.event, teacher.classes))
+            return InMemory(*load_folder(self.path, teacher.event, teacher.classes))
         except ConfigError as error:
             raise ConfigError(f"settings.path: {error}") from error
 
 
-def load(
+def load_folder(
     folder: str | Path, event: tuple[int, int, int], classes: int | None
 ) -> tuple[Tensor, Tensor | None]:
     """Images (n, *event) float32 in [−1, 1], and labels (n,) int64 or None without classes.

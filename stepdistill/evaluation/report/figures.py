@@ -24,7 +24,7 @@ from ...training.health.reference import Span, StageSpan
 from ..rows import REAL, STUDENT, TEACHER, Row
 from ..suite import Suite
 
-Point = tuple[float, float]
+CurvePoint = tuple[float, float]
 ValueOf = Callable[[Row], tuple[float, float, float]]  # value, low, high
 
 SIDE = 48  # least height of an image in a mosaic, in pixels
@@ -68,7 +68,7 @@ class Theme:
     real: str
 
 
-Draw = Callable[[Axes, list, Theme], None]
+Drawing = Callable[[Axes, list, Theme], None]
 LIGHT = Theme(
     "#3d4451",
     "#e3e6ea",
@@ -123,7 +123,7 @@ class Curve:
     player: its place among the players, which has a colour. band: what healthy runs had.
     """
 
-    points: list[Point]
+    points: list[CurvePoint]
     stages: Sequence[StageSpan]
     player: int
     band: Sequence[Span] = ()
@@ -144,7 +144,7 @@ def quality_panels(rows: Sequence[Row], suite: Suite) -> list[Panel]:
 
 
 def training_panels(
-    curves: dict[str, list[Point]],
+    curves: dict[str, list[CurvePoint]],
     stages: Sequence[StageSpan] = (),
     bands: Mapping[str, Sequence[Span]] | None = None,
 ) -> list[Panel]:
@@ -248,11 +248,11 @@ def _name(model: str, source: str) -> str:
     return name if len(name) <= NAME else f"{model} …{source[len(model) + 2 - NAME :]}"
 
 
-def _both(title: str, draw: Draw, data: list, frame: Frame) -> Picture:
+def _both(title: str, draw: Drawing, data: list, frame: Frame) -> Picture:
     return Picture(title, _render(draw, data, LIGHT, frame), _render(draw, data, DARK, frame))
 
 
-def _render(draw: Draw, data: list, theme: Theme, frame: Frame) -> str:
+def _render(draw: Drawing, data: list, theme: Theme, frame: Frame) -> str:
     width, height = frame.width, frame.height
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
@@ -270,7 +270,7 @@ def _render(draw: Draw, data: list, theme: Theme, frame: Frame) -> str:
     return _uri(out.getvalue())
 
 
-def _draw_quality(xlabel: str) -> Draw:
+def _draw_quality(xlabel: str) -> Drawing:
     def draw(axes: Axes, series: list[Series], theme: Theme) -> None:
         looks = product(MARKERS, theme.students)
         if _crowd(series):

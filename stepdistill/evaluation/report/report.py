@@ -25,7 +25,7 @@ from ...training.health.monitor import Record, Signal
 from ...training.health.reference import Span, StageSpan
 from ..rows import Row, read, written
 from ..suite import Suite
-from .figures import Point, mosaic, quality_panels, training_panels
+from .figures import CurvePoint, mosaic, quality_panels, training_panels
 from .outliers import Outlier, Outliers
 from .table import columns_of, headline, notes_of
 
@@ -35,7 +35,7 @@ HEALTH = ("last value", "allowed", "usual on digits", "verdict")
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class ImageGrid:
     """Images (rows, cols, c, h, w) in [−1, 1]; a column shares its noise, a row its sampler.
 
     pair: the rows between which the slider starts, left and right.
@@ -72,10 +72,10 @@ class Report:
     provenance: dict[str, str]
     remark: str = ""
     costs: dict[str, str] = field(default_factory=dict)
-    curves: dict[str, list[Point]] = field(default_factory=dict)
+    curves: dict[str, list[CurvePoint]] = field(default_factory=dict)
     bands: dict[str, list[Span]] = field(default_factory=dict)
     stages: Sequence[StageSpan] = ()
-    grids: Sequence[Grid] = ()
+    grids: Sequence[ImageGrid] = ()
     films: Sequence[TrajectoryStrip] = ()
     worst: Sequence[Outliers] = ()
     health: Record = Record([], [])
@@ -169,7 +169,7 @@ class _Pictures:
     right: int
 
     @classmethod
-    def of(cls, grid: Grid) -> _Pictures:
+    def of(cls, grid: ImageGrid) -> _Pictures:
         rows = len(grid.images)
         left, right = (i % rows for i in grid.pair)
         wipes = [mosaic(row, min(ACROSS, len(row))) for row in grid.images] if left != right else []

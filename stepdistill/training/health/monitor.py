@@ -287,7 +287,7 @@ class Signal(NamedTuple):
     low: float
     high: float
     verdict: Literal["healthy", "watch", "alarm"]
-    usual: reference.Range | None = None
+    usual: reference.Extent | None = None
 
 
 class Record(NamedTuple):

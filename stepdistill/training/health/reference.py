@@ -15,8 +15,8 @@ from ...resources import PACKAGE
 PARTS = 10
 FILE = PACKAGE / "assets" / "bands.json"
 
-Range = tuple[float, float]
-Bands = dict[str, dict[str, list[Range | None]]]
+Extent = tuple[float, float]
+Bands = dict[str, dict[str, list[Extent | None]]]
 Span = tuple[float, float, float, float]  # from update, to update, least, most
 
 
@@ -39,7 +39,7 @@ def part_of(share: float) -> int:
     return min(int(share * PARTS), PARTS - 1)
 
 
-def range_at(method: str, signal: str, share: float) -> Range | None:
+def range_at(method: str, signal: str, share: float) -> Extent | None:
     """(least, most) of healthy runs when this share of a stage was done; None where not known."""
     band = known().get(method, {}).get(signal)
     found = band and band[part_of(share)]
