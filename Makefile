@@ -24,7 +24,7 @@ demo: $(READY)
 	$(BIN)/stepdistill run demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY)
 	$(BIN)/python tests/shards.py

@@ -36,6 +36,15 @@ def pytest_configure(config: pytest.Config) -> None:
     limits.install(config)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from workers import ByGroup  # where there is xdist
+
+    return ByGroup(config, log)
+
+
 @pytest.fixture(scope="session")
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
     """Answers requests of `export.call_plainly`; modules that use it share `xdist_group`."""

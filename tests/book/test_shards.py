@@ -44,7 +44,7 @@ def project(tmp_path: Path) -> Path:
     """A committed repository with the runner and a toy suite of five shards."""
     tests = tmp_path / "project" / "tests"
     tests.mkdir(parents=True)
-    for name in ("shards.py", "conftest.py", "limits.py"):
+    for name in ("shards.py", "conftest.py", "limits.py", "workers.py"):
         shutil.copy(TESTS / name, tests)
     (tests / "test_toy.py").write_text(SUITE)
     (tests.parent / "pytest.ini").write_text(SETTINGS)

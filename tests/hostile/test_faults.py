@@ -25,8 +25,6 @@ from stepdistill.runs.stages import Stages
 from stepdistill.training.checkpoint import finished, latest, read_state
 from stepdistill.training.trainer import Training
 
-pytestmark = pytest.mark.xdist_group("worker")
-
 KILLED = -9
 WORKER = Path(faults_worker.__file__)
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")  # mounts of its own, if permitted

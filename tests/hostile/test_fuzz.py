@@ -19,8 +19,6 @@ from stepdistill.jobs import samplers as contenders
 from stepdistill.runs.stages import reopen
 from stepdistill.training.trainer import Trainer
 
-pytestmark = pytest.mark.xdist_group("stock")
-
 FIRST, ALL = 50, 300
 REFUSED = 0.85  # at least; the others happen to be good input
 

@@ -14,8 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 WORKER = Path(__file__).parents[1] / "toy" / "parallel_worker.py"
 
 

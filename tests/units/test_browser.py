@@ -20,8 +20,6 @@ from test_report import report_of
 
 from stepdistill.evaluation.report.report import ImageGrid, Report, write_report
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 REQUIRE = "STEPDISTILL_REQUIRE_CHROMIUM"
 WIDTHS = (360, 768, 1440)
 RIGHT, HOME, END = ("ArrowRight", 39), ("Home", 36), ("End", 35)

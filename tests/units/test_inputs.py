@@ -28,6 +28,8 @@ from stepdistill.teachers.teacher import Teacher
 from stepdistill.training.checkpoint import CheckpointError
 from stepdistill.training.players import Adapters, PlayerSettings, copy_of, make_players
 
+pytestmark = pytest.mark.xdist_group("caller")
+
 ANY = "sampler.steps=[1, 2]"  # the shipped config's student takes any number
 QUICK = "{updates: 2, batch: 4, ema: 0, optimiser: {lr: 0.02}}"
 
@@ -163,7 +165,6 @@ def test_a_target_on_adapters_has_inputs_of_its_own():
     assert origin.net.net.role == "origin"
 
 
-@pytest.mark.xdist_group("caller")
 def test_an_exported_student_comes_back_as_it_was(tmp_path, warm):
     made = session(
         tmp_path,

@@ -30,8 +30,6 @@ from stepdistill.runs.stages import Stages, TrainedRun
 from stepdistill.solver import Sampler, solve_ode
 from stepdistill.teachers.teacher import teacher_sampler
 
-pytestmark = pytest.mark.xdist_group("trained")
-
 SUITE = load("digits", Kind(digits.EVENT, digits.CLASSES))
 FREE = load("digits", Kind(digits.EVENT))
 IMAGES, LABELS = digits.load()
