@@ -19,14 +19,16 @@ import pytest
 
 
 class Tier(NamedTuple):
-    """Seconds for one test, and for all of them."""
+    """Seconds for one test, and for all of them; the least number of tests."""
 
     test: float
     sum: float
+    fewest: int = 0
 
 
+FAST = "not full and not bench"
 TIERS = {
-    "maths": Tier(1, 200),
+    "maths": Tier(1, 200, fewest=2000),  # closed forms
     "contracts": Tier(1, 240),
     "units": Tier(3, 250),
     "hostile": Tier(10, 150),
@@ -94,13 +96,17 @@ class Limits:
                 self.costs[name.removeprefix(COST)][test] = float(seconds)
 
     def faults(self) -> list[str]:
-        """A line for each tier over its sum, with its dearest tests."""
+        """A line for each tier over its sum, with its dearest tests, or with too few tests."""
         sums = {name: sum(costs.values()) for name, costs in self.costs.items()}
         return [
             f"{name}/ took {sums[name]:.0f} s of processor time, may take {tier.sum:g}; dearest: "
             + ", ".join(f"{test} {s:.1f}" for test, s in dearest(self.costs[name], 5).items())
             for name, tier in TIERS.items()
             if sums[name] > tier.sum
+        ] + [
+            f"{name}/ has {len(self.costs[name])} tests, {tier.fewest} are the least"
+            for name, tier in TIERS.items()
+            if len(self.costs[name]) < tier.fewest
         ]
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -135,8 +141,9 @@ def dearest(costs: dict[str, float], n: int) -> dict[str, float]:
 
 def install(config: pytest.Config) -> None:
     """Limit the tests of a run; under xdist workers measure, and the controller adds up."""
-    asked = config.args_source != config.ArgsSource.TESTPATHS or config.option.keyword
-    plugin = Limits(whole=not asked, record=os.environ.get("STEPDISTILL_DURATIONS"))
+    option, every = config.option, config.args_source == config.ArgsSource.TESTPATHS
+    whole = every and option.markexpr == FAST and not (option.keyword or config.getoption("lf", 0))
+    plugin = Limits(whole=whole, record=os.environ.get("STEPDISTILL_DURATIONS"))
     if hasattr(config, "workerinput"):
         plugin = Limits(whole=False, record=None)
     config.pluginmanager.register(plugin, "limits")

@@ -23,7 +23,10 @@ def burn_in_child(seconds):
 SETTINGS = """
 [pytest]
 testpaths = tests
-markers = full
+addopts = -m 'not full and not bench'
+markers =
+    full: long
+    bench: timing
 """
 
 
@@ -35,7 +38,7 @@ def project(tmp_path: Path) -> Path:
     for name in ("limits.py", "conftest.py"):
         shutil.copy(TESTS / name, tier.parent)
     with (tier.parent / "limits.py").open("a") as file:
-        file.write('TIERS["maths"] = Tier(0.1, 0.5)\n')
+        file.write('TIERS["maths"] = Tier(0.1, 0.5, fewest=2)\n')
     (tmp_path / "pytest.ini").write_text(SETTINGS)
     return tmp_path
 
@@ -68,7 +71,7 @@ def shared():
 @pytest.mark.parametrize("n", range(3))
 def test_slow(shared, n): pass
 @pytest.mark.full
-def test_exempt(): burn(0.4)
+def test_exempt(): burn(0.9)
 """
 
 
@@ -76,15 +79,21 @@ def test_exempt(): burn(0.4)
 def test_a_tier_over_its_sum_fails_a_whole_run(project: Path, workers: tuple[str, ...]):
     record = project / "durations.json"
     done = run(project, SLOW, *workers, STEPDISTILL_DURATIONS=str(record))
-    assert done.returncode == 1 and "4 passed" in done.stdout
+    assert done.returncode == 1 and "3 passed" in done.stdout
     assert "processor time, may take 0.5; dearest: maths/test_toy.py::test_slow" in done.stdout
     found = json.loads(record.read_text())
     assert found["tiers"]["maths"]["tests"] == len(found["dearest"]) == 3
     assert 0.6 <= found["tiers"]["maths"]["seconds"] <= 1.5
 
 
-def test_a_part_of_the_tests_has_no_sum_and_nothing_is_written_unasked(project: Path):
-    done = run(project, SLOW, "tests/maths")
+def test_a_tier_with_too_few_tests_fails_a_whole_run(project: Path):
+    done = run(project, "def test_alone(): pass\n")
+    assert done.returncode == 1 and "maths/ has 1 tests, 2 are the least" in done.stdout
+
+
+@pytest.mark.parametrize("part", [("tests/maths",), ("-m", "full"), ("-k", "1")], ids=str)
+def test_a_part_of_the_tests_has_no_sum_and_nothing_is_written_unasked(project: Path, part):
+    done = run(project, SLOW, *part)
     assert done.returncode == 0, done.stdout
     assert not list(project.rglob("durations*"))
 

@@ -34,6 +34,8 @@ ILL_POSED = {
     ("ve", 0.0, "x0"),
     ("vp", -1.0, "x0"),
     ("vp-zero", -1.0, "x0"),
+    ("vp-linear", -1.0, "x0"),
+    ("vp-short", -1.0, "x0"),
     ("vp-zero", 999.0, "eps"),
 }
 

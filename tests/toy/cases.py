@@ -16,12 +16,16 @@ from stepdistill.process import (
 
 # Stable Diffusion's table, and the same at zero terminal SNR (arXiv:2305.08891, algorithm 1).
 SD_TABLE = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+# The same ends, but linear in β, as AnimateDiff has it.
+LINEAR_TABLE = np.cumprod(1 - np.linspace(0.00085, 0.012, 1000))
+# And in a hundred timesteps.
+SHORT_TABLE = np.cumprod(1 - np.linspace(0.0085, 0.12, 100))
 _root = np.sqrt(SD_TABLE)
 ZERO_TABLE = ((_root - _root[-1]) * _root[0] / (_root[0] - _root[-1])) ** 2
 
+TABLES = {"vp": SD_TABLE, "vp-zero": ZERO_TABLE, "vp-linear": LINEAR_TABLE, "vp-short": SHORT_TABLE}
 PROCESSES: dict[str, NoiseProcess] = {
-    "vp": VariancePreserving(torch.tensor(SD_TABLE)),
-    "vp-zero": VariancePreserving(torch.tensor(ZERO_TABLE)),
+    **{name: VariancePreserving(torch.tensor(table)) for name, table in TABLES.items()},
     "ve": VarianceExploding(),
     "rf": RectifiedFlow(),
     "trig": TrigFlow(sigma_data=0.5),
@@ -33,6 +37,8 @@ _vp = [3.3, 120.6, 499.2, 803.7, 990.4]
 TIMES = {
     "vp": _vp,
     "vp-zero": _vp,
+    "vp-linear": _vp,
+    "vp-short": [0.3, 12.6, 49.2, 80.7, 98.4],
     "ve": [0.01, 0.3, 1.7, 9.0, 60.0],
     "rf": [0.02, 0.2, 0.5, 0.83, 0.97],
     "trig": [0.03, 0.4, 0.9, 1.3, 1.5],
@@ -48,9 +54,8 @@ def scales(name: str, t: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return 1 - t, t
     if name == "trig":
         return np.cos(t), 0.5 * np.sin(t)
-    table = ZERO_TABLE if name == "vp-zero" else SD_TABLE
-    angles = np.concatenate([[0.0], np.arccos(np.sqrt(table))])
-    angle = np.interp(t, np.arange(-1, 1000), angles)
+    angles = np.concatenate([[0.0], np.arccos(np.sqrt(TABLES[name]))])
+    angle = np.interp(t, np.arange(len(angles)) - 1, angles)
     return np.cos(angle), np.sin(angle)
 
 

@@ -11,12 +11,13 @@ from stepdistill.runs.stages import Stages, TrainedRun
 
 
 def short(run: RunConfig, updates: int = 2, batch: int = 8) -> RunConfig:
-    """The same run with few updates a stage, few images and few cached trajectories."""
+    """The same run with few updates a stage, images, trajectories and steps of the teacher."""
     stages = [
         replace(s, training=replace(s.training, updates=updates, batch=batch)) for s in run.stages
     ]
     cache = run.cache and replace(run.cache, samples=12, steps=3, shard=8)
-    evaluation = replace(run.evaluation, n=20, blocks=2)
+    few = tuple(n for n in run.evaluation.teacher_steps if n <= 4)
+    evaluation = replace(run.evaluation, n=20, blocks=2, teacher_steps=few)
     return replace(run, stages=stages, cache=cache, evaluation=evaluation)
 
 

@@ -199,9 +199,17 @@ def test_a_clean_process_opens_what_was_saved_again(tmp_path, quick, monkeypatch
 
 def test_steps_it_was_not_trained_for_are_refused(tmp_path, quick):
     export(trained(tmp_path, "demo"), tmp_path / "student")
-    request = {"folder": str(tmp_path / "student"), "custom": True, "steps": [3], "seed": 0}
-    with pytest.raises(ExportError, match="trained for 1, 2, 4 steps, not 3"):
-        call_plainly(request | {"batch": 2, "labels": [1, 2]})
+    with pytest.raises(ValueError, match="trained for 1, 2, 4 steps, not 3"):
+        opened(tmp_path / "student")(num_inference_steps=3, class_labels=[1, 2])
+
+
+def test_a_clean_process_that_fails_says_why(tmp_path, monkeypatch):
+    script = tmp_path / "export" / "check_call.py"
+    script.parent.mkdir()
+    script.write_text("raise ValueError('not for 3 steps')")
+    monkeypatch.setattr(exporting, "PACKAGE", tmp_path)
+    with pytest.raises(ExportError, match="does not run: ValueError: not for 3 steps"):
+        call_plainly({})
 
 
 def test_a_mismatch_fails_and_leaves_nothing_behind(tmp_path, quick, monkeypatch):

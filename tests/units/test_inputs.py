@@ -163,7 +163,8 @@ def test_a_target_on_adapters_has_inputs_of_its_own():
     assert origin.net.net.role == "origin"
 
 
-def test_an_exported_student_comes_back_as_it_was(tmp_path):
+@pytest.mark.xdist_group("caller")
+def test_an_exported_student_comes_back_as_it_was(tmp_path, warm):
     made = session(
         tmp_path,
         "digits-lcm",
