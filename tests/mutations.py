@@ -287,7 +287,7 @@ MUTATIONS = (
         "normaliser from the critic",
         "losses/score.py",
         "(fake - real) / normaliser(x, real)",
-        "(fake - real) / spread(x, fake)",
+        "(fake - real) / normaliser(x, fake)",
         ("maths/test_dmd2.py::test_the_students_gradient_is_the_formulas",),
     ),
     Mutation(
