@@ -18,6 +18,7 @@ from diffusers.utils.logging import disable_progress_bar
 from torch import Tensor
 
 from stepdistill.runs.config import read
+from stepdistill.runs.costs import held
 from stepdistill.runs.stages import Stages
 from stepdistill.teachers.loading import new_pipeline
 
@@ -51,20 +52,20 @@ def measure(overrides: tuple[str, ...]) -> Memory:
         new_pipeline(UNET, "FlowMatchEulerDiscreteScheduler", {}, 0).save_pretrained(folder)
         shape = (f"stages=[{DMD2}]", "sampler.steps=[1]", "evaluation.steps=[1]")
         run = read("smoke", (f"teacher={folder}", *shape, *overrides))
-        session = Stages.of(run, Path("."), Accelerator(cpu=True))
-    for _ in session.trainer.turns:
-        session.trainer.step()
-    named = session.teacher.denoiser.net.named_parameters()
+        stages = Stages.of(run, Path("."), Accelerator(cpu=True))
+    for _ in stages.trainer.turns:
+        stages.trainer.step()
+    named = stages.teacher.denoiser.net.named_parameters()
     base = sum(p.untyped_storage().nbytes() for name, p in named if ".lora_" not in name)
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in persistent(session)}
-    total = sum(storage.nbytes() for storage in held.values())
-    return Memory(base, total, sum(each.bytes for each in held(session.trainer, session.teacher)))
+    kept = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in persistent(stages)}
+    total = sum(storage.nbytes() for storage in kept.values())
+    return Memory(base, total, sum(each.bytes for each in held(stages.trainer, stages.teacher)))
 
 
-def persistent(session: Stages) -> Iterator[Tensor]:
+def persistent(stages: Stages) -> Iterator[Tensor]:
     """Every tensor that lives from update to update."""
-    trainer = session.trainer
-    for net in (session.teacher.denoiser.net, *trainer.nets.values()):
+    trainer = stages.trainer
+    for net in (stages.teacher.denoiser.net, *trainer.nets.values()):
         for parameter in net.parameters():
             yield parameter
             if parameter.grad is not None:

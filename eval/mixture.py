@@ -251,7 +251,7 @@ def energy(players: Players, seed: int) -> float:
     noise = torch.randn(SAMPLES, 2, generator=stream(seed, 5))
     student, sampler = players.student, players.sampler
     with torch.no_grad():
-        made = sampler.draw(student, noise, min(sampler.steps), None, stream(seed, 6))
+        made = sampler.draw(student, noise, min(sampler.steps), {}, stream(seed, 6))
     return energy_distance(made, five_modes().sample(SAMPLES, stream(seed, 7))[0])
 
 

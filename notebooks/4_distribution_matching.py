@@ -101,7 +101,7 @@ def train(ratio: int, updates: int = 900):
             lags.append(log.parts["lag"])
         if log.player == "student" and log.update in (1, updates // 4, updates):
             with torch.no_grad():
-                shown.append(players.sampler.draw(student, noise, 1, None, None))
+                shown.append(players.sampler.draw(student, noise, 1, {}, None))
     return lags, shown
 
 

@@ -248,7 +248,7 @@ def methods() -> None:
 
 @app.command()
 def plan(config: Config, overrides: Overrides = None, debug: Debug = False) -> None:
-    """What a run will cost: memory by role, network passes, wall time on this machine."""
+    """What a run will cost: memory by player, network passes, wall time on this machine."""
     with guarded(debug):
         from .runs.config import read
         from .runs.plan import plan as measure

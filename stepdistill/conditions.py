@@ -2,7 +2,7 @@
 
     {"label": (b,)}    {"text": (b, n, d), "mask": (b, n)}    {}, which says nothing
 
-Methods hand conditions on and never look inside; only here are they indexed, joined, chosen and
+Methods hand conditions on and never look inside; only here are they repeated, joined, chosen and
 moved. Whatever has no row a sample (positions, the size of a grid) is no condition: a backbone
 derives it from the shape of x_t.
 """
@@ -16,11 +16,6 @@ Cond = Mapping[str, Tensor]
 NOTHING: Cond = {}
 
 
-def rows(cond: Cond, index: Tensor | slice) -> Cond:
-    """Some of the rows."""
-    return {name: value[index] for name, value in cond.items()}
-
-
 def repeat(row: Cond, n: int) -> Cond:
     """One row (1, …) n times, without copies."""
     return {name: value.expand(n, *value.shape[1:]) for name, value in row.items()}
@@ -32,7 +27,7 @@ def join(first: Cond, second: Cond) -> Cond:
 
 
 def choose(mask: Tensor, yes: Cond, no: Cond) -> Cond:
-    """The rows of `yes` where mask (b,) is true, elsewhere those of `no`, which may be one row."""
+    """The rows of `yes` where mask (b,) is true, elsewhere those of `no`; either may be one row."""
     return {
         name: torch.where(
             mask.to(value.device).reshape(-1, *[1] * (value.ndim - 1)), value, no[name].to(value)

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .conditions import NOTHING, Cond, repeat
+from .conditions import NOTHING, Cond, move, repeat
 from .networks.inputs import conditioned
 from .networks.taps import Taps
 from .process import Estimate, NoiseProcess, Prediction, per_sample
@@ -132,13 +132,20 @@ class Guided:
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = NOTHING) -> Estimate:
         if isinstance(self.w, float | int) and self.w == 1:
             return self.denoiser(x_t, t, cond)
-        null = repeat(self.null, len(x_t))
+        null = repeat(move(self.null, x_t.device), len(x_t))
         (w,) = per_sample(x_t, torch.as_tensor(self.w, dtype=torch.float64))
         if isinstance(self.denoiser, Denoiser):
             outputs = (self.denoiser.output(x_t, t, c) for c in (cond, null))
             return self.denoiser.solve(x_t, t, self.guide(*outputs, w, x_t, t))
         given, free = (self.denoiser(x_t, t, c) for c in (cond, null))
         return Estimate(*(linear_guidance(*pair, w, x_t, t) for pair in zip(given[:2], free[:2])))
+
+
+def evaluations(denoiser: AnyDenoiser) -> int:
+    """Network evaluations of a call: guidance by two outputs counts twice, where it is not 1."""
+    if not isinstance(denoiser, Guided):
+        return 1
+    return 1 if isinstance(denoiser.w, float | int) and denoiser.w == 1 else 2
 
 
 def unguided(denoiser: AnyDenoiser) -> AnyDenoiser:

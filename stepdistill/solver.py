@@ -13,6 +13,7 @@
 All are differentiable functions. Times are (n,) tensors, descending, float64 on the CPU.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -124,7 +125,7 @@ def sample(
     γ = 1 is consistency models' algorithm 1 (arXiv:2303.01469); γ = 0, or no generator, a chain of
     jumps without noise.
     """
-    *_, x = states(student, noise, times, cond, generator, gamma)
+    (x,) = deque(states(student, noise, times, cond, generator, gamma), maxlen=1)
     return clean_end(student, x, times[-1], cond)
 
 
@@ -142,7 +143,7 @@ def rollout(
     from the shared stream, and the student is trained on the very states its own steps lead to.
     """
     with torch.no_grad():
-        *_, x = states(student, noise, times, cond, generator, gamma)
+        (x,) = deque(states(student, noise, times, cond, generator, gamma), maxlen=1)
     return clean_end(student, x, times[-1], cond)
 
 

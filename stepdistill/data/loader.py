@@ -96,7 +96,7 @@ class Loader:
     def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
         index = shuffled(len(self.samples), number * size, size, self.seed)
         images, asked = self.samples.rows(index)
-        x0 = self.teacher.codec.encode(images, local)
+        x0 = self.teacher.codec.encode(images.to(self.teacher.device), local)
         return Drawn(x0, dropped(self.teacher, asked, self.dropout, local))
 
 

@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..denoiser import Guided
 from ..files import save_whole, sha256, write_whole
 from ..schema import ConfigError, Count, Positive, Seed, Steps
 from ..solver import OneStep, Trajectory, ode_step, start
@@ -110,9 +109,7 @@ def within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def at_guidance(teacher: Teacher, w: Tensor):
     """The teacher with guidance w (b,)."""
-    if isinstance(teacher.guided, Guided):
-        return replace(teacher.guided, w=w)
-    return teacher.guided
+    return replace(teacher.guided, w=w)
 
 
 def times_of(teacher: Teacher, settings: CacheSettings) -> Tensor:

@@ -1,7 +1,7 @@
 """How good is a few-step student? Scores of images, their uncertainty, and a report one can read.
 
 * `rows`: what a table holds, and results.json
-* `statistics`, `moments`, `manifold`: what metrics share
+* `moments`, `manifold`, `kept`, `intervals`, `numerals`: what metrics share
 * `features`: the spaces in which images are compared, one a file
 * `reference`: what samplers are asked for, and the real images, if any; `suites`: one task a file
 * `metric`: what a metric is; `metrics`: one a file

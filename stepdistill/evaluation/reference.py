@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..resources import named
+from ..teachers.backbone import Asked
 from .features.space import FeatureSpace
 
-Asked = Tensor | list[str] | None  # labels (n,), prompts, or nothing
 # n things to ask for: in order without a generator, else drawn with that of a block, as it was
 # before the block's noise.
 Ask = Callable[[int, torch.Generator | None], Asked]

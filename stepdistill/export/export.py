@@ -107,6 +107,8 @@ def readable(folder: Path) -> None:
 
 def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> DiffusionPipeline:
     """The pipeline that samples `student` exactly as `sampler` does."""
+    if teacher.size != teacher.backbone.size:
+        bare(student.net).register_to_config(sample_size=list(teacher.size))
     stock = stock_scheduler(teacher, student, sampler)
     if stock is not None:
         kind = DDIMPipeline if isinstance(stock, DDIMScheduler) else DDPMPipeline
@@ -136,6 +138,7 @@ def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) 
     request |= {"batch": CHECKED, "labels": None if labels is None else labels.tolist()}
     images = call_plainly(request)
     cond = move(teacher.conditions(labels), "cpu")
+    home = next(student.net.parameters()).device
     student.net.cpu()  # where the plain call runs: convolutions of other devices round differently
     worst = 0.0
     for n in steps:
@@ -144,6 +147,7 @@ def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) 
         ours = sampler.draw(student, noise, n, cond, generator)
         ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         worst = max(worst, float((images[str(n)] - ours).abs().max()))
+    student.net.to(home)
     if not worst <= TOLERANCE:
         raise ExportError(
             f"the exported pipeline differs from the trainer's sampler by {worst:.2g} "

@@ -15,7 +15,7 @@ from ..runs.stages import TrainedRun
 def card(trained: TrainedRun, code: list[str], rows: list[Row]) -> str:
     """README.md of the exported folder, with diffusers' front matter; code: its files of code."""
     run, teacher = trained.run, trained.teacher
-    licence = run.network.license if run.network else licence_of(str(run.teacher))
+    licence = run.network.license if run.network else licence_of(run.teacher.path)
     methods = ", ".join(stage.method for stage in run.stages[: trained.stage + 1])
     parts = [
         front_matter(licence, methods),

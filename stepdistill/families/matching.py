@@ -126,9 +126,10 @@ class WithDiscriminator(Matching):
     """Matching by a critic with a discriminator's head: one pass of it serves both.
 
     gan: λ, of the student's term;  gan_critic: μ; both 0 for no GAN. tap: path of the block whose
-    features the head sees, None for the bottleneck; one near the output sees texture. r1: weight of
-    the approximate R1 penalty, with perturbations of std `r1_width`. clip: whether samples are
-    kept in [−1, 1], as their images will be; without it their background gives them away.
+    features the head sees, None for the backbone's own; one near the output sees texture. r1:
+    weight of the approximate R1 penalty, with perturbations of std `r1_width`. clip: whether
+    samples are kept in [−1, 1], as their images will be; without it their background gives them
+    away.
     """
 
     ratio: Count = 5

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ..method import load
-from ..resources import PACKAGE
+from ..resources import shipped_modules
 
 
 class MethodEntry(NamedTuple):
@@ -17,8 +17,7 @@ class MethodEntry(NamedTuple):
 
 def catalogue() -> list[MethodEntry]:
     """Every shipped method, by name."""
-    names = sorted(p.stem for p in (PACKAGE / "methods").glob("*.py") if p.stem != "__init__")
-    return [entry(name) for name in names]
+    return [entry(name) for name in shipped_modules("methods")]
 
 
 def entry(name: str) -> MethodEntry:

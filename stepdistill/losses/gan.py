@@ -15,14 +15,14 @@ GanLoss = Literal["softplus", "hinge"]
 
 
 def discriminator_loss(fake: Tensor, real: Tensor, kind: GanLoss = "softplus") -> Tensor:
-    """The critic's loss on logits (b,). Where it knows nothing: softplus 2 ln 2, hinge 1."""
+    """The discriminator's loss on logits (b,). Where it knows nothing: softplus 2 ln 2, hinge 1."""
     if kind == "hinge":
         return (F.relu(1 + fake).mean() + F.relu(1 - real).mean()) / 2
     return F.softplus(fake).mean() + F.softplus(-real).mean()
 
 
 def generator_loss(fake: Tensor, kind: GanLoss = "softplus") -> Tensor:
-    """The student's loss on the logits (b,) of its samples; softplus: non-saturating."""
+    """The generator's loss on the logits (b,) of its samples; softplus: non-saturating."""
     return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
 
 

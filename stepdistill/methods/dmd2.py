@@ -30,7 +30,7 @@ class Dmd2(WithDiscriminator):
 
     rollout: how a student of several steps gets its input, from its own earlier steps or from
     noised data. tap: path of the block whose features the discriminator sees, None for the
-    bottleneck. r1: weight of the approximate R1 penalty, with perturbations of std `r1_width`.
+    backbone's own. r1: weight of the approximate R1 penalty, with perturbations of std `r1_width`.
     time, critic_time: laws of t in the two turns.
     """
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..conditions import Cond, choose
+from ..conditions import Cond, choose, move
 from ..denoiser import AnyDenoiser, Guided
 from ..families.matching import MATCHING, Matching
 from ..losses.score import pull
@@ -83,7 +83,7 @@ class Vsd(Matching):
         if not isinstance(p.teacher, Guided):
             return cond
         left_out = torch.rand(len(batch.x0), generator=batch.local) < self.dropout
-        return choose(left_out, p.teacher.null, cond)
+        return choose(left_out, move(p.teacher.null, batch.x0.device), cond)
 
     def passes(self, sampler: Sampler) -> Passes:
         plain = super().passes(sampler)

@@ -85,7 +85,9 @@ class TeacherSettings:
     shorthand = "path"
 
     def __str__(self) -> str:
-        return self.path
+        settings = {"size": self.size, "backbone": self.backbone, "codec": self.codec}
+        given = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
+        return f"{self.path} ({given})" if given else self.path
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def part(room: str, name: str, base: type[T], key: str) -> type[T]:
         reason = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"{key}: {reason}{advice}") from error
     if not is_dataclass(kind):
-        raise ConfigError(f"{key}: '{name}' needs @dataclass(frozen=True) before its class")
+        raise ConfigError(f"{key}: '{name}' needs @dataclass before its class")
     return kind
 
 

@@ -74,7 +74,8 @@ def stage_nfe(run: RunConfig, stage: int, method: Method, teacher: Teacher) -> i
     """Network evaluations of a call of the stage's teacher; a student has its guidance inside."""
     if run.stages[stage].teacher == "last":
         return 1
-    return 2 if method.needs.guidance else teacher.nfe
+    drawn = method.needs.guidance and not teacher.backbone.embedded
+    return 2 if drawn else teacher.nfe
 
 
 def sample_passes(setup: Setup) -> float:
@@ -120,14 +121,15 @@ class RunCost:
 
 def trajectory_passes(teacher: Teacher, settings: CacheSettings) -> int:
     """Passes of one sample that cached trajectories take: every state's x̂₀, and its step."""
-    nfe = 2 if settings.guidance and teacher.classes else teacher.nfe
+    drawn = settings.guidance and not teacher.backbone.embedded
+    nfe = 2 if drawn and teacher.null else teacher.nfe
     return settings.samples * settings.steps * (1 + EVALUATIONS[settings.solver]) * nfe
 
 
 def trajectory_bytes(teacher: Teacher, settings: CacheSettings) -> int:
     """What cached trajectories take on disk, without a few hundred bytes a shard."""
-    labels = 0 if teacher.classes is None else 8
-    row = prod(teacher.event) * (2 * settings.steps + 1) * FLOAT + FLOAT + labels
+    cond = sum(row.numel() * row.element_size() for row in teacher.null.values())
+    row = prod(teacher.event) * (2 * settings.steps + 1) * FLOAT + FLOAT + cond
     return settings.samples * row
 
 

@@ -17,7 +17,7 @@ from ..method import Method
 from ..networks.inputs import GUIDANCE_INPUTS
 from ..networks.lora import AdapterView
 from ..schema import ConfigError
-from ..teachers.loading import load_pipeline, new_pipeline
+from ..teachers.loading import load_any, load_pipeline, new_pipeline
 from ..teachers.teacher import Teacher
 from .config import RunConfig
 
@@ -41,6 +41,7 @@ class Setup:
         teacher = teacher_of(run)
         check_times(run, methods, teacher.denoiser)
         teacher.denoiser.net.to(accelerator.device)
+        teacher.codec.to(accelerator.device)
         data = data_of(run, teacher, any(method.needs.data for method in methods))
         check_guidance(run, methods, teacher)
         return cls(run, methods, teacher, data, accelerator)
@@ -51,7 +52,7 @@ def teacher_of(run: RunConfig) -> Teacher:
     try:
         if run.network is None:
             asked = run.teacher
-            pipeline = load_pipeline(asked.path)
+            pipeline = (load_pipeline if asked.backbone is None else load_any)(asked.path)
             how = asked.size, asked.backbone, asked.codec
             teacher = Teacher.from_pipeline(pipeline, run.guidance, *how)
         else:
@@ -60,6 +61,8 @@ def teacher_of(run: RunConfig) -> Teacher:
             teacher = Teacher.from_pipeline(pipeline, run.guidance)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"teacher: {error}") from error
+    except (ImportError, SyntaxError, LookupError, AttributeError) as error:  # of a user's module
+        raise ConfigError(f"teacher: {type(error).__name__}: {error}") from error
     if run.adapters is None:
         return teacher
     return teacher.with_net(AdapterView(teacher.denoiser.net, None))
@@ -92,7 +95,7 @@ def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) 
             method.check_teacher(teacher.guided if own else teacher.denoiser)
         except ValueError as error:
             raise ConfigError(f"stages.{i}: {error}") from error
-        if (method.needs.guidance or ranged) and teacher.classes is None:
+        if (method.needs.guidance or ranged) and not teacher.null:
             raise ConfigError(f"stages.{i}: guidance needs a class-conditional teacher")
         if method.needs.guidance and not own and not given.intersection(GUIDANCE_INPUTS):
             raise ConfigError(f"stages.{i}: guides the last student, which takes no guidance")

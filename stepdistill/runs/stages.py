@@ -102,8 +102,7 @@ class Stages:
         kept = taught or self.setup.methods[self.stage + 1].needs.initial
         if kept and self.setup.accelerator.is_main_process:
             self.folder.keep_student(self.stage, start)
-        if taught:
-            self.teacher = self._taught()
+        self.teacher = self._taught() if taught else self.setup.teacher
         self.stage += 1
         self.health = {}
         self._made = self._trainer(start, critic and own_tensors(critic.denoiser.net))
@@ -119,7 +118,8 @@ class Stages:
         build(folder, teacher, run.cache, part, observe)
         accelerator.wait_for_everyone()
         self.cache = load_cache(folder, teacher, run.cache, run.seed)
-        self.trainer.data = self._data()
+        if self._made is not None:
+            self._made.data = self._data()
 
     def rehearse_cache(self) -> None:
         """A few trajectories in memory, in place of those that training will build."""
@@ -175,11 +175,13 @@ class Stages:
 
     def _call_teachers(self, until: int) -> None:
         """Give stage `until` the teacher it has. Raises CheckpointError if it was not kept."""
+        self.teacher = self.setup.teacher
         for stage in range(until):
-            if self.setup.run.stages[stage + 1].teacher == "last":
+            taught = self.setup.run.stages[stage + 1].teacher == "last"
+            if taught:
                 self.stage = stage
                 self._made = self._trainer(self.folder.kept_student(stage))
-                self.teacher = self._taught()
+            self.teacher = self._taught() if taught else self.setup.teacher
 
     def _taught(self) -> Teacher:
         """The teacher of the next stage: the present one's student as it is."""

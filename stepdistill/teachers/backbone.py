@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
@@ -62,7 +61,8 @@ class Backbone(ABC):
     def call(self, net: nn.Module, x: Tensor, t: Tensor, cond: Cond, w: Weight) -> Tensor:
         """The output (b, *event) of `net`, the network or a view of it.
 
-        x: (b, *event), scaled. t: (b,) in the network's units. w: guidance, where it is an input.
+        x: (b, *event), scaled. t: (b,) in the network's units. w: guidance, where it is an input, a
+        number or (b,) on any device.
         """
 
     def time(self, t: Tensor) -> Tensor:
@@ -106,8 +106,3 @@ def backbone_of(pipeline: DiffusionPipeline, name: str | None = None) -> Backbon
         if kind in family.pipelines:
             return family(pipeline)
     raise ValueError(f"{kind}: no family of pipelines knows it: give teacher.backbone, a module")
-
-
-def asked_labels(classes: int | None, n: int) -> Tensor | None:
-    """n labels, each class equally often, or None without classes."""
-    return None if classes is None else torch.arange(n) % classes

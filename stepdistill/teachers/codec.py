@@ -12,10 +12,14 @@ Size = tuple[int, int]  # height and width of an image, in pixels
 class Codec(ABC):
     """Images (b, c, height, width) in [−1, 1] ↔ clean samples x0 (b, *event) of unit scale.
 
-    channels: c.
+    channels: c. A codec of one's own is made from the pipeline: `__init__(pipeline)`.
     """
 
     channels: int = 3
+
+    def to(self, device: torch.device) -> None:
+        """Move what it has of networks."""
+        return None
 
     @abstractmethod
     def event(self, size: Size) -> tuple[int, ...]:

@@ -59,6 +59,17 @@ def load_pipeline(source: str) -> DiffusionPipeline:
         )
 
 
+def load_any(source: str) -> DiffusionPipeline:
+    """A folder of any of diffusers' own pipelines, for a backbone that is named.
+
+    Loads safetensors only and runs no code of the folder. Raises ValueError where it cannot be."""
+    folder = pipeline_folder(source)
+    with foreign(folder):
+        return DiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True
+        )
+
+
 def pipeline_folder(source: str) -> Path:
     """Where a shipped teacher or a pipeline lies. Raises ValueError if `source` is neither."""
     teachers = PACKAGE / "assets"

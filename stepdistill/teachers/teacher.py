@@ -8,14 +8,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ..conditions import Cond, move
-from ..denoiser import AnyDenoiser, Denoiser, Guided
+from ..conditions import Cond, move, repeat
+from ..denoiser import AnyDenoiser, Denoiser, Guided, evaluations
 from ..networks.lora import base_tensors
 from ..process import VariancePreserving
 from ..resources import named
 from ..solver import Sampler
 from ..times import Grid
-from .backbone import Asked, Backbone, asked_labels, backbone_of
+from .backbone import Asked, Backbone, backbone_of
 from .codec import Codec, Size
 from .loading import foreign
 from .schedulers import process_of
@@ -57,7 +57,7 @@ class Teacher:
         denoiser = Denoiser(net, process, prediction, family.call, family.time, family.read())
         size = family.size if size is None else size
         null = family.null(size)
-        if not null and w != 1:
+        if not (null or family.embedded) and w != 1:
             raise ValueError(f"guidance {w:g} needs a class-conditional teacher: use guidance 1")
         made = family.codec() if codec is None else named("teachers", codec, Codec)(pipeline)
         guided = Guided(denoiser, w, null, family.guide) if null else denoiser
@@ -105,19 +105,22 @@ class Teacher:
     @property
     def nfe(self) -> int:
         """Network evaluations per step of the guided teacher: guidance counts twice."""
-        return 2 if isinstance(self.guided, Guided) and self.w != 1 else 1
+        return evaluations(self.guided)
 
     def asked(self, n: int) -> Tensor | None:
         """What n fixed rows are asked for: labels in turn, or None."""
-        return asked_labels(self.classes, n)
+        return None if self.classes is None else torch.arange(n) % self.classes
 
     def conditions(self, asked: Asked) -> Cond:
         """The condition of labels or prompts, one row each, on the network's device."""
         return move(self.backbone.encode(asked, self.size), self.device)
 
     def some(self, n: int) -> Cond:
-        """n fixed rows."""
-        return self.conditions(self.asked(n))
+        """n fixed rows; empty conditions where they are no labels."""
+        asked = self.asked(n)
+        if asked is None:
+            return move(repeat(self.null, n), self.device)
+        return self.conditions(asked)
 
 
 def require_answer(teacher: Teacher) -> None:

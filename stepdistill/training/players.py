@@ -148,6 +148,7 @@ def guidance_adapters(teacher: Teacher) -> nn.Module:
     """New adapters for the teacher's network, at each of its blocks that the backbone names."""
     paths = teacher.backbone.taps()
     # One at a time, for several come in the order of the pass, not of their paths.
+    taps_of(teacher, paths, "for an adapter")
     taps = [taps_of(teacher, (path,), "for an adapter") for path in paths]
     shapes = [tuple(outputs_of(teacher, each)[0].shape[1:]) for each in taps]
     labels = teacher.classes + 1 if "label" in teacher.null else 0
@@ -203,6 +204,8 @@ def frozen(player: Denoiser) -> Denoiser:
 def taps_of(teacher: Teacher, paths: tuple[str, ...], purpose: str) -> Taps:
     """Taps at `paths`. Raises ValueError, with their purpose, for one the network has not."""
     net = bare(teacher.denoiser.net)
+    if not paths:
+        raise ValueError(f"{type(teacher.backbone).__name__} names no block {purpose}")
     parts = {name for name, _ in net.named_modules()} - {""}
     for path in paths:
         if path not in parts:

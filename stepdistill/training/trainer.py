@@ -161,7 +161,7 @@ class Trainer:
         total, parts = self._accumulate(turn, compare_terms)
         norm = self._reduce_and_clip(turn.player)
         lr = self._set_lr(turn.player, optimiser)
-        # The one number of a turn that the host waits for.
+        # The one number of a turn that the host waits for; several processes agree on stops too.
         finite = bool(torch.isfinite(norm) & torch.isfinite(total))
         if finite:
             optimiser.step()

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from cases import close
 
-from stepdistill.conditions import NOTHING, choose, join, move, repeat, rows
+from stepdistill.conditions import NOTHING, choose, join, move, repeat
 from stepdistill.data.loader import Loader, Source
 from stepdistill.method import Batch, load
 from stepdistill.resources import named, shipped_modules
@@ -221,7 +221,6 @@ def test_every_methods_losses_take_any_state_and_condition(name, teacher):
 def test_conditions_are_taken_apart_and_put_together_in_one_place():
     a = {"text": torch.arange(6.0).reshape(3, 2), "mask": torch.ones(3)}
     b = {"text": -torch.ones(1, 2), "mask": torch.zeros(1)}
-    assert rows(a, slice(1, 3))["text"].tolist() == [[2, 3], [4, 5]]
     assert repeat(b, 2)["text"].tolist() == [[-1, -1]] * 2
     assert join(a, repeat(b, 1))["mask"].tolist() == [1, 1, 1, 0]
     mixed = choose(torch.tensor([True, False, True]), a, b)
@@ -230,9 +229,9 @@ def test_conditions_are_taken_apart_and_put_together_in_one_place():
         0,
         1,
     ]
-    assert choose(torch.tensor([True, False]), b, rows(a, slice(2)))["mask"].tolist() == [0, 1]
+    assert choose(torch.tensor([True, False, False]), b, a)["mask"].tolist() == [0, 1, 1]
     assert move(a, "cpu")["mask"].tolist() == [1, 1, 1]
-    for made in (rows(NOTHING, slice(2)), repeat(NOTHING, 2), join({}, {}), move({}, "cpu")):
+    for made in (repeat(NOTHING, 2), join({}, {}), move({}, "cpu")):
         assert made == {}
 
 
@@ -241,9 +240,8 @@ def test_a_run_names_its_parts(toys, tmp_path):
     toys.pipeline().save_pretrained(tmp_path / "clips")
     assert json.loads((tmp_path / "clips" / "model_index.json").read_text())["_class_name"]
     assert named("data.sources", "toy_source", Source).__name__ == "Stripes"
+    named_backbone = "teacher={path: digits-vp, backbone: nowhere}"
     with pytest.raises(ConfigError, match="backbone 'nowhere': neither a shipped backbone"):
-        Setup.of(
-            read("smoke", ("teacher={path: digits, backbone: nowhere}",)), Accelerator(cpu=True)
-        )
+        Setup.of(read("digits-consistency-vp", (named_backbone,)), Accelerator(cpu=True))
     run = read("smoke", ("teacher={path: digits, size: [16, 16]}", "data.source=toy_source"))
     assert replace(run, teacher=None).teacher is None and run.teacher.size == (16, 16)

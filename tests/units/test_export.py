@@ -433,3 +433,12 @@ def test_the_code_of_a_folder_is_not_run_when_it_is_read(tmp_path):
     pipeline_for(teacher, teacher.denoiser, sampler).save_pretrained(tmp_path)
     (tmp_path / SCHEDULER).write_text("raise SystemExit('run')")
     assert trained_settings(load_pipeline(str(tmp_path)))["gamma"] == 1.0
+
+
+def test_a_size_of_the_users_own_is_the_exports(tmp_path, quick):
+    """A teacher asked for larger images than it was trained for, and a student without data."""
+    made = trained(tmp_path, "digits-sid", "teacher={path: digits, size: [16, 12]}")
+    assert made.teacher.event == (1, 16, 12)
+    export(made, tmp_path / "student")
+    assert asked_of(opened(tmp_path / "student"), 1).shape[-2:] == (16, 12)
+    assert load_pipeline("digits").unet.config.sample_size == 8

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ...data.loader import stream
-from ...denoiser import AnyDenoiser, Denoiser
+from ...denoiser import AnyDenoiser, Denoiser, evaluations
 from ...networks.views import load_own, own_tensors
 from ...solver import Sampler
 from ...teachers.teacher import Teacher, teacher_sampler
@@ -92,6 +92,7 @@ class Monitor:
         self.out: dict[str, int] = {}  # probes in a row out of range, by signal
         self.start: dict[str, float] = {}  # where signals began, until they are in range
         self.turn, self.skipped = trainer.turn, trainer.skipped  # at the last probe
+        self.probed: tuple[int, float | None] = (-1, None)  # the last turn, and what it was
         self.stopped = ""
 
     @cached_property
@@ -99,7 +100,9 @@ class Monitor:
         """What watching this stage may cost."""
         trainer, training = self.trainer, self.trainer.training
         sampler, teacher = trainer.players.sampler, self.teacher
-        passes = trainer.method.passes(sampler).work(teacher.nfe)
+        taught = trainer.players.teacher
+        nfe = 1 if taught is None else evaluations(taught)
+        passes = trainer.method.passes(sampler).work(nfe)
         return watch_of(
             self.health,
             updates=training.updates,
@@ -133,6 +136,7 @@ class Monitor:
             return None
         values = self.agreed(self.own_signals(step) | self.against_teacher())
         self.turn, self.skipped = self.trainer.turn, self.trainer.skipped
+        self.probed = self.turn, values.get("distance")
         findings = Findings(values, list(self.alarms(values)))
         begun = [alarm.text for alarm in findings.alarms if alarm.begins]
         if begun and self.health.stop:
@@ -144,7 +148,12 @@ class Monitor:
 
         It separates sound students from broken ones; among sound ones its differences are noise.
         None if nothing is watched, or the method has no teacher."""
-        return self.against_teacher().get("distance") if self.health.every > 0 else None
+        if self.health.every == 0:
+            return None
+        turn, distance = self.probed
+        if turn == self.trainer.turn:
+            return distance
+        return self.against_teacher().get("distance")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -197,12 +206,14 @@ class Monitor:
     def draw(self, denoiser: AnyDenoiser, sampler: Sampler, steps: int) -> Tensor:
         """The probe's samples (n, c, …), in pieces no larger than a training batch."""
         # One noise for all stages, so that their distances compare.
-        generator, made = stream(self.trainer.seed[0], 4), []
+        # What is added between steps comes from another stream: noise is alike for all samplers.
+        seed, made = self.trainer.seed[0], []
+        start, between = stream(seed, 4), stream(seed, 4, 1)
         device, asked = self.trainer.accelerator.device, self.asked
         for rows in torch.arange(self.plan.samples).split(self.trainer.training.batch):
-            noise = torch.randn(len(rows), *self.teacher.event, generator=generator)
+            noise = torch.randn(len(rows), *self.teacher.event, generator=start)
             cond = self.teacher.conditions(None if asked is None else asked[rows])
-            x = sampler.draw(denoiser, noise.to(device), steps, cond, generator)
+            x = sampler.draw(denoiser, noise.to(device), steps, cond, between)
             made.append(x.float().cpu())
         bounded = torch.cat(made).clamp(-FARTHEST, FARTHEST)
         return torch.nan_to_num(bounded, nan=FARTHEST)
