@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cases import normal
+from cases import close, normal
 from torch import nn
 
-from stepdistill.networks.discriminator import LEFT, ConvHead, head_for
+from stepdistill.networks.discriminator import LEFT, ConvHead, head_for, projection_for
 
 # channels, height, width and how often the head halves them
 SHAPES = [(8, 8, 8, 1), (16, 4, 4, 0), (8, 32, 32, 3), (12, 5, 7, 1), (9, 2, 3, 0), (8, 4, 16, 0)]
@@ -79,7 +79,15 @@ def test_flat_features_are_judged_too():
     assert logits.shape == (5, 1) and float(slope.abs().min()) > 0
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 4, 5, 6), (2,)])
+def test_the_frames_of_a_clip_are_planes_under_one_head():
+    """The mean of what the head for planes makes of each."""
+    x = normal(5, 3, 8, 2, 4, 4, dtype=torch.float32)
+    for head in (head_for(x), projection_for(x)):
+        frames = torch.stack([head.head(x[:, :, i]).flatten() for i in range(2)])
+        close(head(x).flatten(), frames.mean(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 4, 5, 6, 7), (2,)])
 def test_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=rf"\(b, c\[, h, w\]\), got {len(shape)} axes"):
+    with pytest.raises(ValueError, match=rf"\(b, c\[, \[frames,\] h, w\]\), got {len(shape)} axes"):
         head_for(torch.zeros(shape))
