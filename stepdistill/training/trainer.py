@@ -141,8 +141,7 @@ class Trainer:
     @property
     def update(self) -> int:
         """Student updates so far."""
-        cycles, rest = divmod(self.turn, len(self.turns))
-        return cycles * self._moves("student") + self._moves("student", rest)
+        return self._moved_so_far("student")
 
     @property
     def done(self) -> bool:
@@ -255,6 +254,10 @@ class Trainer:
     def _moves(self, player: str, turns: int | None = None) -> int:
         return sum(t.player == player for t in self.turns[:turns])
 
+    def _moved_so_far(self, player: str) -> int:
+        cycles, rest = divmod(self.turn, len(self.turns))
+        return cycles * self._moves(player) + self._moves(player, rest)
+
     def _only(self, player: str) -> None:
         for name, parameters in self.moved.items():
             for parameter in parameters:
@@ -308,11 +311,9 @@ class Trainer:
         return nn.utils.clip_grad_norm_(moved, clip if clip > 0 else float("inf"))
 
     def _set_lr(self, player: str, optimiser: torch.optim.Optimizer) -> float:
-        cycles, rest = divmod(self.turn, len(self.turns))
-        done = cycles * self._moves(player) + self._moves(player, rest)
         all_cycles = self.training.updates / self._moves("student")
         total = int(all_cycles * self._moves(player))
-        lr = self.training.optimiser_of(player).lr_at(done, total)
+        lr = self.training.optimiser_of(player).lr_at(self._moved_so_far(player), total)
         for group in optimiser.param_groups:
             group["lr"] = lr
         return lr
