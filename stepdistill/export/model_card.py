@@ -8,7 +8,7 @@ from ..evaluation.rows import Row
 from ..resources import PACKAGE
 from ..runs.config import text_of
 from ..runs.costs import stage_costs
-from ..runs.folder import versions
+from ..runs.folder import versions, versions_line
 from ..runs.stages import TrainedRun
 
 
@@ -87,7 +87,7 @@ def facts(trained: TrainedRun, licence: str) -> str:
         f"{samples * trained.setup.accelerator.num_processes} samples in all turns; "
         f"per update {passes.trained:g} trained, {passes.frozen:g} frozen and {passes.teacher:g} "
         "teacher passes",
-        ", ".join(f"{name} {number}" for name, number in versions().items()),
+        versions_line(),
     ]
     return "\n".join(f"- {line}" for line in lines) + "\n"
 

@@ -31,7 +31,7 @@ from ..export.export import describe, export
 from ..files import DiskError, is_full, unwritten, write_whole
 from ..runs.config import RunConfig, text_of
 from ..runs.costs import stage_costs, trajectory_bytes
-from ..runs.folder import RunFolder, versions
+from ..runs.folder import RunFolder, versions_line
 from ..runs.log import curves, log_rows
 from ..runs.loop import train
 from ..runs.progress import progress
@@ -235,7 +235,7 @@ def provenance(trained: TrainedRun, difference: float) -> dict[str, str]:
         **methods,
         "steps skipped as not finite": str(trained.skipped),
         "export": f"plain call equals the trainer's sampler to {difference:.1e}",
-        "versions": ", ".join(map(" ".join, versions().items())),
+        "versions": versions_line(),
     }
 
 

@@ -11,7 +11,7 @@ from ..evaluation.reference import Kind
 from ..evaluation.report.report import Report, write_report
 from ..evaluation.rows import TEACHER, Row
 from ..runs.config import find
-from ..runs.folder import RunFolder, versions
+from ..runs.folder import RunFolder, versions_line
 from ..runs.progress import progress
 from ..runs.stages import reopen
 from ..schema import ConfigError
@@ -46,7 +46,7 @@ def score(
         rows = evaluate(samplers, measured, n, blocks, SEED, observe, out / SCORED)
     provenance = {
         "sources": ", ".join(map(str, sources)),
-        "versions": ", ".join(map(" ".join, versions().items())),
+        "versions": versions_line(),
     }
     report = Report(
         title=title_of(sources),

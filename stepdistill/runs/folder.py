@@ -130,3 +130,8 @@ class RunFolder:
 def versions() -> dict[str, str]:
     """What a run runs with."""
     return {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+
+
+def versions_line() -> str:
+    """The same for readers."""
+    return ", ".join(f"{name} {number}" for name, number in versions().items())
