@@ -46,7 +46,7 @@ def project(tmp_path: Path) -> Path:
 def run(project: Path, tests: str, *arguments: str, **environment: str):
     (project / "tests" / "maths" / "test_toy.py").write_text(SUITE + tests)
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", "-q", "-rN", "-p", "no:cacheprovider", *arguments],
         cwd=project,
         env=os.environ | {"PYTEST_ADDOPTS": ""} | environment,
         capture_output=True,
