@@ -198,7 +198,7 @@ def few_step_settings(values: dict[str, Any], file: Path) -> dict[str, Any]:
     settings = {k: v for k, v in values.items() if k in TRAINED}
     times = settings.get("times")
     rows = times.items() if isinstance(times, dict) else []
-    fit = all(n.isdecimal() and is_falling(row) and len(row) == int(n) for n, row in rows)
+    fit = all(n.isdecimal() and is_falling(row) and len(row) == int(n) > 0 for n, row in rows)
     if times is not None and not (rows and fit):
         raise ValueError(f"{file}: times must map each N to N falling numbers")
     for key, low, high, optional in (

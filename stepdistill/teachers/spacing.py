@@ -10,6 +10,7 @@ than the steps are, of an n that does not divide T.
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
@@ -40,12 +41,17 @@ class OwnTimes(Grid):
         Raises ValueError for a number of steps the scheduler does not have."""
         found = asked_at(self.scheduler, n)
         if len(found) != n and not is_flow(self.scheduler):
-            found = asked_at(DDIMScheduler.from_config(self.scheduler.config), n)
+            found = asked_at(DDIMScheduler(**self.spacing()), n)
         last = 1.0 if is_flow(self.scheduler) else len(self.scheduler.alphas_cumprod) - 1.0
         times = torch.cat([found, found.new_tensor([process.t_clean])])
         if len(found) != n or not bool((times.diff() < 0).all()) or times[0] > last:
             raise ValueError(f"{type(self.scheduler).__name__}: has no times for {n} steps")
         return times
+
+    def spacing(self) -> dict[str, Any]:
+        """What DDIM's times depend on: for a walk that asks between its steps, too."""
+        kept = ("num_train_timesteps", "timestep_spacing", "steps_offset")
+        return {key: self.scheduler.config[key] for key in kept if key in self.scheduler.config}
 
 
 def asked_at(scheduler: SchedulerMixin, n: int) -> Tensor:

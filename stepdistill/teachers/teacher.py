@@ -27,8 +27,8 @@ class Teacher:
     """A frozen denoiser and the pipeline it came from.
 
     denoiser: conditional, without guidance, what students begin as. guided: with guidance w, what
-    methods distil; x̂₀ is clipped where the pipeline's scheduler clips it, which students do without,
-    for a clip has no gradient where it acts. size: height and width of its images.
+    methods distil; x̂₀ is clipped where the pipeline's scheduler clips it. Students do without, for
+    a clip has no gradient where it acts. size: height and width of its images.
     """
 
     pipeline: DiffusionPipeline

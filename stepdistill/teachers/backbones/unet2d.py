@@ -1,9 +1,9 @@
 """Pixel pipelines of diffusers' `UNet2DModel`, with class labels or without.
 
 The last label stands for no class: a table of n labels is read as n − 1 classes, and nothing in a
-config tells one without an empty label. The first half of twice the channels is the prediction, the
-second a learned variance, which no step asks for. Under a flow the network's time is the scheduler's timestep,
-1000 t; under a table it is the process's own.
+config tells one without an empty label. Of twice the channels the first half is the prediction, and
+the second a learned variance, which no step asks for. Under a flow the network's time is the
+scheduler's timestep, 1000 t; under a table it is the process's own.
 """
 
 from collections.abc import Mapping
