@@ -857,10 +857,10 @@ MUTATIONS = (
         ("units/test_teachers.py::test_a_cosine_table_is_started_where_float32_can_bear_it",),
     ),
     Mutation(
-        "a table that is not carried",
+        "a length that DDIMPipeline takes for a default",
         "export/schedulers.py",
-        "for settings in (named, carried):",
-        "for settings in (named,):",
+        "return DDIMScheduler(num_train_timesteps=length, ",
+        "return DDIMScheduler(length, ",
         ("units/test_teachers.py::test_the_exported_scheduler_has_the_teachers_table",),
     ),
     Mutation(

@@ -213,6 +213,7 @@ def test_the_exported_scheduler_has_the_teachers_table(config, stock):
     table = table_of(teacher.pipeline.scheduler)
     made = pipeline_for(teacher, teacher.denoiser, FEW)
     assert isinstance(made, DDIMPipeline) == stock
+    assert len(made.scheduler.alphas_cumprod) == len(table)
     assert torch.allclose(made.scheduler.alphas_cumprod.double(), table, rtol=1e-5, atol=0)
     plain = plain_scheduler(teacher.pipeline.scheduler)
     assert torch.allclose(plain.alphas_cumprod.double(), table, rtol=1e-5, atol=0)
