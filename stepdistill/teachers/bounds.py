@@ -46,6 +46,6 @@ def require_bounds(
     """Raise ConfigError, `where` in front of the name, for the first of `values` outside."""
     for name in [name for name in bounds if name in values]:
         value = values[name]
-        fit(bounds[name], value, f"{where}{name}")
         if isinstance(value, list | tuple):
             Range(0, longest).check(len(value), f"{where}{name}: its length")
+        fit(bounds[name], value, f"{where}{name}")

@@ -45,7 +45,8 @@ def pipeline_folder(source: str) -> Path:
 
 def require_own_files(folder: Path) -> None:
     """Raise ValueError unless every file of a pipeline's folder and of its parts is regular and
-    lies inside, or where Hugging Face's cache keeps the files of its snapshots."""
+    lies inside, or where Hugging Face's cache keeps the files of its snapshots, and every index of
+    weights names such files alone."""
     for file in sorted([*folder.iterdir(), *folder.glob("*/*")]):
         target = file.resolve()
         if target.is_dir() and not file.is_symlink():
@@ -55,6 +56,8 @@ def require_own_files(folder: Path) -> None:
         inside = target.is_relative_to(folder.resolve())
         if not (inside or target.is_relative_to(cache_of(folder))):
             raise ValueError(f"{file}: a link out of the folder: copy the file there")
+    for index in sorted(folder.glob("*/*.index*.json")):
+        require_shards(index)
 
 
 def cache_of(folder: Path) -> Path:
@@ -85,7 +88,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def require_weights(folder: Path) -> str | None:
     """The variant of the weights in a folder, like "fp16"; None for the plain ones.
 
-    Raises ValueError unless they are whole safetensors files, those of an index among them."""
+    Raises ValueError unless they are whole safetensors files."""
     files = sorted(folder.glob("*.safetensors"))
     pickled = [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLED]
     if not files and pickled:
@@ -96,8 +99,6 @@ def require_weights(folder: Path) -> str | None:
         raise ValueError(f"{folder}: no weights (*.safetensors)")
     for file in files:
         require_whole(file)
-    for index in sorted(folder.glob("*.index*.json")):
-        require_shards(index)
     return variant_of(folder, files)
 
 

@@ -51,7 +51,9 @@ def load_pipeline(source: str) -> DiffusionPipeline:
     parts = {"unet": load_network(folder / "unet"), "scheduler": load_scheduler(folder, index)}
     if name == FEW_STEP:
         inputs = load_inputs(folder / "inputs") if (folder / "inputs").is_dir() else None
-        return few_step_class()(**parts, inputs=inputs, **few_step_settings(index, folder / INDEX))
+        settings = few_step_settings(index, folder / INDEX)
+        require_times(settings, parts["scheduler"], folder / INDEX)
+        return few_step_class()(**parts, inputs=inputs, **settings)
     if type(parts["scheduler"]).__name__ == FEW_STEP_SCHEDULER:
         return DDPMPipeline(**parts)
     if name == "DDIMPipeline" and is_flow(parts["scheduler"]):
@@ -151,13 +153,14 @@ def load_scheduler(folder: Path, index: dict[str, Any]) -> SchedulerMixin:
         kind = few_step_scheduler_class() if few_step else scheduler_class(declared[1])
     except ValueError as error:
         raise ValueError(f"{folder / INDEX}: {error}") from error
-    if few_step:
-        few_step_settings(config, file)
+    trained = few_step_settings(config, file) if few_step else {}
     config = with_prediction(config, file)
     require_keys(config, {*signature(kind.__init__).parameters, *scheduler_keys(), *OLD}, file)
     bounds.require_bounds(config, bounds.SCHEDULER, f"{file}: ")
     with foreign(file):
-        return kind.from_config(config)
+        scheduler = kind.from_config(config)
+    require_times(trained, scheduler, file)
+    return scheduler
 
 
 def with_prediction(config: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -213,6 +216,16 @@ def few_step_settings(values: dict[str, Any], file: Path) -> dict[str, Any]:
         if type(value) not in (int, float) or not low <= value <= high:
             raise ValueError(f"{file}: {key} is {shown(value)}, not {low:g} to {high:g}")
     return settings
+
+
+def require_times(trained: dict[str, Any], scheduler: SchedulerMixin, file: Path) -> None:
+    """Raise ValueError for times outside the clock of a scheduler's process."""
+    steps = scheduler.config["num_train_timesteps"]
+    clean, last = (0.0, 1.0) if is_flow(scheduler) else (-1.0, steps - 1.0)
+    start = [] if trained.get("start") is None else [trained["start"]]
+    for t in [t for row in (trained.get("times") or {}).values() for t in row] + start:
+        if not clean < t <= last:
+            raise ValueError(f"{file}: times: {t:g} is not between {clean:g} and {last:g}")
 
 
 def trained_settings(pipeline: DiffusionPipeline) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import torch
 from pixels import ddpm, unet
 from safetensors.torch import load_file, save_file
 
+from stepdistill.jobs.samplers import of_folder
 from stepdistill.resources import PACKAGE
 from stepdistill.teachers.folder import pipeline_folder
-from stepdistill.teachers.loading import load_pipeline, load_scheduler
+from stepdistill.teachers.loading import load_any, load_pipeline, load_scheduler
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -90,6 +91,12 @@ def test_an_index_of_shards_names_safetensors_beside_it(shard, folder, monkeypat
     monkeypatch.setattr(torch, "load", unpickled)
     with pytest.raises(ValueError, match="index.json: names"):
         load_pipeline(str(folder))
+
+
+def test_so_does_one_of_a_family_that_is_named(folder):
+    shards(folder, {"conv_in.bias": "w.bin"})
+    with pytest.raises(ValueError, match="index.json: names 'w.bin'"):
+        load_any(str(folder))
 
 
 def test_sound_shards_are_read(folder):
@@ -213,7 +220,17 @@ def test_a_table_of_no_length_is_not_made(steps, folder):
         ),
         *(("skip_sigma_data", value) for value in ("NaN", "-Infinity", "0", "-1", "[]")),
         *(("start", value) for value in ("NaN", "-1", "true")),
-        *(("times", value) for value in ('{"1": [NaN]}', '{"1": [Infinity]}', '{"0": []}', "3")),
+        *(
+            ("times", value)
+            for value in (
+                '{"1": [1.5]}',
+                '{"1": [0]}',
+                '{"1": [NaN]}',
+                '{"1": [Infinity]}',
+                '{"0": []}',
+                "3",
+            )
+        ),
     ],
 )
 def test_settings_no_student_can_have_are_refused(place, key, value, tmp_path):
@@ -240,6 +257,7 @@ def test_a_bare_name_that_is_both_is_refused_and_a_path_is_a_path(tmp_path, monk
     ddpm(unet()).save_pretrained("digits")
     with pytest.raises(ValueError, match="write ./digits for the folder"):
         load_pipeline("digits")
+    assert of_folder(Path("digits"), 4)[1].size == (3, 8, 8)
     for path in (
         "./digits",
         "digits/",
