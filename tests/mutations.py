@@ -845,7 +845,7 @@ MUTATIONS = (
     Mutation(
         "a walk that ends where the next would begin",
         "teachers/spacing.py",
-        'end = process.t_clean if config.get("set_alpha_to_one", True) else 0.0',
+        "end = process.t_clean if whole else 0.0",
         "end = process.t_clean",
         ("contracts/test_pipelines.py::test_the_teacher_walks_as_its_pipeline_does",),
     ),

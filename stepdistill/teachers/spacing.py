@@ -3,9 +3,9 @@
 The times of n steps are those of the pipeline's scheduler: its timestep_spacing, steps_offset,
 shift, Karras sigmas and so on. Between them, and from the last to clean data, we walk by DDIM,
 which for a flow is Euler's step. As in diffusers, the walk ends at timestep 0 where
-`set_alpha_to_one` is false, and DDIM under "linspace" steps down by T // n though its timesteps are
-further apart. Not followed are noise between steps and, under "trailing", a T // n that is smaller
-than the steps are, of an n that does not divide T.
+`set_alpha_to_one` is false or `final_sigmas_type` is "sigma_min", and DDIM under "linspace" steps
+down by T // n though its timesteps are further apart. Not followed are noise between steps and,
+under "trailing", a T // n that is smaller than the steps are, of an n that does not divide T.
 """
 
 from copy import deepcopy
@@ -105,7 +105,8 @@ def own_sampler(scheduler: SchedulerMixin, process: NoiseProcess) -> OwnSampler:
     grid, config = OwnTimes(scheduler=scheduler), scheduler.config
     if is_flow(scheduler):
         return OwnSampler((), grid, gamma=0.0, end=process.t_clean)
-    end = process.t_clean if config.get("set_alpha_to_one", True) else 0.0
+    whole = config.get("set_alpha_to_one", True) and config.get("final_sigmas_type") != "sigma_min"
+    end = process.t_clean if whole else 0.0
     apart = kind_of(scheduler) in STRIDING and config.get("timestep_spacing") == "linspace"
     length = config["num_train_timesteps"] if apart else 0
     return OwnSampler((), grid, gamma=0.0, end=end, length=length)

@@ -117,6 +117,16 @@ def test_a_flow_is_walked_at_its_shifted_times():
         assert found[0] == 1 and found[1] > 0.8
 
 
+def test_a_walk_ends_where_its_scheduler_does():
+    for scheduler, end in (
+        (DDIMScheduler(), -1),
+        (DDIMScheduler(set_alpha_to_one=False), 0),
+        (EulerDiscreteScheduler(final_sigmas_type="sigma_min"), 0),
+        (FlowMatchEulerDiscreteScheduler(), 0),
+    ):
+        assert own_sampler(scheduler, process_of(scheduler)[0]).end == end
+
+
 def test_steps_a_scheduler_has_no_times_for_are_refused():
     process, _ = process_of(DDIMScheduler())
     with pytest.raises(ValueError, match="DDIMScheduler: has no times for 1001 steps"):
