@@ -6,6 +6,7 @@ from threading import Thread
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
@@ -30,6 +31,8 @@ from stepdistill.method import load
 from stepdistill.networks.inputs import WithInputs
 from stepdistill.process import VariancePreserving
 from stepdistill.resources import pipeline_class
+from stepdistill.runs.config import read
+from stepdistill.runs.stages import Stages
 from stepdistill.solver import Sampler
 from stepdistill.teachers.loading import few_step_class, load_pipeline
 from stepdistill.teachers.schedulers import clip_of, process_of, table_of
@@ -201,6 +204,28 @@ def test_diffusers_default_table_is_exported(steps, tmp_path, caller, monkeypatc
     pipeline.save_pretrained(tmp_path)
     with pytest.raises(ExportError, match="differs"):
         verify(tmp_path, teacher, teacher.denoiser, sampler)
+
+
+RUNS = {
+    "learned variance": lambda: ddpm(unet(channels=1, out=2), variance_type="learned_range"),
+    "cosine, clipped": lambda: ddim(unet(channels=1), **COSINE),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_such_a_teacher_is_trained_and_exported(name, tmp_path, caller, monkeypatch):
+    from stepdistill.export import export as exporting
+
+    monkeypatch.setattr(exporting, "call_plainly", caller)
+    RUNS[name]().save_pretrained(tmp_path / "teacher")
+    short = ("stages.0.training.updates=2", "stages.0.training.batch=4", "trackers=[]")
+    run = read("digits-sid", (f"teacher={tmp_path / 'teacher'}", *short))
+    stages = Stages.of(run, tmp_path / "run", Accelerator(cpu=True))
+    while not stages.trainer.done:
+        assert not stages.trainer.step().skipped
+    student = stages.result().student
+    exporting.export(stages.result(), tmp_path / "student")
+    assert student.process.t_max == (998 if "cosine" in name else 999)
 
 
 # Tables.
