@@ -51,6 +51,7 @@ BLOCKS = 3  # fresh seed blocks of a comparison
 BUDGET = "Network passes of one sample to train each config with; may be given several times."
 SEEDS = "Seeds at every budget; 3 if none is said."
 SUITE = "What scores them: a shipped suite, or a YAML file."
+REFERENCE = "A folder of real images, for suites that need one; else what the runs' data hold out."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
 
@@ -193,6 +194,7 @@ def evaluate(
     n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 1000,
     blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
+    reference: Annotated[str | None, typer.Option(help=REFERENCE)] = None,
     debug: Debug = False,
 ) -> None:
     """Score students side by side and write one report."""
@@ -200,7 +202,7 @@ def evaluate(
         require_writable(out)
         from .jobs.evaluate import score
 
-        rows = score(sources, suite, out, (n, blocks), steps, console)
+        rows = score(sources, suite, out, (n, blocks), steps, console, reference=reference)
         console.print(table(rows))
         console.print(f"report: {out / 'report.html'}")
 

@@ -42,7 +42,7 @@ from ..training.health.monitor import record_of
 from ..training.health.reference import StageSpan, spans
 from .report_images import outliers_of, same_noise, strips
 from .samplers import of_run
-from .suites import require, suite_for
+from .suites import require, require_images, suite_for
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,7 @@ def train_run(run: RunConfig, folder: Path, console: Console) -> Stages:
     require(run.evaluation.suite)
     accelerator = accelerator_of(run, folder)
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
+    require_images(run, stages.setup.teacher)
     if accelerator.is_main_process:
         stages.folder.open(run)
     else:

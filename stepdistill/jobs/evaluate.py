@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from ..evaluation.evaluate import Sampled, evaluate
-from ..evaluation.reference import Kind
+from ..evaluation.reference import Brought, Kind
 from ..evaluation.report.report import Report, write_report
 from ..evaluation.rows import TEACHER, Row
 from ..runs.config import find
@@ -17,7 +17,7 @@ from ..runs.stages import reopen
 from ..schema import ConfigError
 from .report_images import outliers_of, same_noise
 from .samplers import UNTRAINED, of_folder, of_run
-from .suites import kind_of, load
+from .suites import brought, kind_of, load
 
 SEED = 2000
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report
@@ -32,16 +32,18 @@ def score(
     steps: int | None,
     console: Console,
     costs: dict[str, str] | None = None,
+    reference: str | None = None,
 ) -> list[Row]:
     """Score every source on the same seed blocks and write results and report to `out`.
 
-    Stopped, the same call goes on. size: (n, blocks). Raises ConfigError for a suite that does not
+    Stopped, the same call goes on. size: (n, blocks). reference: a folder of real images, for
+    suites that need them; None for those that the sources' own data hold out. Raises ConfigError for a suite that does not
     exist or does not fit, sources that are neither run nor pipeline, or of several kinds.
     """
     find(suite, "eval/suites", "suite")  # before anything is loaded
-    samplers, kind = gather(sources, steps)
+    samplers, kind, images = gather(sources, steps, reference)
     n, blocks = size
-    measured = load(suite, kind)
+    measured = load(suite, kind, images)
     with progress(console, "evaluating") as observe:
         rows = evaluate(samplers, measured, n, blocks, SEED, observe, out / SCORED)
     provenance = {
@@ -68,15 +70,19 @@ def title_of(sources: list[Path]) -> str:
     return f"Comparison: {few}" if len(sources) <= NAMED else f"Comparison of {len(sources)}"
 
 
-def gather(sources: list[Path], steps: int | None) -> tuple[list[Sampled], Kind]:
-    """The samplers of all sources, and what they make; a guided teacher that several runs share
-    appears once."""
+def gather(
+    sources: list[Path], steps: int | None, reference: str | None
+) -> tuple[list[Sampled], Kind, Brought]:
+    """The samplers of all sources, what they make, and the real images for them; a guided teacher
+    that several runs share appears once."""
     found: dict[tuple[object, str, int], Sampled] = {}
-    kinds = set()
+    kinds, data = set(), {}
     for source in sources:
         if RunFolder(source).is_run:
             trained = reopen(source, Accelerator())
-            kinds.add(kind_of(trained.teacher))
+            teacher = trained.teacher
+            kinds.add(kind_of(teacher))
+            data[repr(trained.run.data)] = trained.run.data
             shared = f"{trained.run.teacher or source}, w = {trained.run.guidance:g}"
             for c in of_run(trained):
                 # Untrained students differ by how they are sampled.
@@ -84,8 +90,8 @@ def gather(sources: list[Path], steps: int | None) -> tuple[list[Sampled], Kind]
                 owner = shared if c.model == TEACHER else str(source)
                 found.setdefault((same, c.model, c.steps), replace(c, source=owner))
         else:
-            student, kind = of_folder(source, steps)
-            kinds.add(kind)
+            student, teacher = of_folder(source, steps)
+            kinds.add(kind_of(teacher))
             key = (source, student.model, student.steps)
             found[key] = replace(student, source=str(source))
     if len(kinds) > 1:
@@ -94,4 +100,5 @@ def gather(sources: list[Path], steps: int | None) -> tuple[list[Sampled], Kind]
     teachers = {owner for owner, model, _ in found if model == TEACHER}
     if len(teachers) > 1:
         raise ConfigError(f"eval: one teacher a table, got {'; '.join(sorted(teachers))}")
-    return list(found.values()), kinds.pop()
+    only = next(iter(data.values())) if len(data) == 1 else None
+    return list(found.values()), kinds.pop(), brought(reference, only, teacher)

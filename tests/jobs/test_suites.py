@@ -43,7 +43,7 @@ from stepdistill.evaluation.reference import Reference, Task
 @dataclass(frozen=True)
 class Colours(Task):
     words: bool = False
-    def open(self, kind):
+    def open(self, kind, brought):
         if kind.size != (3, 12, 20):
             raise ValueError("wants 12×20 colours")
         images = torch.linspace(-1, 1, 50)[:, None, None, None].expand(50, 3, 12, 20)
