@@ -38,7 +38,8 @@ CLASSES = len(PALETTE) * len(SHAPES)
 NAMES = tuple(f"{colour} {shape}" for colour in PALETTE for shape in SHAPES)
 UNITS = 32  # to the shorter side
 RADII = (6.0, 9.0)
-REACH, MARGIN = 1.2, 1.5  # of a shape of radius 1, and around it
+REACH = 1.2  # of a shape of radius 1
+MARGIN = 1.5  # pixels around a shape: beyond an acute corner coverage falls by half as much
 JITTER = 8 / 255
 FEWEST = 16  # pixels a side
 
@@ -82,7 +83,7 @@ class Scenes:
         """Their pictures (n, 3, height, width) in [−1, 1]."""
         unit = min(height, width) / UNITS
         radii = self.radii * unit
-        reach = (REACH * radii + MARGIN * unit)[:, None]
+        reach = (REACH * radii + MARGIN)[:, None]
         sides = torch.tensor([height, width])
         centres = reach + self.places * (sides - 2 * reach)
         covered = coverage(self.labels % len(SHAPES), radii, centres, (height, width))[:, None]

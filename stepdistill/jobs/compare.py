@@ -37,15 +37,15 @@ def compare(
 
 
 def require_comparable(wanted: list[RunConfig], runs: Path) -> tuple[str, str | None]:
-    """Their suite, and its reference. Raises ConfigError for names, suites, teachers or folders that
-    forbid a comparison."""
+    """Their suite and its reference. Raises ConfigError for names, suites, teachers or folders
+    that forbid a comparison."""
     names = [run.name for run in wanted]
     if len(set(names)) < len(names):
         raise ConfigError(f"compare: {', '.join(names)}: names one run twice")
     suites = {(run.evaluation.suite, run.evaluation.reference) for run in wanted}
     if len(suites) > 1:
-        named = sorted(f"{suite} ({reference or 'its own'})" for suite, reference in suites)
-        raise ConfigError(f"compare: one suite and reference a table, got {', '.join(named)}")
+        named = sorted(" of ".join(filter(None, each)) for each in suites)
+        raise ConfigError(f"compare: one suite a table, got {', '.join(named)}")
     scored = [run for run in wanted if run.evaluation.teacher_steps and run.teacher is not None]
     teachers = {f"{run.teacher}, w = {run.guidance:g}" for run in scored}
     if len(teachers) > 1:

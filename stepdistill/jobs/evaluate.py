@@ -37,8 +37,9 @@ def score(
     """Score every source on the same seed blocks and write results and report to `out`.
 
     Stopped, the same call goes on. size: (n, blocks). reference: a folder of real images, for
-    suites that need them; None for those that the sources' own data hold out. Raises ConfigError for a suite that does not
-    exist or does not fit, sources that are neither run nor pipeline, or of several kinds.
+    suites that need them; None for those that the sources' own data hold out. Raises ConfigError
+    for a suite that does not exist or does not fit, sources that are neither run nor pipeline, or
+    of several kinds.
     """
     find(suite, "eval/suites", "suite")  # before anything is loaded
     samplers, kind, images = gather(sources, steps, reference)

@@ -34,7 +34,7 @@ def draw_grid(source: Path, out: Path, steps: int | None, count: int, seed: int)
 
 
 def student_of(source: Path, steps: int | None) -> tuple[Sampled, Teacher]:
-    """The sampler of a run's student or of an exported pipeline, and its teacher, or itself as one."""
+    """The sampler of a run's student or of an exported pipeline, and its teacher or itself."""
     if not RunFolder(source).is_run:
         return of_folder(source, steps)
     trained = reopen(source, Accelerator())

@@ -42,9 +42,14 @@ def brought(reference: str | None, data: DataSettings | None, teacher: Teacher) 
         if data is not None:
             rows = held_out(data.build(), teacher)
             return RealImages(*rows, f"{len(rows.images)} images held out of the run's data")
-        raise ConfigError("real images are needed: give a folder of them, --reference DIR")
+        return nothing_brought()
 
     return read
+
+
+def nothing_brought() -> RealImages:
+    """For who brings no real images."""
+    raise ConfigError("real images are needed: give a folder of them, --reference DIR")
 
 
 def brought_by(run: RunConfig, teacher: Teacher) -> Brought:
@@ -52,7 +57,7 @@ def brought_by(run: RunConfig, teacher: Teacher) -> Brought:
     return brought(run.evaluation.reference, run.data, teacher)
 
 
-def load(name: str, kind: Kind, images: Brought) -> Suite:
+def load(name: str, kind: Kind, images: Brought = nothing_brought) -> Suite:
     """The suite of a shipped name or a YAML file, for samplers of this kind.
 
     Raises Unfit where the suite cannot score them, and ConfigError for a YAML or a part of it that

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...schema import ConfigError, Range, Seed
 from ...teachers.teacher import Teacher
-from ..loader import Rows, Source
-from ..shapes import CLASSES, Scenes, require_size
+from ..loader import Rows, Samples, Source
+from ..shapes import CLASSES, NAMES, Scenes, require_size
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ShapesClasses(Source):
 
 
 @dataclass(frozen=True)
-class Drawings:
+class Drawings(Samples):
     """Scenes as samples. size: height and width. labelled: whether their classes are told."""
 
     scenes: Scenes
@@ -52,6 +52,10 @@ class Drawings:
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def rows(self, index: Tensor) -> Rows:
+    @property
+    def names(self) -> tuple[str, ...]:
+        return NAMES if self.labelled else ()
+
+    def rows(self, index: Tensor, local: torch.Generator | None = None) -> Rows:
         asked = self.scenes[index]
         return Rows(asked.images(*self.size), asked.labels if self.labelled else None)

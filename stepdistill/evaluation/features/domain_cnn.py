@@ -26,11 +26,11 @@ from torch import nn
 
 from ...data.sources import digits
 from ..classifier import (
+    BATCH,
     DECAY,
     RATE,
     SMOOTHING,
     TRAIN_SHARE,
-    BATCH,
     Classifier,
     accuracy,
     convolution,
