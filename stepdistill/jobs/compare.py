@@ -14,7 +14,7 @@ from ..runs.log import seconds_of
 from ..schema import ConfigError
 from ..training.trainer import TrainingFailed
 from .distill import train_run
-from .evaluate import score
+from .evaluate import Against, score
 from .suites import require_suite
 
 
@@ -26,17 +26,16 @@ def compare(
     What a folder already holds is not trained again. Raises ConfigError, before anything is
     written, for runs that cannot be trained or do not fit in one table, and TrainingFailed, at the
     end, if some could not be trained to theirs."""
-    suite, reference = require_comparable(wanted, runs)
+    against = require_comparable(wanted, runs)
     for run in wanted:
         require_suite(run)
     costs = train_all(wanted, runs, console)
-    trained = [runs / name for name in costs]
-    rows = score(trained, suite, out, size, None, console, costs, reference)
+    rows = score([runs / name for name in costs], against, out, size, None, console, costs)
     require_all(wanted, costs, out)
     return rows
 
 
-def require_comparable(wanted: list[RunConfig], runs: Path) -> tuple[str, str | None]:
+def require_comparable(wanted: list[RunConfig], runs: Path) -> Against:
     """Their suite and its reference. Raises ConfigError for names, suites, teachers or folders
     that forbid a comparison."""
     names = [run.name for run in wanted]
@@ -54,7 +53,7 @@ def require_comparable(wanted: list[RunConfig], runs: Path) -> tuple[str, str | 
         folder = RunFolder(runs / run.name)
         if folder.is_run:
             folder.open(run)
-    return suites.pop()
+    return Against(*suites.pop())
 
 
 def train_all(wanted: list[RunConfig], runs: Path, console: Console) -> dict[str, str]:
