@@ -189,6 +189,22 @@ def test_samples_have_the_size_of_the_network(unfit, tmp_path):
         assert picture.mode == "RGB" and picture.size == (3 * 21 * 5, 13 * 5)  # 12 pixels, 5 times
 
 
+def test_own_images_are_the_reference(unfit, run, tmp_path):
+    """Those of a folder, of any exported pipeline; and none where nobody says where they are."""
+    size = ("--n", "20", "--blocks", "2", "--out", str(tmp_path))
+    for source in (unfit, unfit / "student"):
+        own = ("--suite", "folder", "--reference", str(run[0] / "images"))
+        call("eval", str(source), *own, *size)
+        (row, *_) = [r for r in read_results(tmp_path / "results.json") if r.model == "student"]
+        assert row.scores["frechet_random"].value > 0 and "accuracy" not in row.scores
+        assert "images, 8 images" in (tmp_path / "report.md").read_text()
+    assert "--reference DIR" in call("eval", str(unfit / "student"), "--suite", "folder", expect=2)
+    assert "held_out" in call("eval", str(unfit), "--suite", "folder", expect=2)
+    settings = ("evaluation.suite=folder", "name=other", "--runs", str(tmp_path / "runs"))
+    assert "evaluation.reference" in call("run", run[1], *settings, expect=2)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_tiles_are_the_images():
     images = torch.linspace(-1, 1, 5 * 3 * 2 * 3).view(5, 3, 2, 3)
     picture = tile(images, columns=3)
