@@ -79,7 +79,7 @@ class Images(Source):
         labels, names = None, ()
         if classes is not None:
             given = stored.names if self.classes is None else self.classes
-            numbers, names = numbered(stored.labels, given, classes)
+            numbers, names = numbered(stored, given, classes)
             labels = torch.from_numpy(numbers[taken])
         return Pictures(stored, fit, taken, labels, names, self.window(), drawn)
 

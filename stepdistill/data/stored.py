@@ -85,25 +85,27 @@ def natural(name: str) -> tuple:
 
 
 def numbered(
-    labels: Sequence[Label], names: Sequence[str] | None, classes: int
+    stored: Stored, names: Sequence[str] | None, classes: int
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels (n,) int64 in 0 … classes − 1, and what they are called, nothing for mere numbers.
+    """The labels (n,) int64 in 0 … classes − 1, and what they are called, nothing for mere numbers.
 
     names: in order; None takes the texts among the labels in natural order, or numbers as they are.
     Raises ConfigError if they are not as many as the teacher's classes."""
+    labels = stored.labels
     found = sorted(set(labels), key=lambda label: natural(str(label)))
-    numbers = all(is_number(label, classes) for label in found)
-    if names is None and not numbers and all(isinstance(label, str) for label in found):
+    texts = all(isinstance(label, str) for label in found)
+    if names is None and texts and not all(is_number(label, classes) for label in found):
         names = found
     if names is not None:
-        require_as_many(names, classes)
+        require_names(names, classes)
     place: dict[Label, int] = {name: i for i, name in enumerate(names or ())}
-    if names is None or (numbers and not place.keys() >= set(found)):
-        place = {label: int(label) for label in found if is_number(label, classes)}
+    if not any(name.isdigit() for name in names or ()):
+        place |= {label: int(label) for label in found if is_number(label, classes)}
     other = next((label for label in found if label not in place), None)
     if other is not None:
         known = f"the teacher's 0 … {classes - 1}" if names is None else ", ".join(names[:8])
-        raise ConfigError(f"label {shown(other)}: not among {known}")
+        where = stored.name(labels.index(other))
+        raise ConfigError(f"{where}: label {shown(other)}: not among {known}")
     return np.array([place[label] for label in labels], np.int64), tuple(names or ())
 
 
@@ -113,8 +115,11 @@ def is_number(label: Label, classes: int) -> bool:
     return digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) < classes
 
 
-def require_as_many(names: Sequence[str], classes: int) -> None:
-    """Raise ConfigError for another number of names than the teacher has classes."""
+def require_names(names: Sequence[str], classes: int) -> None:
+    """Raise ConfigError for another number of names than the teacher has classes, or unfit ones."""
     if len(names) != classes or len(set(names)) != len(names):
         listed = ", ".join(shown(name) for name in names[:8])
         raise ConfigError(f"{len(names)} classes ({listed}) for the teacher's {classes}")
+    for name in names:
+        if not (name and name.isprintable()):
+            raise ConfigError(f"class {shown(name)}: needs a name of one printable line")

@@ -67,6 +67,7 @@ OWN_OBJECTS = {"self", "players", "method", "turn", "batch", "config"}
 INSTALLED_AS = {
     "PIL": "pillow",
     "cleanfid": "clean-fid",
+    "huggingface_hub": "huggingface-hub",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }

@@ -301,7 +301,12 @@ def test_a_run_trains_on_a_folder_of_images(tmp_path):
     settings = f"data={{source: folder, settings: {{path: {folder}}}}}"
     trained = CliRunner().invoke(cli.app, ["train", "smoke", settings, "--runs", str(tmp_path)])
     assert trained.exit_code == 0, trained.output
-    shutil.rmtree(folder / "3")
+    assert "classes: 0 0, 1 1, 2 2" in trained.output
+    assert json.loads((tmp_path / "smoke" / "classes.json").read_text()) == [*map(str, range(10))]
+    (folder / "3").rename(folder / "3b")
+    again = CliRunner().invoke(cli.app, ["train", "smoke", settings, "--runs", str(tmp_path)])
+    assert again.exit_code == 2 and "label 3 was '3' and is '3b' in the data" in again.stderr
+    shutil.rmtree(folder / "3b")
     answer = CliRunner().invoke(cli.app, ["sample", str(tmp_path / "smoke"), "a.png"])
     assert answer.exit_code == 2 and "9 subfolders" in answer.stderr
 

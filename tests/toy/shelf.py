@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from stepdistill.teachers.codec import Pixels
+from stepdistill.conditions import Cond
+from stepdistill.teachers.backbone import Asked
+from stepdistill.teachers.codec import Pixels, Size
 
 SIZE = (6, 4)  # height and width
 
@@ -16,16 +19,16 @@ SIZE = (6, 4)  # height and width
 class Looker:
     """What a source asks of a teacher."""
 
-    def __init__(self, channels: int = 1, classes: int | None = None, size=SIZE) -> None:
+    def __init__(self, channels: int = 1, classes: int | None = None, size: Size = SIZE) -> None:
         self.codec, self.classes, self.size = Pixels(channels), classes, size
         self.event, self.device = (channels, *size), "cpu"
-        self.null = {}
+        self.null = {} if classes is None else {"label": torch.tensor([classes])}
 
-    def conditions(self, asked):
+    def conditions(self, asked: Asked) -> Cond:
         return {} if asked is None else {"label": asked}
 
 
-def pixels(seed: int, channels: int = 1, size=SIZE) -> np.ndarray:
+def pixels(seed: int, channels: int = 1, size: Size = SIZE) -> np.ndarray:
     """Random bytes (h, w) or (h, w, channels)."""
     shape = size if channels == 1 else (*size, channels)
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)

@@ -87,8 +87,14 @@ def test_classes_may_be_named_in_the_teacher_s_order(tmp_path):
         save(tmp_path / name / "1.png", pixels(seed))
     named = Folder(str(tmp_path), classes=("c", "a", "b")).open(Looker(1, 3))
     assert named.names == ("c", "a", "b") and named.labels.tolist() == [1, 2, 0]
-    with pytest.raises(ConfigError, match="label 'c': not among x, a, b"):
+    with pytest.raises(ConfigError, match="1.png: label 'c': not among x, a, b"):
         Folder(str(tmp_path), classes=("x", "a", "b")).open(Looker(1, 3))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m"])
+def test_a_class_whose_name_no_line_can_hold_is_refused(name, tmp_path):
+    save(tmp_path / name / "1.png", pixels(0))
+    assert "needs a name of one printable line" in said(tmp_path, GREY, 1)
 
 
 def test_folders_that_are_links_are_refused(tmp_path):
