@@ -120,8 +120,8 @@ class Needs:
 
     players: those it trains or asks. data: whether it looks at clean samples. trajectories: whether
     it is trained on the teacher's cached trajectories. initial: whether the student as the stage
-    found it must be kept. guidance: whether it draws the teacher's guidance itself, instead of the
-    run's. discriminator: whose features its discriminator looks at, None for no discriminator.
+    found it must be kept. guidance: the range from which it draws the teacher's guidance itself, None
+    for the run's. discriminator: whose features its discriminator looks at, None for no discriminator.
     tap: path of the block these come from, None for the backbone's own choice. inputs: what the
     student's network needs beyond the teacher's, see `networks.inputs`. boundary: whether the
     student's x̂₀ must tend to x_t as σ → 0.
@@ -131,7 +131,7 @@ class Needs:
     data: bool = True
     trajectories: bool = False
     initial: bool = False
-    guidance: bool = False
+    guidance: tuple[float, float] | None = None
     discriminator: Literal["critic", "teacher"] | None = None
     tap: str | None = None
     inputs: tuple[str, ...] = ()

@@ -523,8 +523,8 @@ MUTATIONS = (
     Mutation(
         "sCM's tangent of the other sign",
         "methods/scm.py",
-        "return now, toward_teacher - r *",
-        "return now, toward_teacher + r *",
+        "return toward_teacher - r *",
+        "return toward_teacher + r *",
         ("maths/test_scm.py::test_the_tangent_vanishes_at_the_exact_consistency_function",),
     ),
     Mutation(
@@ -537,9 +537,26 @@ MUTATIONS = (
     Mutation(
         "sCM's tangent not normalised",
         "methods/scm.py",
-        "before - normalised(g, self.floor)",
-        "before - g",
+        "now.detach() - normalised(g, self.floor)",
+        "now.detach() - g",
         ("maths/test_scm.py::test_the_gradient_with_respect_to_the_network_is_the_formulas",),
+    ),
+    Mutation(
+        "a difference beyond the last time",
+        "methods/scm.py",
+        "self.step * cos(t) * sin(t) <= t_max",
+        "0 * self.step <= t_max",
+        ("maths/test_scm.py::test_no_network_is_asked_for_more_noise_than_it_knows",),
+    ),
+    Mutation(
+        "a derivative in half precision",
+        "losses/jvp.py",
+        "enabled=False",
+        "enabled=torch.is_autocast_enabled(x.device.type)",
+        (
+            "maths/test_scm.py::test_attention_and_half_precision_have_the_exact_derivative"
+            "[difference-0.02-bf16]",
+        ),
     ),
     Mutation(
         "sCM's variance with the other sign",
@@ -558,9 +575,26 @@ MUTATIONS = (
     Mutation(
         "CTM's goal asked at the student's time",
         "methods/ctm.py",
-        "goal = jump(p.student, x_u, u, end, batch.cond)",
-        "goal = jump(p.student, x_u, t, end, batch.cond)",
+        "goal = jump(inner, x_u, u, end, batch.cond)",
+        "goal = jump(inner, x_u, t, end, batch.cond)",
         ("maths/test_ctm.py::test_exact_maps_have_no_loss",),
+    ),
+    Mutation(
+        "SoundCTM's goal of the student itself",
+        "methods/ctm.py",
+        'inner = p.student if self.match == "clean" else p.target',
+        "inner = p.student",
+        ("maths/test_ctm.py::test_the_gradient_is_a_difference_of_the_loss",),
+    ),
+    Mutation(
+        "TCM's pairs anew from the beginning",
+        "methods/consistency_training.py",
+        "FINAL if self.cut > 0 else Pairs()",
+        "Pairs()",
+        (
+            "maths/test_consistency_training.py::"
+            "test_the_cut_stage_goes_on_where_the_first_has_ended",
+        ),
     ),
     Mutation(
         "ECT's sigmoid mirrored",

@@ -43,7 +43,7 @@ class Vsd(Matching):
 
     @property
     def needs(self) -> Needs:
-        return Needs(MATCHING, data=False, guidance=self.guidance is not None)
+        return Needs(MATCHING, data=False, guidance=self.guidance)
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
         x, x_t, t = self.noised(p, batch)

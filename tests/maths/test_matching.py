@@ -441,6 +441,22 @@ def test_the_critic_is_not_told_a_share_of_conditions():
         Vsd(entropy=0.5).check_teacher(mixture)
 
 
+def test_conditions_of_any_rank_are_left_out_as_a_whole():
+    """Of as many samples as an embedding has entries, of some all of it and of others nothing."""
+    n = 64
+    null = {"text": normal(1, 1, 5, n), "mask": torch.zeros(1, 5).bool(), "size": normal(2, 1, 2)}
+    cond = {"text": normal(3, n, 5, n), "mask": torch.ones(n, 5).bool(), "size": normal(4, n, 2)}
+    p = Players(None, Guided(views(), 3.0, null))
+    told = Vsd(dropout=0.5).critic_cond(p, cond, batch_of((n, 1)))
+    left_out = ~told["mask"].any(1)
+    assert 16 < int(left_out.sum()) < 48 and told.keys() == cond.keys()
+    for name, value in told.items():
+        wanted = torch.where(
+            left_out.view(n, *[1] * (value.ndim - 1)), null[name].expand_as(value), cond[name]
+        )
+        assert torch.equal(value, wanted), name
+
+
 # --- regression -------------------------------------------------------------------------------
 
 

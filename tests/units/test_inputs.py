@@ -249,8 +249,36 @@ IDLE_GUIDANCE = {
         "stages=[{method: consistency}, "
         "{method: lcm, teacher: last, settings: {steps: 16, guidance: [1, 3]}}]",
     ): "stages.1: guides the last student, which takes no",
+    ("digits-lcm", "stages.0.settings.guidance=[3, 15]"): (
+        "guidance: 1 lies outside the 3 to 15 that stages.0 trains its student for: write one"
+    ),
+    ("digits-guidance", "guidance=20"): "guidance: 20 lies outside the 1 to 6 that stages.0",
+    ("digits-agd", "guidance=0.5"): "guidance: 0.5 lies outside the 1 to 6 that stages.0",
+    (
+        "digits-guidance",
+        "sampler={steps: [1]}",
+        "evaluation.steps=[1]",
+        "stages=[{method: guidance}, "
+        "{method: lcm, teacher: last, settings: {steps: 16, guidance: [2, 8], embedding: true}}]",
+    ): "stages.1: guidance: 8 lies outside the 1 to 6 that stages.0",
     ("digits-dmd", "sampler.grid.start=0.7"): "sampler: dmd's pairs begin at pure noise",
 }
+
+
+def test_a_guidance_that_the_student_sees_is_taken(tmp_path):
+    for w in ("1", "6"):
+        session(tmp_path, "digits-guidance", f"guidance={w}")
+    session(tmp_path, "digits-lcm", "stages.0.settings={guidance: [3, 15], embedding: false}")
+
+
+@pytest.mark.parametrize(
+    "stages",
+    ["[{method: consistency_training, settings: {cut: 0.5}}]",
+     "[{method: diffusion}, {method: consistency_training, settings: {cut: 0.5}}]"],
+)  # fmt: skip
+def test_a_cut_needs_a_consistency_function_to_start_from(stages):
+    with pytest.raises(ConfigError, match=r"stages.\d.method: answers below its cut with what it"):
+        read("digits-consistency", (f"stages={stages}",))
 
 
 def test_what_a_run_lacks_is_named(tmp_path):
