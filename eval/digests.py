@@ -44,14 +44,18 @@ SHORT = (
     "health.every=3",
     "health.samples=16",
 )
-STAGE = ("updates=3", "batch=16")
+STAGE = ("updates=3", "batch={batch}")
+BATCH = 16  # of methods that do not ask for more
 CACHE = ("samples=32", "shard=16", "steps=8")
 
 
 def short(config: str) -> stepdistill.RunConfig:
     """The config with three updates of few samples."""
     whole = stepdistill.read(config)
-    asked = [f"stages.{i}.training.{key}" for i in range(len(whole.stages)) for key in STAGE]
+    needed = [max(BATCH, stage.build().needs.batch) for stage in whole.stages]
+    asked = [
+        f"stages.{i}.training.{key.format(batch=n)}" for i, n in enumerate(needed) for key in STAGE
+    ]
     asked += [f"cache.{key}" for key in CACHE] if whole.cache else []
     return stepdistill.read(config, (*SHORT, *asked))
 

@@ -41,6 +41,7 @@ class Setup:
         methods = tuple(stage.build() for stage in run.stages)
         teacher = teacher_of(run)
         check_times(run, methods, teacher.denoiser)
+        check_batches(run, methods, accelerator.num_processes)
         teacher.denoiser.net.to(accelerator.device)
         teacher.codec.to(accelerator.device)
         data = data_of(run, teacher, any(method.needs.data for method in methods))
@@ -113,6 +114,18 @@ def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) 
     asked = [m.needs.trajectories or m.passes(run.sampler).teacher > 0 for m in methods]
     if run.guidance != 1 and not any(asked):
         raise ConfigError(f"guidance: {run.guidance:g} is for a teacher that no stage asks: use 1")
+
+
+def check_batches(run: RunConfig, methods: Sequence[Method], processes: int) -> None:
+    """Raise ConfigError for a turn of fewer samples than its method compares."""
+    for i, (stage, method) in enumerate(zip(run.stages, methods)):
+        training, least = stage.training, method.needs.batch
+        if training.batch * training.accumulation * processes < least:
+            raise ConfigError(
+                f"stages.{i}.training.batch: {stage.method} compares {least} samples of a turn or "
+                f"more, and has {training.batch} × {training.accumulation} accumulated × "
+                f"{processes} processes: raise one of them, or lower what settings ask for"
+            )
 
 
 def check_seen(key: str, asked: Span, stage: str, trained: Span) -> None:
