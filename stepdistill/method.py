@@ -42,8 +42,8 @@ class Batch:
 
     x0: clean samples (b, *event); methods without data read only its shape, dtype and device.
     progress: the share of the stage's updates that are done, in [0, 1). path: the trajectories
-    whose ends x0 is, where the run has a cache. pool: rows (b, k), one a sample and without a graph,
-    to those of all samples of the turn (B, k), micro-batch by micro-batch and rank by rank.
+    whose ends x0 is, where the run has a cache. pool: rows (b, k), one a sample and without a
+    graph, to those of all samples of the turn (B, k), in the order of micro-batches and ranks.
     """
 
     x0: Tensor
@@ -142,8 +142,8 @@ class Needs:
 
     players: those it trains or asks. data: whether it looks at clean samples. trajectories: whether
     it is trained on the teacher's cached trajectories. initial: whether the student as the stage
-    found it must be kept. guidance: the range from which it draws the teacher's guidance itself, None
-    for the run's. discriminator: whose features its discriminator looks at, None for no discriminator.
+    found it must be kept. guidance: the range from which it draws the teacher's guidance itself,
+    None for the run's. discriminator: whose features its discriminator looks at, None for none.
     tap: path of the block these come from, None for the backbone's own choice. inputs: what the
     student's network needs beyond the teacher's, see `networks.inputs`. boundary: whether the
     student's x̂₀ must tend to x_t as σ → 0. batch: samples of a turn, of all micro-batches and

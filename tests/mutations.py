@@ -587,6 +587,68 @@ MUTATIONS = (
         ("maths/test_ctm.py::test_the_gradient_is_a_difference_of_the_loss",),
     ),
     Mutation(
+        "bins of a micro-batch alone",
+        "methods/f_distill.py",
+        "turn = batch.pool(rows)",
+        "turn = rows",
+        ("maths/test_matching.py::test_pieces_of_a_turn_have_the_gradient_of_the_whole",),
+    ),
+    Mutation(
+        "a memory that forgets the bins without samples",
+        "methods/f_distill.py",
+        "torch.where(counts > 0, moved, before)",
+        "moved",
+        ("maths/test_matching.py::test_bins_remember_as_the_authors_do",),
+    ),
+    Mutation(
+        "a target with a mask of its own",
+        "networks/dropout.py",
+        "        torch.manual_seed(seed)\n",
+        "",
+        (
+            "units/test_dropout.py::"
+            "test_student_target_and_start_have_one_mask_and_the_teacher_none",
+        ),
+    ),
+    Mutation(
+        "dropout left at work",
+        "networks/dropout.py",
+        "switch(layers, [False] * len(layers))",
+        "pass",
+        (
+            "units/test_dropout.py::"
+            "test_student_target_and_start_have_one_mask_and_the_teacher_none",
+        ),
+    ),
+    Mutation(
+        "recomputed blocks without dropout",
+        "networks/lora.py",
+        "_working(at_work, role), switched_on(dropping):",
+        "_working(at_work, role):",
+        ("units/test_dropout.py::test_checkpointed_blocks_recompute_with_the_same_mask",),
+    ),
+    Mutation(
+        "gradients that the environment divides",
+        "training/trainer.py",
+        "(loss.total / n).backward()",
+        "self.accelerator.backward(loss.total / n)",
+        ("units/test_trainer.py::test_the_environment_of_a_launcher_changes_nothing",),
+    ),
+    Mutation(
+        "averages that are saved unseen",
+        "training/finite.py",
+        '"ema": "averages of the student",',
+        "",
+        ("hostile/test_interruptions.py::test_what_is_no_number_is_found_before_it_is_saved",),
+    ),
+    Mutation(
+        "any guidance for a student of some",
+        "runs/setup.py",
+        "if not trained[0] <= w <= trained[1]",
+        "if w < 0",
+        ("units/test_inputs.py::test_what_a_run_lacks_is_named",),
+    ),
+    Mutation(
         "TCM's pairs anew from the beginning",
         "methods/consistency_training.py",
         "FINAL if self.cut > 0 else Pairs()",

@@ -2,9 +2,9 @@
 
     d/dh F(x + h ẋ, t + h ṫ)  at h = 0
 
-in forward mode, exact, or as a central difference, for networks that wiggle in t. Autocast is off in
-either: half precision rounds a difference away, and convolutions of mixed dtypes have no forward
-mode. Nor have the fused kernels of attention: it runs in plain matrix products.
+in forward mode, exact, or as a central difference, for networks that wiggle in t. Autocast is off
+in either: half precision rounds a difference away, and convolutions of mixed dtypes have no
+forward mode. Nor have the fused kernels of attention: it runs in plain matrix products.
 """
 
 from collections.abc import Callable

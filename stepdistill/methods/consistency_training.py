@@ -31,7 +31,6 @@ from ..schema import NotNegative, Share
 from ..solver import Sampler, jump
 from ..times import times_above
 
-
 FINAL = Pairs(q=1000.0, stages=1)  # 1 − s/t is 0.001 far out, and 0.009 at most, throughout
 
 

@@ -8,16 +8,16 @@ r = p_t/q_t, which the optimal discriminator gives, r = exp C(x_t, t):
     divergence   reverse_kl   kl   js          softened_kl   hellinger   jeffreys   neyman
     h(r)         1            r    r/(2+2r)    1/(1+r)       √r/2        1+r        2/r
 
-`reverse_kl` is DMD2. r is kept in [0.1, 20] and, with `bins` > 0, divided by its mean m_k in each of
-so many equal parts k of time: the weight compares samples of one noise level. With r̄_k the mean of
-the turn's samples in part k,
+`reverse_kl` is DMD2. r is kept in [0.1, 20] and, with `bins` > 0, divided by its mean m_k in each
+of so many equal parts k of time: the weight compares samples of one noise level. With r̄_k the mean
+of the turn's samples in part k,
 
     m_k ← ρ m_k + (1 − ρ) r̄_k,    m_k = 1 at first,    as it was where a part has no sample,
 
 ρ = `memory` (the authors' code: 0, and 0.5 on ImageNet-64). The turn's samples are those of all
-micro-batches and processes, so that neither number matters, and there must be four a part or more:
-a sample alone in its part has r = 1. With micro-batches this takes a pass more of student and critic
-in the student's turn, which `passes` leaves out.
+micro-batches and processes, so that neither number matters, and there must be four a part or
+more: a sample alone in its part has r = 1. Several micro-batches take one forward more of student
+and critic in the student's turn, which `passes` leaves out.
 """
 
 from dataclasses import dataclass, replace
@@ -53,9 +53,9 @@ def weight(divergence: Divergence, r: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FDistill(WithDiscriminator):
-    """divergence: f.  bins: parts of time in which r is normalised, 0 for none.  memory: ρ.  gan: λ.
+    """divergence: f.  bins: parts of time in which r is normalised, 0 for none.  memory: ρ.
 
-    Other settings are those of `matching.WithDiscriminator`; a GAN is needed, for its head gives r.
+    gan: λ. Other settings are those of `matching.WithDiscriminator`; a GAN is needed, for its head gives r.
     """
 
     divergence: Divergence = "js"

@@ -6,9 +6,10 @@ function f = cos t x_t − σ_d sin t F, a student is consistent where df/dt = 0
     g = −cos² t (σ_d F⁻ − ẋ) − r cos t sin t (x_t + σ_d dF⁻/dt),        ẋ = σ_d F_teacher,
     L(θ) = E e^{−u(t)} ‖F_θ − F⁻ − g/(‖g‖ + c)‖²/D + u(t),              F⁻ = F_θ without gradient,
 
-dF⁻/dt the derivative along (ẋ, 1), in forward mode or by differences, in the weights' own precision. r rises from 0 to 1 over the
-share `warmup` of training; u is learnt if `adaptive`. At r = 1, before it is normalised, g is
-cos t · df/dt. Teachers and students of any process are seen through TrigFlow at equal SNR.
+dF⁻/dt the derivative along (ẋ, 1), in forward mode or by differences, at any `precision` in the
+weights' own. r rises from 0 to 1 over the share `warmup` of training; u is learnt if `adaptive`.
+At r = 1, before it is normalised, g is cos t · df/dt. Teachers and students of any process are seen
+through TrigFlow at equal SNR.
 """
 
 from dataclasses import dataclass

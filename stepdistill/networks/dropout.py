@@ -3,7 +3,8 @@
 A network is in eval mode. While `at_work` is open, each call of one of the networks given switches
 its dropout layers on, for that call alone, with the mask that a seed gives. So student and target,
 or the ends of a difference, have one mask and differ in weights and inputs alone (as in consistency
-models, arXiv:2303.01469); others that share the layers, as a teacher under low-rank roles, have none.
+models, arXiv:2303.01469). Others that share the layers, as a teacher under low-rank roles, have
+none.
 """
 
 from collections.abc import Iterable, Iterator

@@ -91,9 +91,7 @@ def test_forward_mode_is_the_difference(name):
 
 def test_a_wide_difference_is_a_difference():
     x, t = normal(0, 4, 2), at(0.7, 4)
-    d = derivative(
-        lambda x, t: x + t[:, None] ** 3, (x, t), (2 * x, t**0), "difference", step=0.5
-    )
+    d = derivative(lambda x, t: x + t[:, None] ** 3, (x, t), (2 * x, t**0), "difference", step=0.5)
     close(d, 2 * x + (3 * t**2 + 0.5**2)[:, None], 1e-12)
 
 

@@ -281,6 +281,16 @@ def test_a_cut_needs_a_consistency_function_to_start_from(stages):
         read("digits-consistency", (f"stages={stages}",))
 
 
+def test_bins_are_not_averages_of_a_sample_or_two(tmp_path):
+    """f-distill's parts of time hold four samples of a turn on average, or it is refused."""
+    message = "batch: f_distill compares 40 samples of a turn or more, and has 16 × 2 acc.* × 1 pro"
+    few = ("stages.0.training.batch=16", "stages.0.training.accumulation=2")
+    with pytest.raises(ConfigError, match=message):
+        session(tmp_path, "digits-f-distill", *few)
+    session(tmp_path, "digits-f-distill", few[0], "stages.0.training.accumulation=3")
+    session(tmp_path, "digits-f-distill", *few, "stages.0.settings.bins=8")
+
+
 def test_what_a_run_lacks_is_named(tmp_path):
     with pytest.raises(ConfigError, match="stages.0.method: needs the teacher's trajectories"):
         read("digits-agd", ("cache=null",))
