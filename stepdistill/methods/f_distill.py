@@ -55,7 +55,8 @@ def weight(divergence: Divergence, r: Tensor) -> Tensor:
 class FDistill(WithDiscriminator):
     """divergence: f.  bins: parts of time in which r is normalised, 0 for none.  memory: ρ.
 
-    gan: λ. Other settings are those of `matching.WithDiscriminator`; a GAN is needed, for its head gives r.
+    Other settings, gan the λ, are those of `matching.WithDiscriminator`; a GAN is needed, for its
+    head gives r.
     """
 
     divergence: Divergence = "js"
