@@ -50,6 +50,7 @@ UNET = {
     "norm_num_groups": Count,
     "add_attention": bool,
     "num_class_embeds": Annotated[int, Range(2, 10**6)] | None,
+    "dropout": Decay,
 }
 SCHEDULER = {"num_train_timesteps": Annotated[int, Range(2, 10**5)]}
 

@@ -58,7 +58,7 @@ def require_processes(stages: Stages) -> None:
         f"{stages.folder.path}: began on {began} processes, this is {now}: a turn would have "
         f"{now * asked.accumulation * asked.batch} samples, not "
         f"{began * asked.accumulation * asked.batch}, and other data and random numbers: go on "
-        f"with {began} (torchrun --nproc-per-node={began}), or train it anew under another name"
+        f"with {began}, or train it anew under another name"
     )
 
 
