@@ -5,7 +5,8 @@ Two noisy states of one sample and one noise must have one clean end; f maps the
     L(θ) = E d( f_θ(x_t, t), f_θ⁻(x_s, s) ) / (t − s),   x_u = α_u x₀ + σ_u ε,
     f(x_{t_clean}, t_clean) = x₀,
 
-θ⁻ the student itself (`target: 0`), never differentiated; t − s shrinks in training. With
+θ⁻ the student itself (`target_ema: 0`; an average, unless that is written), never differentiated;
+t − s shrinks in training. With
 
     pairs: {name: grid}    iCT, on a grid that is refined        (Song & Dhariwal, arXiv:2310.14189)
     pairs: {name: ratio}   ECT, from a diffusion model, s/t → 1    (Geng et al., arXiv:2406.14548)

@@ -41,7 +41,6 @@ class Setup:
         methods = tuple(stage.build() for stage in run.stages)
         teacher = teacher_of(run)
         check_times(run, methods, teacher.denoiser)
-        check_batches(run, methods, accelerator.num_processes)
         teacher.denoiser.net.to(accelerator.device)
         teacher.codec.to(accelerator.device)
         data = data_of(run, teacher, any(method.needs.data for method in methods))
@@ -116,9 +115,11 @@ def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) 
         raise ConfigError(f"guidance: {run.guidance:g} is for a teacher that no stage asks: use 1")
 
 
-def check_batches(run: RunConfig, methods: Sequence[Method], processes: int) -> None:
-    """Raise ConfigError for a turn of fewer samples than its method compares."""
-    for i, (stage, method) in enumerate(zip(run.stages, methods)):
+def check_batches(setup: Setup) -> None:
+    """Raise ConfigError for a turn of fewer samples than its method compares, if it is trained on
+    these processes: a trained one may be opened on any."""
+    processes = setup.accelerator.num_processes
+    for i, (stage, method) in enumerate(zip(setup.run.stages, setup.methods)):
         training, least = stage.training, method.needs.batch
         if training.batch * training.accumulation * processes < least:
             raise ConfigError(

@@ -7,12 +7,14 @@ import torch
 import toys
 from accelerate import Accelerator
 from cases import at, labels
+from rich.console import Console
 from torch import nn
 from toys import tiny_images
 
 from stepdistill.data.loader import stream
 from stepdistill.denoiser import toward
 from stepdistill.export.export import export
+from stepdistill.jobs.distill import train_run
 from stepdistill.jobs.samplers import of_folder
 from stepdistill.methods.ctm import Ctm
 from stepdistill.networks.inputs import LogVariance, WithInputs
@@ -20,6 +22,7 @@ from stepdistill.networks.lora import AdapterView
 from stepdistill.networks.views import bare, own_tensors, standalone
 from stepdistill.resources import pipeline_class
 from stepdistill.runs.config import read
+from stepdistill.runs.setup import check_batches
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError
 from stepdistill.solver import Sampler
@@ -286,9 +289,10 @@ def test_bins_are_not_averages_of_a_sample_or_two(tmp_path):
     message = "batch: f_distill compares 40 samples of a turn or more, and has 16 × 2 acc.* × 1 pro"
     few = ("stages.0.training.batch=16", "stages.0.training.accumulation=2")
     with pytest.raises(ConfigError, match=message):
-        session(tmp_path, "digits-f-distill", *few)
-    session(tmp_path, "digits-f-distill", few[0], "stages.0.training.accumulation=3")
-    session(tmp_path, "digits-f-distill", *few, "stages.0.settings.bins=8")
+        train_run(read("digits-f-distill", few), tmp_path / "run", Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+    for enough in ("stages.0.training.accumulation=3", "stages.0.settings.bins=8"):
+        check_batches(session(tmp_path, "digits-f-distill", *few, enough).setup)
 
 
 def test_what_a_run_lacks_is_named(tmp_path):
