@@ -14,6 +14,9 @@ configs with w ≠ 1 (digits-agd, digits-guidance, digits-lcm) weights after the
 by 7.2e-7, 1.2e-7 and 2.9e-7 at most, where the largest is 3.4; scores, distances of 20 images in 64
 dimensions, by 3.6e-6.
 
+Short runs have batches of 16, and of 40 where a method asks for so many samples a turn: f_distill
+does since its bins are pooled, so that digits-f-distill no longer equals its first digest.
+
     python eval/digests.py COMMIT-OR-NOTE [CONFIG ...]      appends, and says what differs from the
                                                             first digest of the config
     python eval/digests.py --table                          writes results/digests.md
