@@ -168,9 +168,9 @@ class Trainer:
         finite = bool(torch.isfinite(norm) & torch.isfinite(total))
         if finite:
             optimiser.step()
-            self.players.kept = {**self.players.kept, **kept}
             if turn.player == "student":
                 self._update_averages()
+            self.players.kept = {**self.players.kept, **kept}
         self._count_skips(turn.player, finite)
         self.turn += 1
         name = turn.player
