@@ -455,8 +455,8 @@ MUTATIONS = (
     Mutation(
         "checkpointed blocks in the student's role, whoever calls",
         "networks/lora.py",
-        "        with _working(at_work, role):\n            return block",
-        "        with _working(at_work, ['student']):\n            return block",
+        "with _working(at_work, role), switched_on",
+        "with _working(at_work, ['student']), switched_on",
         ("units/test_players.py::test_gradients_are_those_of_full_copies",),
     ),
     Mutation(
@@ -623,8 +623,8 @@ MUTATIONS = (
     Mutation(
         "recomputed blocks without dropout",
         "networks/lora.py",
-        "_working(at_work, role), switched_on(dropping):",
-        "_working(at_work, role):",
+        "switched_on(dropping):",
+        "switched_on([]):",
         ("units/test_dropout.py::test_checkpointed_blocks_recompute_with_the_same_mask",),
     ),
     Mutation(
