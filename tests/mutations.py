@@ -635,17 +635,17 @@ MUTATIONS = (
         ("units/test_trainer.py::test_the_environment_of_a_launcher_changes_nothing",),
     ),
     Mutation(
-        "averages that are saved unseen",
+        "averages taken for something else",
         "training/finite.py",
         '"ema": "averages of the student",',
-        "",
+        '"ema": "weights of the critic",',
         ("hostile/test_interruptions.py::test_what_is_no_number_is_found_before_it_is_saved",),
     ),
     Mutation(
-        "any guidance for a student of some",
+        "a range of guidance upside down",
         "runs/setup.py",
-        "if not trained[0] <= w <= trained[1]",
-        "if w < 0",
+        "(min(drawn), max(drawn))",
+        "(max(drawn), min(drawn))",
         ("units/test_inputs.py::test_what_a_run_lacks_is_named",),
     ),
     Mutation(
