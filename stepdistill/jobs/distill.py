@@ -35,7 +35,7 @@ from ..runs.folder import RunFolder, versions_line
 from ..runs.log import curves, log_rows
 from ..runs.loop import train
 from ..runs.progress import progress
-from ..runs.setup import Setup, accelerator_of
+from ..runs.setup import Setup, accelerator_of, check_batches
 from ..runs.stages import Stages, TrainedRun
 from ..schema import ConfigError
 from ..training.health.monitor import record_of
@@ -149,6 +149,7 @@ def train_run(run: RunConfig, folder: Path, console: Console) -> Stages:
     require(run.evaluation.suite)
     accelerator = accelerator_of(run, folder)
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
+    check_batches(stages.setup)
     if accelerator.is_main_process:
         stages.folder.open(run)
     else:
