@@ -36,7 +36,7 @@ from ..runs.folder import RunFolder, versions_line
 from ..runs.log import curves, log_rows
 from ..runs.loop import train
 from ..runs.progress import progress
-from ..runs.setup import Setup, accelerator_of
+from ..runs.setup import Setup, accelerator_of, check_batches
 from ..runs.stages import Stages, TrainedRun
 from ..schema import ConfigError
 from ..training.health.monitor import record_of
@@ -151,6 +151,7 @@ def train_run(run: RunConfig, folder: Path, console: Console) -> Stages:
     accelerator = accelerator_of(run, folder)
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
     require_images(run, stages.setup.teacher)
+    check_batches(stages.setup)
     if accelerator.is_main_process:
         stages.folder.open(run)
         show_classes(stages, console)
