@@ -132,10 +132,12 @@ class Stage:
 class Evaluation:
     """n fresh images in each of `blocks` seed blocks, for every number of steps listed.
 
-    suite: a shipped one (eval/suites) or a YAML file, see `evaluation.suite`.
+    suite: a shipped one (eval/suites) or a YAML file, see `evaluation.suite`. reference: a folder
+    of real images for suites that need one, null for those that the data hold out.
     """
 
     suite: str = "digits"
+    reference: str | None = None
     n: Annotated[int, Range(20, 10**6)] = 1000
     blocks: Annotated[int, Range(2, 1000)] = 3
     steps: tuple[Steps, ...] = (1,)

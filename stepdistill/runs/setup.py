@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from ..data.loader import Data, Loader, Unseen
+from ..data.loader import Loader, Unseen
 from ..denoiser import Denoiser
 from ..method import Method
 from ..networks.inputs import GUIDANCE_INPUTS
@@ -32,7 +32,7 @@ class Setup:
     run: RunConfig
     methods: tuple[Method, ...]
     teacher: Teacher
-    data: Data
+    data: Loader | Unseen
     accelerator: Accelerator
 
     @classmethod
@@ -69,7 +69,7 @@ def teacher_of(run: RunConfig) -> Teacher:
     return teacher.with_net(AdapterView(teacher.denoiser.net, None))
 
 
-def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Data:
+def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Loader | Unseen:
     """The run's training data; zeros and labels alone if none is needed.
 
     Raises ConfigError if the data do not fit the teacher."""
