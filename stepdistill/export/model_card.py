@@ -1,6 +1,7 @@
 """The model card of an exported student: how to call it, what it is, what it scored and cost."""
 
 import re
+from html import escape
 from pathlib import Path
 
 from ..evaluation.report.table import score_names, value_text
@@ -24,6 +25,7 @@ def card(trained: TrainedRun, code: list[str], rows: list[Row]) -> str:
         usage(trained, code),
         "## What it is\n",
         facts(trained, licence),
+        *classes(trained.setup.data.names),
         "## Scores\n",
         scores(rows),
         "## Settings\n",
@@ -90,6 +92,13 @@ def facts(trained: TrainedRun, licence: str) -> str:
         versions_line(),
     ]
     return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def classes(names: tuple[str, ...]) -> list[str]:
+    """What the labels are called, if the data say so."""
+    written = [escape(name).replace("|", "&#124;") for name in names]
+    lines = [f"| {label} | {name} |\n" for label, name in enumerate(written)]
+    return ["## Classes\n", "| label | name |\n|---|---|\n" + "".join(lines)] if lines else []
 
 
 def scores(rows: list[Row]) -> str:

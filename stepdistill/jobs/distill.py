@@ -29,20 +29,21 @@ from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
 from ..export.export import describe, export
 from ..files import DiskError, is_full, unwritten, write_whole
+from ..runs import classes
 from ..runs.config import RunConfig, text_of
 from ..runs.costs import stage_costs, trajectory_bytes
 from ..runs.folder import RunFolder, versions_line
 from ..runs.log import curves, log_rows
 from ..runs.loop import train
 from ..runs.progress import progress
-from ..runs.setup import Setup, accelerator_of
+from ..runs.setup import Setup, accelerator_of, check_batches
 from ..runs.stages import Stages, TrainedRun
 from ..schema import ConfigError
 from ..training.health.monitor import record_of
 from ..training.health.reference import StageSpan, spans
 from .report_images import outliers_of, same_noise, strips
 from .samplers import of_run
-from .suites import require, suite_for
+from .suites import require, require_images, suite_for
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,11 @@ def train_run(run: RunConfig, folder: Path, console: Console) -> Stages:
     require(run.evaluation.suite)
     accelerator = accelerator_of(run, folder)
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
+    require_images(run, stages.setup.teacher)
+    check_batches(stages.setup)
     if accelerator.is_main_process:
         stages.folder.open(run)
+        show_classes(stages, console)
     else:
         console = Console(quiet=True)
     accelerator.wait_for_everyone()
@@ -172,6 +176,14 @@ def train_run(run: RunConfig, folder: Path, console: Console) -> Stages:
         console.print(text, markup=False, soft_wrap=True)
         raise
     return stages
+
+
+def show_classes(stages: Stages, console: Console) -> None:
+    """Keep what the labels are called in the run's folder, and say it. Raises ConfigError."""
+    names = stages.setup.data.names
+    classes.keep(stages.folder.classes, names)
+    if names:
+        console.print(f"classes: {classes.listed(names)}", markup=False, soft_wrap=True)
 
 
 def warn(console: Console, line: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from ..schema import Count, Range, fit
+from ..schema import Count, Decay, Range, fit
 
 Width = Annotated[int, Range(1, 2**14)]
 Channels = Annotated[int, Range(1, 1024)]
@@ -21,6 +21,7 @@ UNET: dict[str, Any] = {
     "attention_head_dim": Width | None,
     "time_embedding_dim": Width | None,
     "add_attention": bool,
+    "dropout": Decay,
     "num_class_embeds": Labels | None,
     "num_train_timesteps": Length | None,
 }
