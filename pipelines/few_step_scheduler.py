@@ -30,6 +30,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     lets any N walk evenly from pure noise to clean data.
     gamma: γ, how much noise is added between steps, from none (0) to all (1).
     skip_sigma_data: σ_d of the consistency boundary c_skip/c_out, None for none.
+    start: where any N begin, None for pure noise.
     beta_schedule and what follows: DDPM's table; None for rectified flow.
     """
 
@@ -51,6 +52,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         beta_end: float = 0.02,
         trained_betas: Optional[list] = None,
         rescale_betas_zero_snr: bool = False,
+        start: Optional[float] = None,
     ):
         if prediction_type not in ("epsilon", "v_prediction", "sample", "flow_prediction"):
             raise ValueError(f"prediction_type '{prediction_type}' is unknown")
@@ -166,8 +168,11 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     def _trained(self, steps):
         table = self.config.times
+        if type(steps) is not int or steps < 1:
+            raise ValueError(f"num_inference_steps: a whole number from 1, not {steps!r}")
         if table is None:
-            span = 1.0 if self._angles is None else len(self._angles) - 1
+            noise = 1.0 if self._angles is None else len(self._angles) - 2.0
+            span = (noise if self.config.start is None else self.config.start) - self._clean
             return [self._clean + span * (1 - i / steps) for i in range(steps)]
         if str(steps) not in table:
             offered = ", ".join(sorted(table, key=int))

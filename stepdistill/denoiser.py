@@ -59,6 +59,7 @@ class Denoiser:
     skip: adds the boundary condition a consistency function needs where the prediction lacks it,
         x̂₀ ← c_skip x_t/α + c_out x̂₀ with s = σ/α, c_skip = σ_d²/(s² + σ_d²),
         c_out = s/√(s² + σ_d²)  (arXiv:2310.04378, in every process).
+    clip: x̂₀ is kept in [−clip, clip], ε̂ as it is, as diffusers' DDIM does; None for not at all.
     s, w: inputs of networks that have more of them, see `networks.inputs`: where a step goes (b,),
         in the process's clock, and the guidance to imitate, a number or (b,). Others do not look.
     """
@@ -70,6 +71,7 @@ class Denoiser:
     time: Callable[[Tensor], Tensor] = own_clock
     taps: Taps = Taps()
     skip: bool = False
+    clip: float | None = None
     s: Tensor | None = None
     w: Weight = 1.0
 
@@ -88,7 +90,11 @@ class Denoiser:
     def solve(self, x_t: Tensor, t: Tensor, output: Tensor) -> Estimate:
         """The estimate that an output of the network means."""
         estimate = self.process.estimate(x_t, output, t, self.prediction)
-        return with_skip(self.process, x_t, t, estimate) if self.skip else estimate
+        if self.skip:
+            estimate = with_skip(self.process, x_t, t, estimate)
+        if self.clip is None:
+            return estimate
+        return estimate._replace(x0=estimate.x0.clamp(-self.clip, self.clip))
 
     def log_variance(self, t: Tensor) -> Tensor:
         """u(t), (b,), of a network with the output "logvar"."""

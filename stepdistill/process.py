@@ -138,6 +138,11 @@ class NoiseProcess(ABC):
         at = torch.tensor([t], dtype=torch.float64)
         return bool(self._sine(*self.scales(at), *self._form(prediction, at)) > ILL_POSED)
 
+    def magnification(self, prediction: Prediction, t: Tensor) -> Tensor:
+        """|∂x̂₀/∂output|, (b,): how much larger an error of the output is in x̂₀; 1/α of "eps"."""
+        (alpha, sigma), (a, b) = self.scales(t), self._form(prediction, t)
+        return (sigma / (alpha * b - sigma * a)).abs()
+
     def require_well_posed(self, prediction: Prediction, t: float) -> None:
         """Raise ValueError if sampling from time t would divide by zero."""
         if not self.is_well_posed(prediction, t):

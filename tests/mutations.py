@@ -931,5 +931,40 @@ MUTATIONS = (
         "",
         ("jobs/test_suites.py::test_a_broken_suite_is_refused_before_training",),
     ),
+    Mutation(
+        "a teacher that is not clipped",
+        "denoiser.py",
+        "return estimate._replace(x0=estimate.x0.clamp(-self.clip, self.clip))",
+        "return estimate",
+        ("units/test_teachers.py::test_a_clip_is_the_teachers_and_not_its_students",),
+    ),
+    Mutation(
+        "a walk that ends where the next would begin",
+        "teachers/spacing.py",
+        "end = process.t_clean if whole else 0.0",
+        "end = process.t_clean",
+        ("contracts/test_pipelines.py::test_the_teacher_walks_as_its_pipeline_does",),
+    ),
+    Mutation(
+        "students asked where float32 cannot bear it",
+        "teachers/schedulers.py",
+        "    process.t_max = float(bearable[-1])\n",
+        "",
+        ("units/test_teachers.py::test_a_cosine_table_is_started_where_float32_can_bear_it",),
+    ),
+    Mutation(
+        "a length that DDIMPipeline takes for a default",
+        "export/schedulers.py",
+        "return DDIMScheduler(num_train_timesteps=length, ",
+        "return DDIMScheduler(length, ",
+        ("units/test_teachers.py::test_the_exported_scheduler_has_the_teachers_table",),
+    ),
+    Mutation(
+        "shards of any kind",
+        "teachers/folder.py",
+        "        require_shards(index)\n",
+        "        pass\n",
+        ("hostile/test_foreign_folders.py::test_an_index_of_shards_names_safetensors_beside_it",),
+    ),
 )
 FIRST = MUTATIONS[:4]

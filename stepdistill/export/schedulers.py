@@ -7,15 +7,17 @@
 
 from typing import Any
 
+import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..networks.inputs import WithInputs
 from ..networks.views import bare
-from ..process import RectifiedFlow
+from ..process import RectifiedFlow, VariancePreserving
 from ..solver import Sampler
 from ..teachers.loading import few_step_scheduler_class
-from ..teachers.schedulers import is_flow
+from ..teachers.schedulers import is_flow, table_of
 from ..teachers.teacher import Teacher
 
 Stock = DDIMScheduler | FlowMatchEulerDiscreteScheduler
@@ -27,7 +29,6 @@ TABLE = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
-DDIM_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 def has_stock_pipeline(teacher: Teacher, student: Denoiser, sampler: Sampler) -> bool:
@@ -52,8 +53,6 @@ def stock_scheduler(teacher: Teacher, student: Denoiser, sampler: Sampler) -> St
     if isinstance(student.process, RectifiedFlow):
         # With more steps Euler's last one starts at its smallest σ.
         return plain_scheduler(scheduler) if sampler.steps == (1,) else None
-    if scheduler.config.beta_schedule not in DDIM_SCHEDULES:
-        return None
     return plain_scheduler(scheduler) if ddim_walks(scheduler, student, sampler) else None
 
 
@@ -73,35 +72,62 @@ def plain_scheduler(scheduler: SchedulerMixin) -> Stock:
     """diffusers' deterministic scheduler of the same process and prediction."""
     length = scheduler.config.num_train_timesteps
     if is_flow(scheduler):
-        return FlowMatchEulerDiscreteScheduler(length)
-    config = table_of(scheduler) | {"timestep_spacing": "trailing", "clip_sample": False}
-    return DDIMScheduler(length, **config)
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=length)
+    # All by name: what is not, DDIMPipeline takes for a default when it makes its own of them.
+    ddim = {"timestep_spacing": "trailing", "clip_sample": False}
+    return DDIMScheduler(num_train_timesteps=length, **settings_of(scheduler), **ddim)
 
 
 def few_step_scheduler(
     scheduler: SchedulerMixin, student: Denoiser, sampler: Sampler
 ) -> SchedulerMixin:
     """A FewStepScheduler of the same process and prediction, with the student's times."""
-    config = table_of(scheduler)
-    if is_flow(scheduler):
-        config = {"beta_schedule": None, "prediction_type": "flow_prediction"}
-    return few_step_scheduler_class()(
-        scheduler.config.num_train_timesteps, **config, **trained_as(student, sampler)
-    )
+    config = {"beta_schedule": None, "prediction_type": "flow_prediction"}
+    if not is_flow(scheduler):
+        config = settings_of(scheduler)
+    length = scheduler.config.num_train_timesteps
+    trained = trained_as(student, sampler)
+    return few_step_scheduler_class()(num_train_timesteps=length, **config, **trained)
 
 
 def trained_as(student: Denoiser, sampler: Sampler) -> dict[str, Any]:
     """What the files of pipelines/ are given of how a student was trained."""
-    steps = sampler.steps
-    return {
-        "times": {str(n): sampler.times(student.process, n).tolist() for n in steps} or None,
+    steps, process = sampler.steps, student.process
+    trained = {
+        "times": {str(n): sampler.times(process, n).tolist() for n in steps} or None,
         "gamma": sampler.gamma,
-        "skip_sigma_data": student.process.sigma_data if student.skip else None,
+        "skip_sigma_data": process.sigma_data if student.skip else None,
     }
+    late = isinstance(process, VariancePreserving) and process.t_max < len(process.angles) - 2
+    return trained | ({"start": process.t_max} if late else {})
 
 
-def table_of(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """What the configuration says of a table of ᾱ and of the network's prediction."""
-    config = scheduler.config
-    kept = {name: config[name] for name in TABLE if name in config}
-    return kept | {"prediction_type": config.get("prediction_type", "epsilon")}
+def settings_of(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """What makes a DDIMScheduler of the same table of ᾱ and the same prediction: the settings by
+    which the table is named, or its betas where DDIM makes another table of those."""
+    config, table = scheduler.config, table_of(scheduler)
+    kind = {"prediction_type": config.get("prediction_type", "epsilon")}
+    named = {name: config[name] for name in TABLE if name in config}
+    carried = {"trained_betas": betas_of(scheduler, table), "rescale_betas_zero_snr": False}
+    for settings in (named, carried):
+        if makes(settings, table):
+            return settings | kind
+    raise ValueError(f"scheduler {type(scheduler).__name__}: DDIM cannot be given its table")
+
+
+def betas_of(scheduler: SchedulerMixin, table: Tensor) -> list[float]:
+    """β of a table ᾱ, (T,): the scheduler's own where they make the table."""
+    own = getattr(scheduler, "betas", None)
+    if own is not None and makes({"trained_betas": own.tolist()}, table):
+        return own.tolist()
+    before = torch.cat([table.new_ones(1), table[:-1]])
+    return (1 - table / before).tolist()
+
+
+def makes(settings: dict[str, Any], table: Tensor) -> bool:
+    """Whether a DDIMScheduler of these settings has this table (T,), as far as float32 can tell."""
+    try:
+        made = DDIMScheduler(num_train_timesteps=len(table), **settings).alphas_cumprod
+    except (NotImplementedError, ValueError):
+        return False
+    return torch.allclose(made.double(), table, rtol=1e-5, atol=1e-12)

@@ -65,13 +65,15 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Teacher]:
     """An exported pipeline as a student, at `steps` or at its fewest, and as a teacher.
 
     Raises ConfigError if it is none, or was not trained for these steps."""
+    # A path here is a path, whatever shipped teachers are called.
+    source = f"./{folder}" if folder.is_dir() and not folder.is_absolute() else str(folder)
     try:
-        pipeline_folder(str(folder))
+        pipeline_folder(source)
     except ValueError as error:
         kinds = "neither a run's folder (config.yaml) nor a pipeline's (model_index.json)"
         raise ConfigError(f"{folder}: {kinds}") from error
     try:
-        pipeline = load_pipeline(str(folder))
+        pipeline = load_pipeline(source)
         teacher = Teacher.from_pipeline(pipeline)
     except ValueError as error:
         raise ConfigError(str(error)) from error

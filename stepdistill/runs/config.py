@@ -29,6 +29,7 @@ from ..schema import (
     shown,
 )
 from ..solver import Sampler
+from ..teachers.bounds import SCHEDULER, UNET, require_bounds
 from ..teachers.schedulers import scheduler_class
 from ..training.health.settings import Health
 from ..training.players import Adapters
@@ -39,20 +40,6 @@ GuidanceWeight = Annotated[float, Range(0, 1000)]
 Side = Annotated[int, Range(1, 2**14)]
 T = TypeVar("T")
 LISTED = 8  # names in a message
-# Settings of diffusers' classes, which check little and take memory and time before they fail.
-UNET = {
-    "in_channels": Annotated[int, Range(1, 1024)],
-    "out_channels": Annotated[int, Range(1, 1024)],
-    "down_block_types": list[str],
-    "up_block_types": list[str],
-    "layers_per_block": Annotated[int, Range(1, 64)],
-    "block_out_channels": list[Annotated[int, Range(1, 2**14)]],
-    "norm_num_groups": Count,
-    "add_attention": bool,
-    "num_class_embeds": Annotated[int, Range(2, 10**6)] | None,
-    "dropout": Decay,
-}
-SCHEDULER = {"num_train_timesteps": Annotated[int, Range(2, 10**5)]}
 
 
 @dataclass(frozen=True)
@@ -302,8 +289,7 @@ def _network_problems(run: RunConfig, network: Network, methods: list[Method]) -
         (scheduler, network.scheduler_config, SCHEDULER, "network.scheduler_config"),
     ):
         require_known(values, [*signature(kind.__init__).parameters][1:], key)
-        for name in [n for n in bounds if n in values]:
-            fit(bounds[name], values[name], f"{key}.{name}")
+        require_bounds(values, bounds, f"{key}.")
     if run.guidance != 1:
         yield f"guidance: {run.guidance:g} guides a teacher, which `network` is not yet: use 1"
     for i, method in enumerate(methods):

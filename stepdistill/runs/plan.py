@@ -46,6 +46,9 @@ def measured(stages: Stages) -> list[Line]:
     """The lines of all stages."""
     lines, seconds = [], 0.0
     run, teacher = stages.setup.run, stages.setup.teacher
+    if teacher.classes is not None:
+        last = teacher.classes
+        lines.append(("labels", f"0 to {last - 1}; {last}, the last of the table, for no class"))
     if run.cache:
         asked, size = trajectory_passes(teacher, run.cache), trajectory_bytes(teacher, run.cache)
         lines.append(("teacher's trajectories", f"{asked:,} forward, {size / 1e6:.1f} MB"))

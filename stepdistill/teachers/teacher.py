@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..conditions import Cond, move, repeat
-from ..denoiser import AnyDenoiser, Denoiser, Guided, evaluations
+from ..denoiser import AnyDenoiser, Denoiser, Guided, evaluations, unguided
 from ..networks.lora import base_tensors
 from ..process import VariancePreserving
 from ..resources import named
@@ -17,16 +17,18 @@ from ..solver import Sampler
 from ..times import Grid
 from .backbone import Asked, Backbone, backbone_of
 from .codec import Codec, Size
-from .loading import foreign
-from .schedulers import process_of
+from .loading import FEW_STEP, foreign
+from .schedulers import FEW_STEP_SCHEDULER, clip_of, process_of
+from .spacing import own_sampler
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A frozen denoiser and the pipeline it came from.
 
-    denoiser: conditional, without guidance. guided: with guidance w, what methods distil. size:
-    height and width of its images.
+    denoiser: conditional, without guidance, what students begin as. guided: with guidance w, what
+    methods distil; x̂₀ is clipped where the pipeline's scheduler clips it. Students do without, for
+    a clip has no gradient where it acts. size: height and width of its images.
     """
 
     pipeline: DiffusionPipeline
@@ -55,14 +57,16 @@ class Teacher:
         net = family.net.eval().requires_grad_(False)
         process, prediction = process_of(pipeline.scheduler)
         denoiser = Denoiser(net, process, prediction, family.call, family.time, family.read())
+        clip = None if is_few_step(pipeline) else clip_of(pipeline.scheduler)
+        asked = denoiser if clip is None else replace(denoiser, clip=clip)
         size = family.size if size is None else size
         null = family.null(size)
         if not (null or family.embedded) and w != 1:
             raise ValueError(f"guidance {w:g} needs a class-conditional teacher: use guidance 1")
         made = family.codec() if codec is None else named("teachers", codec, Codec)(pipeline)
-        guided = Guided(denoiser, w, null, family.guide) if null else denoiser
+        guided = Guided(asked, w, null, family.guide) if null else asked
         if family.embedded:
-            guided = replace(denoiser, w=w)
+            guided = replace(asked, w=w)
         teacher = cls(pipeline, family, denoiser, guided, made, w, size)
         require_answer(teacher)
         return teacher
@@ -97,10 +101,10 @@ class Teacher:
 
     def with_net(self, net: nn.Module) -> "Teacher":
         """The same teacher seen through `net`, a view of its network."""
-        denoiser = replace(self.denoiser, net=net)
-        if isinstance(self.guided, Guided):
-            return replace(self, denoiser=denoiser, guided=replace(self.guided, denoiser=denoiser))
-        return replace(self, denoiser=denoiser, guided=replace(denoiser, w=self.guided.w))
+        asked = replace(unguided(self.guided), net=net)
+        two = isinstance(self.guided, Guided)
+        guided = replace(self.guided, denoiser=asked) if two else asked
+        return replace(self, denoiser=replace(self.denoiser, net=net), guided=guided)
 
     @property
     def nfe(self) -> int:
@@ -136,7 +140,19 @@ def require_answer(teacher: Teacher) -> None:
         raise ValueError(f"the network maps {shape} to another shape, or to nothing finite")
 
 
+def is_few_step(pipeline: DiffusionPipeline) -> bool:
+    """Whether it walks as `pipelines/` say: evenly in any number of steps, and without a clip."""
+    names = type(pipeline).__name__, type(pipeline.scheduler).__name__
+    return FEW_STEP in names or FEW_STEP_SCHEDULER in names
+
+
 def teacher_sampler(teacher: Teacher) -> Sampler:
-    """Deterministic, any number of steps, at whole timesteps where the process is a table."""
-    table = isinstance(teacher.denoiser.process, VariancePreserving)
-    return Sampler((), Grid("trailing" if table else "uniform"), gamma=0.0)
+    """Deterministic, in any number of steps, at the times of the teacher's own pipeline."""
+    scheduler, process = teacher.pipeline.scheduler, teacher.denoiser.process
+    if not is_few_step(teacher.pipeline):
+        return own_sampler(scheduler, process)
+    if isinstance(process, VariancePreserving):
+        return Sampler((), Grid("trailing"), gamma=0.0)
+    shift = scheduler.config.get("shift", 1.0)
+    grid = Grid("uniform") if shift == 1 else Grid("shifted", shift=shift)
+    return Sampler((), grid, gamma=0.0)

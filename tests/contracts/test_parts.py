@@ -87,7 +87,7 @@ BACKBONE = """
     def pipeline():
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return ClipsPipeline(Clips(), DDPMScheduler())
+            return ClipsPipeline(Clips(), DDPMScheduler(clip_sample=False))
 """
 CODEC = """
     from stepdistill.teachers.codec import Codec

@@ -1,8 +1,13 @@
 """Pixel pipelines of diffusers' `UNet2DModel`, with class labels or without.
 
-The last label stands for no class. Under a flow the network's time is the scheduler's timestep,
-1000 t; under a table it is the process's own.
+The last label stands for no class: a table of n labels is read as n − 1 classes, and nothing in a
+config tells one without an empty label. Of twice the channels the first half is the prediction, and
+the second a learned variance, which no step asks for. Under a flow the network's time is the
+scheduler's timestep, 1000 t; under a table it is the process's own.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
@@ -34,9 +39,7 @@ class UNet2D(Backbone):
             raise ValueError(
                 f"{type(pipeline).__name__}: its network is not of a known class (UNet2DModel)"
             )
-        labels = self.net.config.num_class_embeds
-        if labels is not None and labels < 2:
-            raise ValueError(f"num_class_embeds {labels}: needs a class and the empty label")
+        require_understood(self.net.config)
         flow, scheduler = is_flow(pipeline.scheduler), pipeline.scheduler.config
         self.scale = float(scheduler.num_train_timesteps) if flow else 1.0
 
@@ -68,6 +71,20 @@ class UNet2D(Backbone):
     def taps(self) -> tuple[str, ...]:
         kinds = (ResnetBlock2D, Attention)
         return tuple(name for name, part in self.net.named_modules() if isinstance(part, kinds))
+
+
+def require_understood(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a network's config that means another clock, condition or output."""
+    labels, kind = config["num_class_embeds"], config["class_embed_type"]
+    if labels is not None and labels < 2:
+        raise ValueError(f"num_class_embeds {labels}: needs a class and the empty label")
+    if kind is not None:
+        raise ValueError(f"class_embed_type {shown(kind)}: only a table of labels is known (null)")
+    if config["time_embedding_type"] == "fourier":
+        raise ValueError("time_embedding_type 'fourier': its clock is σ, which is not known here")
+    into, out = config["in_channels"], config["out_channels"]
+    if out not in (into, 2 * into):
+        raise ValueError(f"out_channels {out}: needs {into}, or {2 * into} with a learned variance")
 
 
 def sides(size: object) -> Size:

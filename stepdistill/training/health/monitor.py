@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ...data.loader import stream
-from ...denoiser import AnyDenoiser, Denoiser, evaluations
+from ...denoiser import AnyDenoiser, Denoiser, evaluations, unguided
 from ...networks.views import load_own, own_tensors
 from ...solver import Sampler
 from ...teachers.teacher import Teacher, teacher_sampler
@@ -197,7 +197,7 @@ class Monitor:
     def reference(self) -> tuple[Tensor, Tensor]:
         """The samples of the unguided teacher, and of the guided one."""
         sampler = teacher_sampler(self.teacher)
-        plain = self.draw(self.teacher.denoiser, sampler, self.plan.steps)
+        plain = self.draw(unguided(self.teacher.guided), sampler, self.plan.steps)
         if self.teacher.w == 1:
             return plain, plain
         return plain, self.draw(self.teacher.guided, sampler, self.plan.steps)

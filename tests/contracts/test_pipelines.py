@@ -1,0 +1,176 @@
+"""Pixel pipelines of any size, as diffusers saves them: what the teacher answers, how it walks,
+what its students are exported as, and every method on each.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from pixels import PIPELINES, called, saved, walked
+from torch import Tensor
+
+from stepdistill.export.export import allowed, code_of, pipeline_for
+from stepdistill.jobs.samplers import of_folder, of_teacher
+from stepdistill.method import load
+from stepdistill.resources import shipped_modules
+from stepdistill.solver import Sampler, Trajectory, states
+from stepdistill.teachers.teacher import Teacher, teacher_sampler
+from stepdistill.times import Grid
+from stepdistill.training.players import PlayerSettings, make_players
+from stepdistill.training.trainer import Optimiser, Trainer, Training
+
+METHODS = shipped_modules("methods")
+
+
+@pytest.fixture(params=PIPELINES)
+def name(request) -> str:
+    return request.param
+
+
+def noise(teacher: Teacher, n: int = 2) -> Tensor:
+    return torch.randn(n, *teacher.event, generator=torch.Generator().manual_seed(5))
+
+
+def asked(teacher: Teacher) -> Tensor | None:
+    return None if teacher.classes is None else torch.tensor([1, 2])
+
+
+def test_the_network_is_called_as_its_pipeline_calls_it(name, tmp_path):
+    """For times of its own for each sample, too."""
+    pipeline = PIPELINES[name]()
+    teacher = saved(pipeline, tmp_path)
+    x, labels = noise(teacher), asked(teacher)
+    last, unit = teacher.denoiser.process.t_max, teacher.backbone.time(torch.ones(1)).item()
+    t = torch.tensor([0.9, 0.2], dtype=torch.float64) * last
+    t = t if unit != 1 else t.round()
+    ours = teacher.denoiser.output(x, t, teacher.conditions(labels))
+    theirs = called(pipeline.unet, x, (t * unit).float(), labels)
+    assert float((ours - theirs).abs().max()) <= 2e-5
+    assert float(ours.std()) > 0.1 and ours.shape == x.shape
+
+
+FULL = pytest.mark.full(shard="teachers")
+
+
+@pytest.mark.parametrize("n", [4, pytest.param(10, marks=FULL)])
+def test_the_teacher_walks_as_its_pipeline_does(name, n, tmp_path):
+    pipeline = PIPELINES[name]()
+    teacher = saved(pipeline, tmp_path)
+    pipeline.unet.double()
+    teacher.denoiser.net.double()
+    x, labels = noise(teacher).double(), asked(teacher)
+    theirs = walked(pipeline, x, n, labels)
+    row = of_teacher(teacher, n).sample(x, labels, torch.Generator())
+    assert float((row - theirs.clamp(-1, 1)).abs().max()) <= 1e-5
+    sampler, cond = teacher_sampler(teacher), teacher.conditions(labels)
+    with torch.no_grad():
+        ours = sampler.draw(teacher.guided, x, n, cond, None)
+    assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
+
+
+def opened(folder: Path) -> DiffusionPipeline:
+    """An exported folder as its users open it."""
+    code = any(folder.rglob("*.py"))
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=code)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+SAMPLERS = {
+    "walked": Sampler((1, 2), Grid("uniform"), 0.0),
+    "re-noised": Sampler((1, 2), Grid("uniform"), 0.6),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_student_is_exported_called_saved_again_and_read(name, kind, tmp_path):
+    teacher, sampler = saved(PIPELINES[name](), tmp_path / "teacher"), SAMPLERS[kind]
+    flow_like = teacher.denoiser.process.t_clean == 0
+    if kind == "walked" and not flow_like and teacher.denoiser.process.t_max % 2:
+        sampler = replace(sampler, grid=Grid("trailing"))
+    student = teacher.denoiser
+    pipeline_for(teacher, student, sampler).save_pretrained(tmp_path / "out")
+    opened(tmp_path / "out").save_pretrained(tmp_path / "again")
+    assert code_of(tmp_path / "again") == code_of(tmp_path / "out")
+    labels, generator = asked(teacher), torch.Generator().manual_seed(3)
+    few = {"batch_size": 2} if labels is None else {"class_labels": labels.tolist()}
+    start = torch.randn(2, *teacher.event, generator=generator)
+    state = generator.get_state()
+    with torch.no_grad():
+        ours = sampler.draw(student, start, 2, teacher.conditions(labels), generator)
+    wanted, most = (ours / 2 + 0.5).clamp(0, 1), allowed(student, sampler)
+    for folder in (tmp_path / "out", tmp_path / "again"):
+        seeded = torch.Generator().manual_seed(3)
+        pipe = opened(folder)
+        made = pipe(num_inference_steps=2, generator=seeded, output_type="pt", **few).images
+        assert float((made - wanted).abs().max()) <= most
+    if code_of(tmp_path / "again"):
+        found, _ = of_folder(tmp_path / "again", 2)
+        read = found.sample(start, labels, torch.Generator().set_state(state))
+        assert float((read - ours.clamp(-1, 1)).abs().max()) <= 2 * most
+
+
+STEPS = {"pcm": Sampler((4,), gamma=0.0), "tdm": Sampler((2,), gamma=0.0), "dmd": Sampler((1,))}
+
+
+def path_of(teacher: Teacher, n: int) -> Trajectory:
+    """A trajectory of the guided teacher, as a cache holds it."""
+    times = Grid("uniform").times(teacher.denoiser.process, 3)
+    cond = teacher.some(n)
+    with torch.no_grad():
+        walk = list(states(teacher.guided, noise(teacher, n), times[:-1], cond, None, 0.0))
+        x0 = [teacher.guided(x, t.expand(n), cond).x0 for x, t in zip(walk, times)]
+    w = torch.full((n,), 2.0)
+    return Trajectory(times, torch.stack([*walk, x0[-1]], 1), torch.stack(x0, 1), w)
+
+
+def two_cycles(method_name: str, teacher: Teacher) -> None:
+    """By the trainer: all is finite, and every player that has a turn is moved."""
+    method = load(method_name)()
+    sampler = STEPS.get(method_name, Sampler((1, 2)))
+    players = make_players(
+        method, teacher, PlayerSettings(sampler, target=0.9, inputs=method.needs.inputs)
+    )
+    path = path_of(teacher, 2) if method.needs.trajectories else None
+    x0 = noise(teacher).clamp(-1, 1)
+
+    class Given:
+        def batch(self, number, size, local):
+            return x0, teacher.some(2), path
+
+    training = Training(2, batch=2, optimiser=Optimiser(lr=1e-4))
+    trainer = Trainer(method, players, Given(), training, Accelerator(cpu=True))
+    before = {n: [p.detach().clone() for p in moved] for n, moved in trainer.moved.items()}
+    while not trainer.done:
+        assert not trainer.step().skipped
+    for player, moved in trainer.moved.items():
+        assert any(not torch.equal(p, q) for p, q in zip(moved, before[player])), player
+        assert all(bool(p.isfinite().all()) for p in moved), player
+
+
+# Each pipeline once; together they are all methods' rooms: one a family, and all in full.
+SOME = [
+    ("sid", "labels, clipped"),
+    ("dmd2", "learned variance"),
+    ("ctm", "v at zero SNR"),
+    ("consistency", "x0, four channels"),
+    ("tcd", "two channels, no end"),
+    ("vsd", "cosine, clipped"),
+    ("lcm", "flow, labels"),
+]
+
+
+@pytest.mark.parametrize(("method", "pipeline"), SOME)
+def test_a_method_trains_on_a_pipeline(method, pipeline, tmp_path):
+    two_cycles(method, saved(PIPELINES[pipeline](), tmp_path))
+
+
+@FULL
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_on_every_pipeline(method, name, tmp_path):
+    needs, teacher = load(method)().needs, saved(PIPELINES[name](), tmp_path)
+    if teacher.null or not (needs.guidance or needs.trajectories):  # else there is none to learn
+        two_cycles(method, teacher)
