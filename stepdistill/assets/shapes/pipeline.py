@@ -8,12 +8,17 @@ Imports torch and diffusers only, so an exported folder runs without the toolkit
 """
 
 import json
+from math import isfinite
 from pathlib import Path
+from threading import Lock
 from typing import Optional, Union
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+
+# Held while a network has hooks, which add what one call asks for: other threads wait.
+HOOKED = Lock()
 
 
 class FewStepPipeline(DiffusionPipeline):
@@ -22,7 +27,8 @@ class FewStepPipeline(DiffusionPipeline):
     unet: UNet2DModel. scheduler: read for its noise process only (a FlowMatchEuler scheduler:
     α = 1 − t, σ = t; otherwise its table of ᾱ).
     times: {"N": [t, …]}, the trained times for N steps, in the process's own clock; None lets any N
-    walk evenly from pure noise to clean data.
+    walk evenly, after the shift of a flow's scheduler, to clean data from `start`, None for pure
+    noise.
     gamma: how much noise is added between steps, from none (0: a chain of jumps) to all (1:
     consistency sampling).
     inputs: ExtraInputs or GuidanceAdapters, for a network with the target time of its step or
@@ -43,6 +49,7 @@ class FewStepPipeline(DiffusionPipeline):
         gamma: float = 0.0,
         guidance: float = 1.0,
         skip_sigma_data: Optional[float] = None,
+        start: Optional[float] = None,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, inputs=inputs)
@@ -51,6 +58,7 @@ class FewStepPipeline(DiffusionPipeline):
             gamma=gamma,
             guidance=guidance,
             skip_sigma_data=skip_sigma_data,
+            start=start,
         )
 
     @torch.no_grad()
@@ -58,33 +66,36 @@ class FewStepPipeline(DiffusionPipeline):
         self,
         num_inference_steps: Optional[int] = None,
         class_labels: Union[int, list, torch.Tensor, None] = None,
-        batch_size: int = 1,
+        batch_size: Optional[int] = None,
         guidance_scale: Optional[float] = None,
-        generator: Optional[torch.Generator] = None,
+        generator: Union[torch.Generator, list, None] = None,
         latents: Optional[torch.Tensor] = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ):
         """Images of `class_labels` (one each), or `batch_size` images of random classes.
 
-        guidance_scale: w in u + w(c − u). A network with the input "w" is given it, at no cost, by
-        default what it was trained for; others are evaluated twice per step unless it is 1.
+        class_labels: one number, for all images, or a list. batch_size: one image if nothing else
+        says how many. guidance_scale: w in u + w(c − u), 1 neutral. A network with the input "w" is
+        given it, at no cost, by default what it was trained for; others are evaluated twice per
+        step unless it is 1. generator: one for the batch, or a list with one for each image.
         latents: standard normal noise (b, c, h, w). output_type: "pil", "np" or "pt" in [0, 1].
-        Raises ValueError for a number of steps the student was not trained for.
+        Raises ValueError for a number of steps the student was not trained for, for labels that its
+        network has no use for, and for arguments that contradict each other.
         """
-        embedded = self.inputs is not None and "w" in self.inputs.config.get("inputs", ["w"])
-        default = self.config.guidance if embedded else 1.0
-        w = default if guidance_scale is None else guidance_scale
-        if w != 1 and not embedded and self.unet.config.num_class_embeds is None:
-            raise ValueError("guidance_scale needs a network with class labels: leave it at 1")
-        labels = self._labels(class_labels, batch_size, generator)
-        count = batch_size if labels is None else len(labels)
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type: pil, np or pt, not {output_type!r}")
+        times, clean = self._times(num_inference_steps), 0.0 if self._is_flow() else -1.0
+        w, embedded = self._guidance(guidance_scale)
         size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (count, self.unet.config.in_channels, height, width)
+        event = (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        count = self._count(batch_size, class_labels, latents, generator)
+        shape = (count, *event)
+        labels = self._labels(class_labels, count, generator)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device)
-        times, clean = self._times(num_inference_steps), 0.0 if self._is_flow() else -1.0
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents: needs the shape {shape}, not {tuple(latents.shape)}")
         # A table's states have unit variance at every time, whatever its σ there; a flow's have σ.
         x = latents.to(self._execution_device, torch.float32) * (times[0] if self._is_flow() else 1)
         for i, t in enumerate(self.progress_bar(times)):
@@ -119,36 +130,74 @@ class FewStepPipeline(DiffusionPipeline):
         index["_class_name"] = ["pipeline", type(self).__name__]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
-    def _labels(self, class_labels, batch_size, generator):
+    def _guidance(self, asked):
+        """w, and whether it is an input of the network."""
+        embedded = self.inputs is not None and "w" in self.inputs.config.get("inputs", ["w"])
+        default = self.config.guidance if embedded else 1.0
+        w = default if asked is None else float(asked)
+        if not (isfinite(w) and w > 0):
+            raise ValueError(f"guidance_scale {w:g}: 1 is without guidance here: leave it out")
+        if w != 1 and not embedded and self.unet.config.num_class_embeds is None:
+            raise ValueError("guidance_scale needs a network with class labels: leave it at 1")
+        return w, embedded
+
+    def _count(self, batch_size, class_labels, latents, generator):
+        """How many images: all that say so must agree, and one label alone serves all."""
+        labels = None if class_labels is None else torch.as_tensor(class_labels)
+        said = {
+            "batch_size": batch_size,
+            "class_labels": len(labels) if labels is not None and labels.ndim else None,
+            "latents": None if latents is None else len(latents),
+            "generator": len(generator) if isinstance(generator, list) else None,
+        }
+        said = {name: n for name, n in said.items() if n is not None}
+        if len(set(said.values())) > 1:
+            counts = ", ".join(f"{name} {n}" for name, n in said.items())
+            raise ValueError(f"one number of images, not {counts}")
+        (count,) = set(said.values()) or {1}
+        if type(count) is not int or count < 1:
+            raise ValueError(f"batch_size: a whole number from 1, not {count!r}")
+        return count
+
+    def _labels(self, class_labels, count, generator):
         classes = self.unet.config.num_class_embeds
-        if isinstance(generator, list):
-            raise ValueError("give one generator, not a list: its stream serves the whole batch")
         if classes is None:
+            if class_labels is not None:
+                raise ValueError("class_labels: this network knows no classes: leave them out")
             return None
         if class_labels is None:
-            device = "cpu" if generator is None else generator.device
-            class_labels = torch.randint(
-                classes - 1, (batch_size,), generator=generator, device=device
-            )
-        labels = torch.as_tensor(class_labels).reshape(-1)
-        if labels.numel() == 0 or int(labels.min()) < 0 or int(labels.max()) >= classes:
+            each = generator if isinstance(generator, list) else [generator]
+            class_labels = torch.cat([
+                torch.randint(
+                    classes - 1, (count // len(each),), generator=g, device=g.device if g else "cpu"
+                ).cpu()
+                for g in each
+            ])  # fmt: skip
+        labels = torch.as_tensor(class_labels)
+        if labels.is_floating_point() or labels.ndim > 1:
+            raise ValueError("class_labels: whole numbers, one for each image")
+        if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise ValueError(f"class_labels must lie in 0 … {classes - 1}, the last for no class")
-        return labels.to(self._execution_device)
+        return labels.expand(count).to(self._execution_device)
 
     def _times(self, steps):
         table = self.config.times
+        if steps is None:
+            steps = 32 if table is None else int(min(table, key=int))
+        if type(steps) is not int or steps < 1:
+            raise ValueError(f"num_inference_steps: a whole number from 1, not {steps!r}")
         if table is not None:
-            steps = steps or int(min(table, key=int))
             if str(steps) not in table:
                 raise ValueError(
                     f"this student was trained for {', '.join(table)} steps, not {steps}"
                 )
             return [float(t) for t in table[str(steps)]]
-        steps = steps or 32
+        even, start = [1 - i / steps for i in range(steps)], self.config.start
         if self._is_flow():
-            return [1 - i / steps for i in range(steps)]
-        last = len(self.scheduler.alphas_cumprod)
-        return [last * (1 - i / steps) - 1 for i in range(steps)]
+            shift = self.scheduler.config.get("shift", 1.0)
+            return [shift * u / (1 + (shift - 1) * u) for u in even]
+        span = len(self.scheduler.alphas_cumprod) if start is None else start + 1
+        return [span * u - 1 for u in even]
 
     def _is_flow(self):
         return type(self.scheduler).__name__.startswith("FlowMatch")
@@ -191,11 +240,17 @@ class FewStepPipeline(DiffusionPipeline):
             torch.full((len(x),), value, device=x.device, dtype=torch.float32)
             for value in (t * scale, s * scale, w)
         )
-        hooks = [] if self.inputs is None else self.inputs.attach(self.unet, t, s, w, labels)
-        try:
-            x = x.to(self.unet.dtype)
-            output = self.unet(x, t, class_labels=labels, return_dict=False)[0]
-            return output[:, : x.shape[1]].float()  # without a learned variance
-        finally:
-            for hook in hooks:
-                hook.remove()
+        if self.inputs is None:
+            return self._output(x, t, labels)
+        with HOOKED:
+            hooks = self.inputs.attach(self.unet, t, s, w, labels)
+            try:
+                return self._output(x, t, labels)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+    def _output(self, x, t, labels):
+        x = x.to(self.unet.dtype)
+        output = self.unet(x, t, class_labels=labels, return_dict=False)[0]
+        return output[:, : x.shape[1]].float()  # without a learned variance
