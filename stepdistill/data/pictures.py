@@ -41,10 +41,10 @@ class Fit:
     side: int | None = None
     convert: Literal["grey", "rgb"] | None = None
 
-    def read(self, file: str | BytesIO, name: str) -> np.ndarray:
+    def read(self, file: str | BytesIO) -> np.ndarray:
         """Pixels (height, width, channels) uint8, resized and upright, but not yet cut.
 
-        Raises ConfigError, beginning with `name`, if the file cannot be used."""
+        Raises ConfigError, to which the caller adds the name, if the file cannot be used."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of enormous pictures, which are refused here
@@ -52,12 +52,12 @@ class Fit:
                     self._require(image)
                     return self._pixels(ImageOps.exif_transpose(image))
         except UnidentifiedImageError as error:
-            raise ConfigError(f"{name}: not a PNG, JPEG or WebP image inside") from error
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from error
+            raise ConfigError("not a PNG, JPEG or WebP image inside") from error
+        except ConfigError:
+            raise
         except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
             reason = " ".join(str(error).replace(repr(file), "the file").split())
-            raise ConfigError(f"{name}: unreadable or damaged ({reason}); replace it") from error
+            raise ConfigError(f"unreadable or damaged ({reason}); replace it") from error
 
     def _require(self, image: Image.Image) -> None:
         """Raise ConfigError for what the header already shows, before pixels take memory."""

@@ -64,7 +64,7 @@ class Archives(Stored):
 
     def __init__(self, paths: list[str], archives: list[Archive]) -> None:
         self.paths, self.archives = paths, archives
-        self.ends = np.cumsum(self.shards)
+        self.begins = np.cumsum([0, *self.shards])
         self.labels = [label for archive in archives for label in archive.labels]
 
     @property
@@ -72,7 +72,7 @@ class Archives(Stored):
         return tuple(len(archive.sizes) for archive in self.archives)
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.begins[-1])
 
     def file(self, number: int) -> BytesIO:
         path, archive, i = self._place(number)
@@ -96,8 +96,8 @@ class Archives(Stored):
 
     def _place(self, number: int) -> tuple[str, Archive, int]:
         """The archive that holds a picture, and its place there."""
-        k = int(np.searchsorted(self.ends, number, side="right"))
-        return self.paths[k], self.archives[k], number - int(self.ends[k]) + self.shards[k]
+        k = int(np.searchsorted(self.begins, number, side="right")) - 1
+        return self.paths[k], self.archives[k], number - int(self.begins[k])
 
 
 def scan(path: str, label: str | None) -> Archive:
