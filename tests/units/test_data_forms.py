@@ -1,6 +1,7 @@
 """Sources of images in archives, tables, Parquet and data sets: what is unfit is named in one line,
 and streams are read in order."""
 
+import os
 import tarfile
 from dataclasses import replace
 from itertools import chain, permutations
@@ -10,6 +11,7 @@ import torch
 from shelf import NAMES, Looker, N, in_parquet, pack, pixels, png, save, shards, shown
 
 from stepdistill.data.loader import Source, windowed
+from stepdistill.data.sources.folder import Folder
 from stepdistill.data.sources.table import Table
 from stepdistill.data.sources.webdataset import WebDataset
 from stepdistill.schema import ConfigError
@@ -114,6 +116,26 @@ def test_links_in_archives_and_packed_ones_are_refused(tmp_path):
     assert "not a whole tar archive" in said(WebDataset(str(tmp_path / "0.tar")))
     (tmp_path / "1.tar.gz").write_bytes(b"")
     assert "not an archive (.tar)" in said(WebDataset(str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder"])
+@pytest.mark.parametrize("suffix", [".png", ".tar", ".csv", ".parquet"])
+def test_what_is_no_regular_file_is_never_opened(kind, suffix, tmp_path):
+    """Else reading a pipe waits for ever, and /dev/zero has no end."""
+    from stepdistill.data.sources.parquet import Parquet
+
+    file = tmp_path / "data" / f"1{suffix}"
+    file.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "endless":
+        file.symlink_to("/dev/zero")
+    else:
+        file.mkdir()
+    source = {".png": Folder, ".tar": WebDataset, ".csv": Table, ".parquet": Parquet}[suffix]
+    assert "1" + suffix in said(source(str(file)))
+    if suffix != ".csv":
+        assert "data" in said(source(str(file.parent)))
 
 
 TABLES = {
