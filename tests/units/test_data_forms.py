@@ -118,7 +118,7 @@ def test_links_in_archives_and_packed_ones_are_refused(tmp_path):
     assert "not an archive (.tar)" in said(WebDataset(str(tmp_path)))
 
 
-@pytest.mark.parametrize("kind", ["pipe", "endless", "folder"])
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder", "loop"])
 @pytest.mark.parametrize("suffix", [".png", ".tar", ".csv", ".parquet"])
 def test_what_is_no_regular_file_is_never_opened(kind, suffix, tmp_path):
     """Else reading a pipe waits for ever, and /dev/zero has no end."""
@@ -130,6 +130,8 @@ def test_what_is_no_regular_file_is_never_opened(kind, suffix, tmp_path):
         os.mkfifo(file)
     elif kind == "endless":
         file.symlink_to("/dev/zero")
+    elif kind == "loop":
+        file.symlink_to(file.name)
     else:
         file.mkdir()
     source = {".png": Folder, ".tar": WebDataset, ".csv": Table, ".parquet": Parquet}[suffix]

@@ -250,6 +250,7 @@ ODD = {
         png(pixels(0))[:60] + b"\0\0\0" + png(pixels(0))[63:]
     ),
     "not an image": lambda file: file.symlink_to("nowhere"),
+    "not an image (.png": lambda file: file.symlink_to(file.name),
     "not an image (": lambda file: file.symlink_to(file.parent, target_is_directory=True),
 }
 

@@ -5,10 +5,10 @@ are read in order, file by file in an order of their own each time round, `buffe
 among themselves, so that no copy is made and memory holds no more than the buffer, encoded.
 """
 
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ class Parquet(Images):
         return self.buffer
 
     def find(self, classes: int | None) -> "RowGroups":
-        alone = self.path.endswith(".parquet") and Path(self.path).is_file()
+        alone = self.path.endswith(".parquet") and os.path.isfile(self.path)
         paths = [self.path] if alone else listing.files(self.path, (".parquet",), "a table")
         columns = {"image": self.image} | ({} if classes is None else {"label": self.label})
         tables = [footer(path, columns) for path in paths]
@@ -106,7 +106,7 @@ class RowGroups(Stored):
 
     def key(self, number: int) -> str:
         path, row = self._row(number)
-        return f"{Path(path).name}:{row}"
+        return f"{os.path.basename(path)}:{row}"
 
     def _place(self, number: int) -> tuple[int, int]:
         """The group of a picture, and its row there."""

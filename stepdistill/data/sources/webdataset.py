@@ -13,7 +13,6 @@ import tarfile
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +44,7 @@ class WebDataset(Images):
         return self.buffer if self.streaming else None
 
     def find(self, classes: int | None) -> "Archives":
-        alone = self.path.endswith(".tar") and Path(self.path).is_file()
+        alone = self.path.endswith(".tar") and os.path.isfile(self.path)
         paths = [self.path] if alone else listing.files(self.path, (".tar",), "an archive")
         label = None if classes is None else self.label
         return Archives(paths, [scan(path, label) for path in paths])
