@@ -50,7 +50,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 BLOCKS = 3  # fresh seed blocks of a comparison
 BUDGET = "Network passes of one sample to train each config with; may be given several times."
 SEEDS = "Seeds at every budget; 3 if none is said."
-SUITE = "What scores them: a shipped suite, or a YAML file."
+SUITE = "What scores them: a shipped suite, or a YAML file; by default what their runs say."
+REFERENCE = "A folder of real images, for suites that need one; else what the runs' data hold out."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
 
@@ -188,19 +189,20 @@ def export(
 @app.command(name="eval")
 def evaluate(
     sources: Annotated[list[Path], typer.Argument(help="Run folders or exported pipelines.")],
-    suite: Annotated[str, typer.Option(help=SUITE)] = "digits",
+    suite: Annotated[str | None, typer.Option(help=SUITE)] = None,
     out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("evaluation"),
     n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 1000,
     blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
+    reference: Annotated[str | None, typer.Option(help=REFERENCE)] = None,
     debug: Debug = False,
 ) -> None:
     """Score students side by side and write one report."""
     with guarded(debug):
         require_writable(out)
-        from .jobs.evaluate import score
+        from .jobs.evaluate import Against, score
 
-        rows = score(sources, suite, out, (n, blocks), steps, console)
+        rows = score(sources, Against(suite, reference), out, (n, blocks), steps, console)
         console.print(table(rows))
         console.print(f"report: {out / 'report.html'}")
 

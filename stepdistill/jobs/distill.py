@@ -36,14 +36,14 @@ from ..runs.folder import RunFolder, versions_line
 from ..runs.log import curves, log_rows
 from ..runs.loop import train
 from ..runs.progress import progress
-from ..runs.setup import Setup, accelerator_of
+from ..runs.setup import Setup, accelerator_of, check_batches
 from ..runs.stages import Stages, TrainedRun
 from ..schema import ConfigError
 from ..training.health.monitor import record_of
 from ..training.health.reference import StageSpan, spans
 from .report_images import outliers_of, same_noise, strips
 from .samplers import of_run
-from .suites import require, suite_for
+from .suites import require, require_images, suite_for
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,8 @@ def train_run(run: RunConfig, folder: Path, console: Console) -> Stages:
     require(run.evaluation.suite)
     accelerator = accelerator_of(run, folder)
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
+    require_images(run, stages.setup.teacher)
+    check_batches(stages.setup)
     if accelerator.is_main_process:
         stages.folder.open(run)
         show_classes(stages, console)
