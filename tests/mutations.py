@@ -701,6 +701,27 @@ MUTATIONS = (
         ("units/test_trajectories.py::test_trajectories_are_the_guided_teachers",),
     ),
     Mutation(
+        "training on what is held out",
+        "data/images.py",
+        "np.flatnonzero(kept ^ training)",
+        "np.flatnonzero(kept | training)",
+        ("contracts/test_sources.py::test_what_is_held_out_is_never_trained_on",),
+    ),
+    Mutation(
+        "cuts that no seed repeats",
+        "data/images.py",
+        "torch.rand(len(pictures), 3, generator=local)",
+        "torch.rand(len(pictures), 3)",
+        ("units/test_pictures.py::test_cuts_are_drawn_evenly_from_the_batch_s_own_stream",),
+    ),
+    Mutation(
+        "windows that are the same each round",
+        "data/loader.py",
+        "stream(seed, 2, e, w)",
+        "stream(seed, 2, 0, w)",
+        ("units/test_data_forms.py::test_a_stream_reads_its_shards_in_order",),
+    ),
+    Mutation(
         "a student that helps its judge",
         "families/adversarial.py",
         "self.adversarial * generator_loss",

@@ -147,7 +147,11 @@ class Pictures(Samples):
         if self.pixels is not None:
             return self.pixels[i]
         number = int(self.taken[i])
-        picture = self.fit.read(self.stored.file(number), self.stored.name(number))
+        file = self.stored.file(number)
+        try:
+            picture = self.fit.read(file)
+        except ConfigError as error:
+            raise ConfigError(f"{self.stored.name(number)}: {error}") from error
         return picture if self.drawn[0] else middle(picture, self.fit.size).copy()
 
     def _changed(self, picture: np.ndarray, down: float, right: float, side: float) -> np.ndarray:

@@ -48,7 +48,7 @@ def walk(folder: str | Path, suffixes: tuple[str, ...], kind: str) -> Iterator[s
         entry = waiting.pop()
         if entry.is_dir(follow_symlinks=False):
             waiting += listed(entry.path)[::-1]
-        elif entry.is_file() and entry.name.lower().endswith(suffixes):
+        elif entry.name.lower().endswith(suffixes) and os.path.isfile(entry.path):
             yield entry.path
         else:
             name = shortened(entry.path)

@@ -21,8 +21,6 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA")  # 8 bits a channel, with or without transparency
 CONVERTED = ("CMYK", "YCbCr")  # to RGB, if asked
 LARGEST = 2**26  # pixels that are decoded
-ORIENTATION = 0x0112
-LYING = (5, 6, 7, 8)  # orientations that exchange width and height
 # Of red, green, blue and opacity, what a teacher of so many channels takes.
 TAKEN = {1: [0], 2: [0, 3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}
 
@@ -41,10 +39,10 @@ class Fit:
     side: int | None = None
     convert: Literal["grey", "rgb"] | None = None
 
-    def read(self, file: str | BytesIO, name: str) -> np.ndarray:
+    def read(self, file: str | BytesIO) -> np.ndarray:
         """Pixels (height, width, channels) uint8, resized and upright, but not yet cut.
 
-        Raises ConfigError, beginning with `name`, if the file cannot be used."""
+        Raises ConfigError, to which the caller adds the name, if the file cannot be used."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of enormous pictures, which are refused here
@@ -52,18 +50,18 @@ class Fit:
                     self._require(image)
                     return self._pixels(ImageOps.exif_transpose(image))
         except UnidentifiedImageError as error:
-            raise ConfigError(f"{name}: not a PNG, JPEG or WebP image inside") from error
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from error
+            raise ConfigError("not a PNG, JPEG or WebP image inside") from error
+        except ConfigError:
+            raise
         except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
             reason = " ".join(str(error).replace(repr(file), "the file").split())
-            raise ConfigError(f"{name}: unreadable or damaged ({reason}); replace it") from error
+            raise ConfigError(f"unreadable or damaged ({reason}); replace it") from error
 
     def _require(self, image: Image.Image) -> None:
         """Raise ConfigError for what the header already shows, before pixels take memory."""
-        size, wanted = (image.width, image.height), (self.size[1], self.size[0])
-        if self.side is None and size != wanted and size[::-1] != wanted:
-            raise ConfigError(unfit(size, wanted))
+        wanted = self.size[1], self.size[0]
+        if self.side is None and image.size not in (wanted, self.size):  # it may be turned yet
+            raise ConfigError(unfit(image.size, wanted))
         if image.width * image.height > LARGEST:
             raise ConfigError(f"has more than {LARGEST // 2**20} million pixels; make it smaller")
         stored = [tile[3] for tile in image.tile]  # PIL reads "RGB;16B" as RGB, and drops bytes
@@ -74,11 +72,11 @@ class Fit:
         # A phone's MPO holds a second view or a gain map of the same picture.
         if image.format != "MPO" and getattr(image, "n_frames", 1) != 1:
             raise ConfigError("an animation; save one picture")
-        # Last, because to find the orientation PIL decodes a PNG.
-        if self.side is None and upright(image) != wanted:
-            raise ConfigError(unfit(upright(image), wanted))
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
+        wanted = self.size[1], self.size[0]
+        if self.side is None and image.size != wanted:
+            raise ConfigError(unfit(image.size, wanted))
         image = image.convert("RGB") if image.mode in CONVERTED else image
         image = image.convert("RGBA")
         if self.channels in (1, 3) and image.getextrema()[3][0] < 255:
@@ -97,12 +95,6 @@ def unfit(size: Size, wanted: Size) -> str:
     """Words for a picture of another size; both are width and height."""
     pixels = "{}×{} pixels, but the teacher takes {}×{}".format(*size, *wanted)
     return f"{pixels}; resize it, or set size: {min(wanted)}"
-
-
-def upright(image: Image.Image) -> Size:
-    """Width and height as the camera was held."""
-    size = (image.width, image.height)
-    return size[::-1] if image.getexif().get(ORIENTATION, 1) in LYING else size
 
 
 def covering(picture: Size, size: Size, side: int) -> Size:

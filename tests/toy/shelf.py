@@ -1,6 +1,7 @@
 """Pictures on disk, in every form that a source reads, and a teacher as a source sees it."""
 
 import io
+import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,16 @@ import torch
 from PIL import Image
 
 from stepdistill.conditions import Cond
+from stepdistill.data.loader import Source
+from stepdistill.data.sources.folder import Folder
+from stepdistill.data.sources.table import Table
+from stepdistill.data.sources.webdataset import WebDataset
 from stepdistill.teachers.backbone import Asked
 from stepdistill.teachers.codec import Pixels, Size
 
 SIZE = (6, 4)  # height and width
+
+N, NAMES = 12, ("ape", "cat", "dog")  # pictures of a source, and their classes, in turn
 
 
 class Looker:
@@ -65,3 +72,73 @@ def shards(folder: Path, counts: Sequence[int], classes: int = 3) -> None:
             members |= {f"{k:05d}.png": png(pixels(k)), f"{k:05d}.cls": str(k % classes).encode()}
             k += 1
         pack(folder / f"{number:05d}.tar", members)
+
+
+def in_folder(folder: Path) -> Source:
+    for k in range(N):
+        save(folder / NAMES[k % 3] / f"{k}.png", pixels(k))
+    return Folder(str(folder))
+
+
+def in_archives(folder: Path) -> Source:
+    shards(folder, (5, 4, 3))
+    return WebDataset(str(folder), classes=NAMES)
+
+
+def in_csv(folder: Path) -> Source:
+    lines = ["file,animal"]
+    for k in range(N):
+        save(folder / "pictures" / f"{k}.png", pixels(k))
+        lines.append(f"pictures/{k}.png,{NAMES[k % 3]}")
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    return Table(str(folder / "list.csv"), image="file", label="animal")
+
+
+def in_json(folder: Path) -> Source:
+    lines = []
+    for k in range(N):
+        save(folder / f"{k}.png", pixels(k))
+        lines.append(json.dumps({"image": f"{k}.png", "label": k % 3}))
+    (folder / "list.jsonl").write_text("\n".join(lines))
+    return Table(str(folder / "list.jsonl"), classes=NAMES)
+
+
+def data_set():
+    import datasets
+
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))}
+    images = [{"bytes": png(pixels(k)), "path": None} for k in range(N)]
+    columns = {"image": images, "label": [k % 3 for k in range(N)]}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+
+def in_parquet(folder: Path) -> Source:
+    from stepdistill.data.sources.parquet import Parquet
+
+    whole = data_set()
+    whole.select(range(5)).to_parquet(folder / "0.parquet", batch_size=2)
+    whole.select(range(5, N)).to_parquet(folder / "1.parquet", batch_size=3)
+    return Parquet(str(folder), buffer=4)
+
+
+def in_data_set(folder: Path) -> Source:
+    from stepdistill.data.sources.hub import Hub
+
+    data_set().save_to_disk(folder)
+    return Hub(str(folder))
+
+
+FORMS = {
+    "folder": in_folder,
+    "webdataset": in_archives,
+    "csv": in_csv,
+    "jsonl": in_json,
+    "parquet": in_parquet,
+    "hub": in_data_set,
+}
+
+
+def shown(pictures: torch.Tensor) -> list[int]:
+    """Which of the twelve pictures these are."""
+    known = {pixels(k).tobytes(): k for k in range(N)}
+    return [known[((p[0] + 1) * 127.5).round().byte().numpy().tobytes()] for p in pictures]

@@ -1,196 +1,20 @@
-"""Sources of images in archives, tables, Parquet and data sets: pictures and labels as they lie
-there, and what is unfit named in one line."""
+"""Sources of images in archives, tables, Parquet and data sets: what is unfit is named in one line,
+and streams are read in order."""
 
-import json
+import os
 import tarfile
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain, permutations
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from shelf import Looker, pack, pixels, png, save, shards
+from shelf import NAMES, Looker, N, in_parquet, pack, pixels, png, save, shards, shown
 
-from stepdistill.data.loader import Drawn, Loader, Source, held_out, stream, windowed
+from stepdistill.data.loader import Source, windowed
 from stepdistill.data.sources.folder import Folder
 from stepdistill.data.sources.table import Table
 from stepdistill.data.sources.webdataset import WebDataset
 from stepdistill.schema import ConfigError
-
-N, NAMES = 12, ("ape", "cat", "dog")
-
-
-def in_folder(folder: Path) -> Source:
-    for k in range(N):
-        save(folder / NAMES[k % 3] / f"{k}.png", pixels(k))
-    return Folder(str(folder))
-
-
-def in_archives(folder: Path) -> Source:
-    shards(folder, (5, 4, 3))
-    return WebDataset(str(folder), classes=NAMES)
-
-
-def in_csv(folder: Path) -> Source:
-    lines = ["file,animal"]
-    for k in range(N):
-        save(folder / "pictures" / f"{k}.png", pixels(k))
-        lines.append(f"pictures/{k}.png,{NAMES[k % 3]}")
-    (folder / "list.csv").write_text("\n".join(lines) + "\n")
-    return Table(str(folder / "list.csv"), image="file", label="animal")
-
-
-def in_json(folder: Path) -> Source:
-    lines = []
-    for k in range(N):
-        save(folder / f"{k}.png", pixels(k))
-        lines.append(json.dumps({"image": f"{k}.png", "label": k % 3}))
-    (folder / "list.jsonl").write_text("\n".join(lines))
-    return Table(str(folder / "list.jsonl"), classes=NAMES)
-
-
-def data_set():
-    import datasets
-
-    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))}
-    images = [{"bytes": png(pixels(k)), "path": None} for k in range(N)]
-    columns = {"image": images, "label": [k % 3 for k in range(N)]}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
-
-
-def in_parquet(folder: Path) -> Source:
-    from stepdistill.data.sources.parquet import Parquet
-
-    whole = data_set()
-    whole.select(range(5)).to_parquet(folder / "0.parquet", batch_size=2)
-    whole.select(range(5, N)).to_parquet(folder / "1.parquet", batch_size=3)
-    return Parquet(str(folder), buffer=4)
-
-
-def in_data_set(folder: Path) -> Source:
-    from stepdistill.data.sources.hub import Hub
-
-    data_set().save_to_disk(folder)
-    return Hub(str(folder))
-
-
-FORMS = {
-    "folder": in_folder,
-    "webdataset": in_archives,
-    "csv": in_csv,
-    "jsonl": in_json,
-    "parquet": in_parquet,
-    "hub": in_data_set,
-}
-
-
-@pytest.fixture(params=FORMS)
-def form(request, tmp_path) -> tuple[Source, Callable[..., Source]]:
-    """A source of the same twelve pictures, and a way to give it other settings."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    return FORMS[request.param](folder)
-
-
-def asked(source: Source, **settings: object) -> Source:
-    from dataclasses import replace
-
-    return replace(source, **settings)
-
-
-def shown(pictures: torch.Tensor) -> list[int]:
-    """Which of the twelve pictures these are."""
-    known = {pixels(k).tobytes(): k for k in range(N)}
-    return [known[((p[0] + 1) * 127.5).round().byte().numpy().tobytes()] for p in pictures]
-
-
-def test_pixels_and_labels_are_what_lies_there(form):
-    samples = form.open(Looker(1, 3))
-    assert len(samples) == N and samples.names == NAMES
-    images, labels = samples.rows(torch.arange(N))
-    assert images.dtype == torch.float32 and labels.dtype == torch.int64
-    numbers = shown(images)
-    assert sorted(numbers) == [*range(N)] and labels.tolist() == [k % 3 for k in numbers]
-    k = numbers.index(7)
-    assert np.array_equal(images[k, 0].numpy(), pixels(7) / np.float32(127.5) - 1)
-    again = samples.rows(torch.tensor([k, 0, k]))
-    assert torch.equal(again.images, images[[k, 0, k]])
-
-
-def test_without_classes_there_are_no_labels(form):
-    samples = form.open(Looker())
-    images, labels = samples.rows(torch.arange(N))
-    assert labels is None and samples.names == () and sorted(shown(images)) == [*range(N)]
-
-
-def test_other_numbers_of_classes_are_refused(form):
-    for classes in (2, 4):
-        with pytest.raises(ConfigError, match=f"3 .* for the teacher's {classes}"):
-            form.open(Looker(1, classes))
-
-
-def test_what_is_held_out_is_never_trained_on(form):
-    shared = asked(form, held_out=0.4)
-    kept = held_out(shared, Looker(1, 3))
-    trained = shared.open(Looker(1, 3))
-    images, labels = trained.rows(torch.arange(len(trained)))
-    apart, rest = shown(kept.images), shown(images)
-    assert sorted(apart + rest) == [*range(N)] and 0 < len(apart) < len(rest) + 6
-    assert kept.asked.tolist() == [k % 3 for k in apart]
-    assert labels.tolist() == [k % 3 for k in rest]
-    again = held_out(shared, Looker(1, 3))
-    assert torch.equal(again.images, kept.images)
-    changed = asked(shared, crop="random", flip=True, size=8)
-    assert len(held_out(changed, Looker(1, 3)).images) == len(apart)
-    assert torch.equal(held_out(changed, Looker()).images, held_out(changed, Looker()).images)
-    others = {
-        tuple(shown(held_out(asked(shared, held_out_seed=s), Looker(1, 3)).images))
-        for s in range(4)
-    }
-    assert len(others) > 1
-    with pytest.raises(ConfigError, match=r"settings\.held_out: no images are kept"):
-        form.open_held_out(Looker(1, 3))
-
-
-def test_a_walk_meets_each_picture_once_each_time_round(form):
-    samples = form.open(Looker(1, 3))
-    walk = samples.walk(0, 3 * N, seed=2)
-    rounds = [walk[k * N : (k + 1) * N].tolist() for k in range(3)]
-    assert all(sorted(each) == [*range(N)] for each in rounds)
-    assert len({tuple(each) for each in rounds}) == 3
-    for first in (0, 3, N - 1, 2 * N - 5):
-        assert samples.walk(first, 7, seed=2).tolist() == walk[first : first + 7].tolist()
-    assert samples.walk(0, 3 * N, seed=3).tolist() != walk.tolist()
-
-
-def batches(source: Source, numbers: Sequence[int], seed: int = 0) -> list[Drawn]:
-    """Batches of five by a loader that was asked for no others."""
-    teacher = Looker(1, 3)
-    loader = Loader(source.open(teacher), teacher, seed=seed)
-    return [loader.batch(number, 5, stream(seed, 1, number)) for number in numbers]
-
-
-def test_a_run_that_was_killed_anywhere_sees_the_same_samples_bit_for_bit(form):
-    """Also the same cuts and mirrored pictures, whatever the process drew before."""
-    source = asked(form, size=8, crop="random", flip=True, held_out=0.2)
-    whole = batches(source, range(12))
-    assert any(not torch.equal(whole[0].x0, other.x0) for other in whole[1:])
-    for killed in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10):
-        torch.rand(killed)
-        for seen, expected in zip(batches(source, (killed, killed + 1)), whole[killed:]):
-            assert torch.equal(seen.x0, expected.x0)
-            assert torch.equal(seen.cond["label"], expected.cond["label"])
-
-
-def test_two_processes_share_one_walk(form):
-    """Each takes every second micro-batch; together they see what one sees."""
-    alone = batches(form, range(8))
-    first, second = batches(form, range(0, 8, 2)), batches(form, range(1, 8, 2))
-    together = [drawn for pair in zip(first, second) for drawn in pair]
-    assert all(torch.equal(a.x0, b.x0) for a, b in zip(alone, together))
-    seen = shown(torch.cat([drawn.x0 for drawn in together])[:N])
-    assert sorted(seen) == [*range(N)]
 
 
 @pytest.mark.parametrize("window", [1, 3, 5, 100])
@@ -294,6 +118,28 @@ def test_links_in_archives_and_packed_ones_are_refused(tmp_path):
     assert "not an archive (.tar)" in said(WebDataset(str(tmp_path)))
 
 
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder", "loop"])
+@pytest.mark.parametrize("suffix", [".png", ".tar", ".csv", ".parquet"])
+def test_what_is_no_regular_file_is_never_opened(kind, suffix, tmp_path):
+    """Else reading a pipe waits for ever, and /dev/zero has no end."""
+    from stepdistill.data.sources.parquet import Parquet
+
+    file = tmp_path / "data" / f"1{suffix}"
+    file.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "endless":
+        file.symlink_to("/dev/zero")
+    elif kind == "loop":
+        file.symlink_to(file.name)
+    else:
+        file.mkdir()
+    source = {".png": Folder, ".tar": WebDataset, ".csv": Table, ".parquet": Parquet}[suffix]
+    assert "1" + suffix in said(source(str(file)))
+    if suffix != ".csv":
+        assert "data" in said(source(str(file.parent)))
+
+
 TABLES = {
     "list.csv: line 2: {0}/gone.png: no such file": "image,label\ngone.png,0\n",
     "settings.image: {0}/list.csv: line 2: no 'image' among 'file', 'label'": "file,label\na,0\n",
@@ -360,7 +206,7 @@ def test_unfit_parquet_is_named(tmp_path):
 
 
 def test_parquet_holds_no_more_than_its_buffer(tmp_path):
-    source = asked(in_parquet(tmp_path), buffer=2)
+    source = replace(in_parquet(tmp_path), buffer=2)
     samples = source.open(Looker())
     walked = [samples.rows(samples.walk(k, 1, 0)).images for k in range(N)]
     assert sorted(shown(torch.cat(walked))) == [*range(N)]
@@ -390,12 +236,3 @@ def test_no_copy_is_made_without_its_size_and_place(monkeypatch):
     monkeypatch.setattr(hub, "HfApi", Api)
     message = said(hub.Hub("someone/pictures"))
     assert message.startswith("settings.cache: someone/pictures: 2.5 MB would be downloaded")
-
-
-def test_nothing_is_copied_unasked(form, tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    before = {path.name for path in tmp_path.rglob("*")}
-    form.open(Looker(1, 3)).rows(torch.arange(N))
-    assert {path.name for path in tmp_path.rglob("*")} == before

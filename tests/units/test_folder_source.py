@@ -208,17 +208,22 @@ def test_a_jpeg_is_read(tmp_path):
     torch.testing.assert_close(images, as_tensor(flat).expand(2, *GREY), rtol=0, atol=0.02)
 
 
-def deep_png() -> bytes:
-    """A colour PNG of 16 bits a channel, which PIL reads as RGB without its low bytes."""
+def bare_png(width: int, height: int, depth: int, colour: int) -> bytes:
+    """A PNG of nothing but zeros, and of no more rows than six."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checked = kind + data
         return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
 
-    header = struct.pack(">IIBBBBB", 4, 6, 16, 2, 0, 0, 0)
-    rows = zlib.compress(bytes(6 * (1 + 4 * 6)))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    rows = zlib.compress(bytes(6 * (1 + 6 * min(width, 10))))
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def deep_png() -> bytes:
+    """A colour PNG of 16 bits a channel, which PIL reads as RGB without its low bytes."""
+    return bare_png(4, 6, 16, 2)
 
 
 def transparent() -> np.ndarray:
@@ -245,6 +250,7 @@ ODD = {
         png(pixels(0))[:60] + b"\0\0\0" + png(pixels(0))[63:]
     ),
     "not an image": lambda file: file.symlink_to("nowhere"),
+    "not an image (.png": lambda file: file.symlink_to(file.name),
     "not an image (": lambda file: file.symlink_to(file.parent, target_is_directory=True),
 }
 
@@ -257,9 +263,14 @@ def test_an_unfit_file_is_named(words, tmp_path):
     assert message.startswith(f"settings.path: {tmp_path / 'odd.png'}: ") and words in message
 
 
-def test_an_enormous_picture_is_refused_before_it_is_decoded(tmp_path):
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "1.png")
+@pytest.mark.parametrize("side", [9_000, 12_000, 2**30])
+def test_an_enormous_picture_is_refused_before_it_is_decoded(side, tmp_path):
+    (tmp_path / "1.png").write_bytes(bare_png(side, side, 1, 0))
     assert "1.png: " in said(tmp_path)
+    with pytest.raises(
+        ConfigError, match="1.png: (has more than 64 million pixels|.*exceeds limit)"
+    ):
+        load_folder(tmp_path, GREY, None, size=4)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "labels.csv", "1.gif", "1.png~", "archive.zip"])

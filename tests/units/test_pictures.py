@@ -36,7 +36,7 @@ def test_resizing_is_antialiased_and_bicubic():
     array = pixels(3, 3, (97, 60))
     file = BytesIO()
     Image.fromarray(array).save(file, "PNG")
-    seen = Fit((16, 16), 3, side=20).read(file, "1.png")
+    seen = Fit((16, 16), 3, side=20).read(file)
     assert seen.shape == (32, 20, 3)
     planes = torch.from_numpy(array).permute(2, 0, 1)[None].float()
     expected = torch.nn.functional.interpolate(planes, (32, 20), mode="bicubic", antialias=True)

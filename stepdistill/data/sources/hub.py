@@ -1,9 +1,9 @@
 """A data set of Hugging Face `datasets`, mapped into memory: by its name on the hub, or a folder
 that `save_to_disk` wrote.
 
-A name is downloaded and copied as Arrow, so it needs a folder for that, `cache`; without one the
-line that says so tells the size. With HF_HUB_OFFLINE=1 only what lies there already is used. No
-code of a data set is run, and nobody is told that it was loaded.
+A name is downloaded, to where HF_HOME says, and copied as Arrow, for which it needs a folder,
+`cache`; without one the line that says so tells the size of both. With HF_HUB_OFFLINE=1 only what
+lies there already is used. No code of a data set is run, and the hub counts no loading.
 """
 
 import os
@@ -12,6 +12,7 @@ from io import BytesIO
 
 import datasets
 from huggingface_hub import HfApi
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from ...schema import ConfigError, shown
 from ..images import Images
@@ -21,7 +22,7 @@ from ..stored import Stored
 @dataclass(frozen=True)
 class Hub(Images):
     """The settings of `Images`; path: a folder or a name. image, label: columns. split, config:
-    parts of it. cache: the folder of downloads and copies."""
+    parts of it. cache: the folder of the copy."""
 
     image: str = "image"
     label: str = "label"
@@ -32,7 +33,7 @@ class Hub(Images):
     def find(self, classes: int | None) -> "Mapped":
         folder = os.path.isdir(self.path)
         if not folder and self.cache is None:
-            raise ConfigError(f"settings.cache: {size_of(self.path)}: name a folder for that")
+            raise ConfigError(f"settings.cache: {size_of(self.path)}: name a folder for the copy")
         try:
             found = self._saved() if folder else self._downloaded()
         except ConfigError:
@@ -100,4 +101,4 @@ def size_of(name: str) -> str:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{name}: neither a folder nor to be had ({reason})") from error
     size = sum(file.size or 0 for file in files) / 1e6
-    return f"{name}: {size:.1f} MB would be downloaded, and as much copied"
+    return f"{name}: {size:.1f} MB would be downloaded to {HF_HUB_CACHE} and as much copied"

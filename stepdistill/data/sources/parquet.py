@@ -5,10 +5,10 @@ are read in order, file by file in an order of their own each time round, `buffe
 among themselves, so that no copy is made and memory holds no more than the buffer, encoded.
 """
 
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ class Parquet(Images):
         return self.buffer
 
     def find(self, classes: int | None) -> "RowGroups":
-        alone = self.path.endswith(".parquet") and Path(self.path).is_file()
+        alone = self.path.endswith(".parquet") and os.path.isfile(self.path)
         paths = [self.path] if alone else listing.files(self.path, (".parquet",), "a table")
         columns = {"image": self.image} | ({} if classes is None else {"label": self.label})
         tables = [footer(path, columns) for path in paths]
@@ -81,7 +81,7 @@ class RowGroups(Stored):
         self.labels = [name for table in tables for name in labels_of(table.path, label)]
         self.groups = [(table.path, k) for table in tables for k in range(len(table.groups))]
         sizes = [size for table in tables for size in table.groups]
-        self.ends, self.file_ends = np.cumsum(sizes), np.cumsum(self.shards)
+        self.begins, self.file_begins = np.cumsum([0, *sizes]), np.cumsum([0, *self.shards])
         self.most = 2 * held + 2 * max(sizes, default=0)  # a window has at most half held out
         self.recent: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
@@ -90,7 +90,7 @@ class RowGroups(Stored):
         return tuple(sum(table.groups) for table in self.tables)
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.begins[-1])
 
     def file(self, number: int) -> BytesIO:
         k, row = self._place(number)
@@ -106,17 +106,17 @@ class RowGroups(Stored):
 
     def key(self, number: int) -> str:
         path, row = self._row(number)
-        return f"{Path(path).name}:{row}"
+        return f"{os.path.basename(path)}:{row}"
 
     def _place(self, number: int) -> tuple[int, int]:
         """The group of a picture, and its row there."""
-        k = int(np.searchsorted(self.ends, number, side="right"))
-        return k, number - (int(self.ends[k - 1]) if k else 0)
+        k = int(np.searchsorted(self.begins, number, side="right")) - 1
+        return k, number - int(self.begins[k])
 
     def _row(self, number: int) -> tuple[str, int]:
         """The file of a picture, and its row there."""
-        k = int(np.searchsorted(self.file_ends, number, side="right"))
-        return self.tables[k].path, number - (int(self.file_ends[k - 1]) if k else 0)
+        k = int(np.searchsorted(self.file_begins, number, side="right")) - 1
+        return self.tables[k].path, number - int(self.file_begins[k])
 
     def _group(self, k: int) -> pa.ChunkedArray:
         """The images of a group."""

@@ -13,7 +13,6 @@ import tarfile
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +44,7 @@ class WebDataset(Images):
         return self.buffer if self.streaming else None
 
     def find(self, classes: int | None) -> "Archives":
-        alone = self.path.endswith(".tar") and Path(self.path).is_file()
+        alone = self.path.endswith(".tar") and os.path.isfile(self.path)
         paths = [self.path] if alone else listing.files(self.path, (".tar",), "an archive")
         label = None if classes is None else self.label
         return Archives(paths, [scan(path, label) for path in paths])
@@ -64,7 +63,7 @@ class Archives(Stored):
 
     def __init__(self, paths: list[str], archives: list[Archive]) -> None:
         self.paths, self.archives = paths, archives
-        self.ends = np.cumsum(self.shards)
+        self.begins = np.cumsum([0, *self.shards])
         self.labels = [label for archive in archives for label in archive.labels]
 
     @property
@@ -72,7 +71,7 @@ class Archives(Stored):
         return tuple(len(archive.sizes) for archive in self.archives)
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.begins[-1])
 
     def file(self, number: int) -> BytesIO:
         path, archive, i = self._place(number)
@@ -96,8 +95,8 @@ class Archives(Stored):
 
     def _place(self, number: int) -> tuple[str, Archive, int]:
         """The archive that holds a picture, and its place there."""
-        k = int(np.searchsorted(self.ends, number, side="right"))
-        return self.paths[k], self.archives[k], number - int(self.ends[k]) + self.shards[k]
+        k = int(np.searchsorted(self.begins, number, side="right")) - 1
+        return self.paths[k], self.archives[k], number - int(self.begins[k])
 
 
 def scan(path: str, label: str | None) -> Archive:
