@@ -1,6 +1,6 @@
 """Several students in one table and one report: `stepdistill eval A B …` scores what lies there."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -10,8 +10,10 @@ from ..evaluation.evaluate import Sampled, evaluate
 from ..evaluation.reference import Kind
 from ..evaluation.report.report import Report, write_report
 from ..evaluation.rows import TEACHER, Row
+from ..evaluation.suite import Suite
+from ..files import LOCK, sweep
 from ..runs.config import find
-from ..runs.folder import RunFolder, versions_line
+from ..runs.folder import RunFolder, alone, versions_line
 from ..runs.progress import progress
 from ..runs.stages import reopen
 from ..schema import ConfigError
@@ -24,12 +26,24 @@ SCORED = "scored.jsonl"  # in the report's folder, until there is a report
 NAMED = 8  # sources that a report names in its heading
 
 
+@dataclass(frozen=True)
+class Opening:
+    """How sources are opened.
+
+    steps: of exported pipelines, their fewest by default. trusted: modules that run folders may
+    name, besides those that are shipped.
+    """
+
+    steps: int | None = None
+    trusted: tuple[str, ...] = ()
+
+
 def score(
     sources: list[Path],
     suite: str,
     out: Path,
     size: tuple[int, int],
-    steps: int | None,
+    opening: Opening,
     console: Console,
     costs: dict[str, str] | None = None,
 ) -> list[Row]:
@@ -39,27 +53,35 @@ def score(
     exist or does not fit, sources that are neither run nor pipeline, or of several kinds.
     """
     find(suite, "eval/suites", "suite")  # before anything is loaded
-    samplers, kind = gather(sources, steps)
-    n, blocks = size
+    samplers, kind = gather(sources, opening)
     measured = load(suite, kind)
-    with progress(console, "evaluating") as observe:
-        rows = evaluate(samplers, measured, n, blocks, SEED, observe, out / SCORED)
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out / LOCK, out):
+        sweep(out)
+        with progress(console, "evaluating") as observe:
+            rows = evaluate(samplers, measured, *size, SEED, observe, out / SCORED)
+        made = report(sources, samplers, rows, measured, size[0])
+        write_report(out, replace(made, costs=costs or {}))
+        (out / SCORED).unlink()
+    return rows
+
+
+def report(
+    sources: list[Path], samplers: list[Sampled], rows: list[Row], measured: Suite, n: int
+) -> Report:
+    """What the rows of several sources are shown in."""
     provenance = {
         "sources": ", ".join(map(str, sources)),
         "versions": versions_line(),
     }
-    report = Report(
+    return Report(
         title=title_of(sources),
         rows=rows,
         suite=measured,
-        costs=costs or {},
         provenance=provenance | measured.provenance,
         grids=[same_noise(samplers, measured, SEED)],
         worst=outliers_of(samplers, measured, n, SEED),
     )
-    write_report(out, report)
-    (out / SCORED).unlink()
-    return rows
 
 
 def title_of(sources: list[Path]) -> str:
@@ -68,14 +90,14 @@ def title_of(sources: list[Path]) -> str:
     return f"Comparison: {few}" if len(sources) <= NAMED else f"Comparison of {len(sources)}"
 
 
-def gather(sources: list[Path], steps: int | None) -> tuple[list[Sampled], Kind]:
+def gather(sources: list[Path], opening: Opening) -> tuple[list[Sampled], Kind]:
     """The samplers of all sources, and what they make; a guided teacher that several runs share
     appears once."""
     found: dict[tuple[object, str, int], Sampled] = {}
     kinds = set()
     for source in sources:
         if RunFolder(source).is_run:
-            trained = reopen(source, Accelerator())
+            trained = reopen(source, Accelerator(), trusted=opening.trusted)
             kinds.add(kind_of(trained.teacher))
             shared = f"{trained.run.teacher or source}, w = {trained.run.guidance:g}"
             for c in of_run(trained):
@@ -84,7 +106,7 @@ def gather(sources: list[Path], steps: int | None) -> tuple[list[Sampled], Kind]
                 owner = shared if c.model == TEACHER else str(source)
                 found.setdefault((same, c.model, c.steps), replace(c, source=owner))
         else:
-            student, kind = of_folder(source, steps)
+            student, kind = of_folder(source, opening.steps)
             kinds.add(kind)
             key = (source, student.model, student.steps)
             found[key] = replace(student, source=str(source))

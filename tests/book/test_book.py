@@ -47,7 +47,9 @@ BUDGETS = {
     "method file lines": 200,
 }
 # (subject, budget): (limit, reason). Subjects: "stepdistill/x.py" or "stepdistill/x.py:Class.name".
-RAISED: dict[tuple[str, str], tuple[int, str]] = {}
+RAISED: dict[tuple[str, str], tuple[int, str]] = {
+    ("stepdistill/cli.py:evaluate", "arguments"): (8, "one for each option of the command"),
+}
 
 # "stepdistill/x.py: construct": reason.
 EXCUSED: dict[str, str] = {
