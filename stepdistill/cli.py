@@ -66,7 +66,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 BLOCKS = 3  # fresh seed blocks of a comparison
 BUDGET = "Network passes of one sample to train each config with; may be given several times."
 SEEDS = "Seeds at every budget; 3 if none is said."
-SUITE = "What scores them: a shipped suite, or a YAML file."
+SUITE = "What scores them: a shipped suite, or a YAML file; by default what their runs say."
+REFERENCE = "A folder of real images, for suites that need one; else what the runs' data hold out."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 TRUSTED = "A module of yours that a run's folder names; such folders run no others."
 Trust = Annotated[list[str] | None, typer.Option("--trust-method", metavar="NAME", help=TRUSTED)]
@@ -207,21 +208,22 @@ def export(
 @app.command(name="eval")
 def evaluate(
     sources: Annotated[list[Path], typer.Argument(help="Run folders or exported pipelines.")],
-    suite: Annotated[str, typer.Option(help=SUITE)] = "digits",
+    suite: Annotated[str | None, typer.Option(help=SUITE)] = None,
     out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("evaluation"),
     n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 1000,
     blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
+    reference: Annotated[str | None, typer.Option(help=REFERENCE)] = None,
     trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Score students side by side and write one report."""
     with guarded(debug):
         require_writable(out)
-        from .jobs.evaluate import Opening, score
+        from .jobs.evaluate import Against, Opening, score
 
-        opening = Opening(steps, tuple(trust or ()))
-        rows = score(sources, suite, out, (n, blocks), opening, console)
+        opening, against = Opening(steps, tuple(trust or ())), Against(suite, reference)
+        rows = score(sources, against, out, (n, blocks), opening, console)
         console.print(table(rows))
         console.print(f"report: {out / 'report.html'}")
 

@@ -6,11 +6,17 @@ and no step counter, so a loss is a pure function of (players, batch).
 Randomness comes from the two streams a batch carries and from nowhere else: `shared`, equal on
 all ranks, for whatever changes control flow (an exit step, a number of steps), and `local` for
 everything else.
+
+Two things reach beyond one micro-batch, and a loss stays a function of what it is given all the
+same. What compares the samples of a whole turn says in `Turn.rows` what it must know of each, and
+gets them, of all micro-batches and processes, from `batch.pool(rows)`. What is remembered from turn
+to turn comes out as `Loss.kept`, the same on all processes, and comes back in `Players.kept`; it is
+part of a checkpoint, and forgotten where the step was not finite.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -25,13 +31,19 @@ from .schema import check_fields
 from .solver import Sampler, Trajectory
 
 
+def alone(rows: Tensor) -> Tensor:
+    """The rows of a turn that is one micro-batch of one process."""
+    return rows
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a loss is computed on.
 
     x0: clean samples (b, *event); methods without data read only its shape, dtype and device.
     progress: the share of the stage's updates that are done, in [0, 1). path: the trajectories
-    whose ends x0 is, where the run has a cache.
+    whose ends x0 is, where the run has a cache. pool: rows (b, k), one a sample and without a
+    graph, to those of all samples of the turn (B, k), in the order of micro-batches and ranks.
     """
 
     x0: Tensor
@@ -40,6 +52,7 @@ class Batch:
     local: torch.Generator
     progress: float = 0.0
     path: Trajectory | None = None
+    pool: Callable[[Tensor], Tensor] = alone
 
     def uniform(self, low: float, high: float) -> Tensor:
         """(b,) numbers between the two, from the local stream."""
@@ -59,6 +72,7 @@ class Sample(NamedTuple):
 
 class Loss(NamedTuple):
     """terms: weighted scalars, minimised together. shown: what else to log. carry: for later turns.
+    kept: what the method remembers, by name; equal for all micro-batches and processes of a turn.
 
     Every term keeps its graph, so that their gradients can be compared.
     """
@@ -66,6 +80,7 @@ class Loss(NamedTuple):
     terms: dict[str, Tensor]
     shown: dict[str, Tensor] = {}
     carry: Sample | None = None
+    kept: dict[str, Tensor] = {}
 
     @property
     def total(self) -> Tensor:
@@ -79,7 +94,8 @@ class Players:
 
     teacher is frozen and already guided; target is an average of the student, or the student;
     initial is the student as the stage found it; discriminator is a head on the teacher's network.
-    sampler: how the student will be sampled, for methods that train on what it makes.
+    sampler: how the student will be sampled, for methods that train on what it makes. kept: what
+    the method's losses have kept so far.
     """
 
     student: Denoiser
@@ -90,6 +106,7 @@ class Players:
     discriminator: Discriminator | None = None
     carry: Sample | None = None
     sampler: Sampler = Sampler()
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     def trained(self) -> dict[str, nn.Module]:
         """What each player that can move is trained in, by its name in a turn."""
@@ -108,10 +125,15 @@ class Players:
 
 
 class Turn(NamedTuple):
-    """One optimiser step: the player that moves, and its loss."""
+    """One optimiser step: the player that moves, and its loss.
+
+    rows: what the loss pools of each sample, (b, k), as it would give it to `batch.pool`. Asked
+    without a graph for every micro-batch before the first loss, where there are several.
+    """
 
     player: str
     loss: Callable[[Players, Batch], Loss]
+    rows: Callable[[Players, Batch], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,33 +142,37 @@ class Needs:
 
     players: those it trains or asks. data: whether it looks at clean samples. trajectories: whether
     it is trained on the teacher's cached trajectories. initial: whether the student as the stage
-    found it must be kept. guidance: whether it draws the teacher's guidance itself, instead of the
-    run's. discriminator: whose features its discriminator looks at, None for no discriminator.
+    found it must be kept. guidance: the range from which it draws the teacher's guidance itself,
+    None for the run's. discriminator: whose features its discriminator looks at, None for none.
     tap: path of the block these come from, None for the backbone's own choice. inputs: what the
     student's network needs beyond the teacher's, see `networks.inputs`. boundary: whether the
-    student's x̂₀ must tend to x_t as σ → 0.
+    student's x̂₀ must tend to x_t as σ → 0. batch: samples of a turn, of all micro-batches and
+    processes, below which its loss means little.
     """
 
     players: tuple[str, ...] = ("student", "teacher")
     data: bool = True
     trajectories: bool = False
     initial: bool = False
-    guidance: bool = False
+    guidance: tuple[float, float] | None = None
     discriminator: Literal["critic", "teacher"] | None = None
     tap: str | None = None
     inputs: tuple[str, ...] = ()
     boundary: bool = False
+    batch: int = 1
 
 
 class Method(ABC):
     """Base of all methods.
 
     needs: what it asks of a run; a property where that depends on its settings. paper: title and
-    arXiv id.
+    arXiv id. dropout: whether that of the student's network, if it has any, is at work in training,
+    in the student, its target and its initial state with one mask a micro-batch.
     """
 
     needs: ClassVar[Needs] = Needs()
     paper: ClassVar[str]
+    dropout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,5 +1,6 @@
 """What travels with the package, by name: configs, pipelines, assets, and one-file parts."""
 
+import os
 import sys
 from functools import cache
 from importlib import import_module
@@ -23,6 +24,15 @@ def shipped(folder: str) -> Path:
 def shipped_names(folder: str, suffix: str) -> list[str]:
     """Names, without suffix, of the shipped files of a kind."""
     return sorted(p.stem for p in shipped(folder).glob(f"*{suffix}"))
+
+
+def cache_folder() -> Path | None:
+    """Where what can be made again is kept between runs; None for a user without a home."""
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return Path(home) / "stepdistill"
 
 
 def pipeline_class(file: str, name: str) -> type:

@@ -455,8 +455,8 @@ MUTATIONS = (
     Mutation(
         "checkpointed blocks in the student's role, whoever calls",
         "networks/lora.py",
-        "        with _working(at_work, role):\n            return block",
-        "        with _working(at_work, ['student']):\n            return block",
+        "with _working(at_work, role), switched_on",
+        "with _working(at_work, ['student']), switched_on",
         ("units/test_players.py::test_gradients_are_those_of_full_copies",),
     ),
     Mutation(
@@ -523,8 +523,8 @@ MUTATIONS = (
     Mutation(
         "sCM's tangent of the other sign",
         "methods/scm.py",
-        "return now, toward_teacher - r *",
-        "return now, toward_teacher + r *",
+        "return toward_teacher - r *",
+        "return toward_teacher + r *",
         ("maths/test_scm.py::test_the_tangent_vanishes_at_the_exact_consistency_function",),
     ),
     Mutation(
@@ -537,9 +537,26 @@ MUTATIONS = (
     Mutation(
         "sCM's tangent not normalised",
         "methods/scm.py",
-        "before - normalised(g, self.floor)",
-        "before - g",
+        "now.detach() - normalised(g, self.floor)",
+        "now.detach() - g",
         ("maths/test_scm.py::test_the_gradient_with_respect_to_the_network_is_the_formulas",),
+    ),
+    Mutation(
+        "a difference beyond the last time",
+        "methods/scm.py",
+        "self.step * cos(t) * sin(t) <= t_max",
+        "0 * self.step <= t_max",
+        ("maths/test_scm.py::test_no_network_is_asked_for_more_noise_than_it_knows",),
+    ),
+    Mutation(
+        "a derivative in half precision",
+        "losses/jvp.py",
+        "enabled=False",
+        "enabled=torch.is_autocast_enabled(x.device.type)",
+        (
+            "maths/test_scm.py::test_attention_and_half_precision_have_the_exact_derivative"
+            "[difference-0.02-bf16]",
+        ),
     ),
     Mutation(
         "sCM's variance with the other sign",
@@ -558,9 +575,88 @@ MUTATIONS = (
     Mutation(
         "CTM's goal asked at the student's time",
         "methods/ctm.py",
-        "goal = jump(p.student, x_u, u, end, batch.cond)",
-        "goal = jump(p.student, x_u, t, end, batch.cond)",
+        "goal = jump(inner, x_u, u, end, batch.cond)",
+        "goal = jump(inner, x_u, t, end, batch.cond)",
         ("maths/test_ctm.py::test_exact_maps_have_no_loss",),
+    ),
+    Mutation(
+        "SoundCTM's goal of the student itself",
+        "methods/ctm.py",
+        'inner = p.student if self.match == "clean" else p.target',
+        "inner = p.student",
+        ("maths/test_ctm.py::test_the_gradient_is_a_difference_of_the_loss",),
+    ),
+    Mutation(
+        "bins of a micro-batch alone",
+        "methods/f_distill.py",
+        "turn = batch.pool(rows)",
+        "turn = rows",
+        ("maths/test_matching.py::test_pieces_of_a_turn_have_the_gradient_of_the_whole",),
+    ),
+    Mutation(
+        "a memory that forgets the bins without samples",
+        "methods/f_distill.py",
+        "torch.where(counts > 0, moved, before)",
+        "moved",
+        ("maths/test_matching.py::test_bins_remember_as_the_authors_do",),
+    ),
+    Mutation(
+        "a target with a mask of its own",
+        "networks/dropout.py",
+        "        torch.manual_seed(seed)\n",
+        "",
+        (
+            "units/test_dropout.py::"
+            "test_student_target_and_start_have_one_mask_and_the_teacher_none",
+        ),
+    ),
+    Mutation(
+        "dropout left at work",
+        "networks/dropout.py",
+        "switch(layers, [False] * len(layers))",
+        "pass",
+        (
+            "units/test_dropout.py::"
+            "test_student_target_and_start_have_one_mask_and_the_teacher_none",
+        ),
+    ),
+    Mutation(
+        "recomputed blocks without dropout",
+        "networks/lora.py",
+        "switched_on(dropping):",
+        "switched_on([]):",
+        ("units/test_dropout.py::test_checkpointed_blocks_recompute_with_the_same_mask",),
+    ),
+    Mutation(
+        "gradients that the environment divides",
+        "training/trainer.py",
+        "(loss.total / n).backward()",
+        "self.accelerator.backward(loss.total / n)",
+        ("units/test_trainer.py::test_the_environment_of_a_launcher_changes_nothing",),
+    ),
+    Mutation(
+        "averages taken for something else",
+        "training/finite.py",
+        '"ema": "averages of the student",',
+        '"ema": "weights of the critic",',
+        ("hostile/test_interruptions.py::test_what_is_no_number_is_found_before_it_is_saved",),
+    ),
+    Mutation(
+        "a range of guidance upside down",
+        "runs/setup.py",
+        "(min(drawn), max(drawn))",
+        "(max(drawn), min(drawn))",
+        ("units/test_inputs.py::test_what_a_run_lacks_is_named",),
+    ),
+    Mutation(
+        "TCM's pairs anew from the beginning",
+        "methods/consistency_training.py",
+        "FINAL if self.cut > 0 else Pairs()",
+        "Pairs()",
+        (
+            "maths/test_consistency_training.py::"
+            "test_the_cut_stage_goes_on_where_the_first_has_ended",
+        ),
     ),
     Mutation(
         "ECT's sigmoid mirrored",

@@ -1,11 +1,13 @@
 """Batches, numbered: batch k is the same whenever, wherever and however often it is asked for.
 
 A `Source` opens samples that are read by number; the `Loader` walks through them in one fresh
-permutation per epoch, keyed by (seed, epoch), so a resumed run and any number of processes see
-exactly the same data, and makes states and conditions of them.
+order per epoch, keyed by (seed, epoch), so a resumed run and any number of processes see exactly
+the same data, and makes states and conditions of them. What is kept for evaluation comes from
+`held_out(source, teacher)`; no batch has it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import Cond, choose, move
-from ..schema import check_fields
+from ..schema import ConfigError, check_fields
 from ..solver import Trajectory
 from ..teachers.backbone import Asked
 from ..teachers.teacher import Teacher
@@ -43,14 +45,24 @@ class Rows(NamedTuple):
     asked: Asked
 
 
-class Samples(Protocol):
-    """Samples by number, read when they are asked for."""
+class Samples(ABC):
+    """Samples by number, read when they are asked for.
 
+    names: what the labels 0, 1, … are called; none where there are no labels, or only numbers."""
+
+    names: tuple[str, ...] = ()
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def rows(self, index: Tensor) -> Rows:
-        """The samples (n,) of these numbers."""
-        ...
+    @abstractmethod
+    def rows(self, index: Tensor, local: torch.Generator | None = None) -> Rows:
+        """The samples (n,) of these numbers, each the same every time but for what is drawn from
+        `local`, like crops; without it nothing is drawn."""
+
+    def walk(self, first: int, count: int, seed: int) -> Tensor:
+        """Numbers first … first + count − 1 of an endless walk through all samples."""
+        return shuffled(len(self), first, count, seed)
 
 
 class Source(ABC):
@@ -65,18 +77,33 @@ class Source(ABC):
         any. Raises ConfigError for what does not fit; it begins with "source: ", or with
         "settings.KEY: " and names the file."""
 
+    def open_held_out(self, teacher: Teacher) -> Samples:
+        """The samples kept for evaluation, which `open` leaves out. Raises ConfigError as it."""
+        raise ConfigError("source: keeps no samples for evaluation")
+
+
+def held_out(source: Source, teacher: Teacher, most: int = 10_000) -> Rows:
+    """The first `most` samples that a source keeps for evaluation: always the same, with nothing
+    drawn at random, none of them in any training batch of the same settings.
+
+    source: `run.data.build()`. The images are (n, c, h, w) float32 in [−1, 1]; `asked` has the
+    labels (n,) int64, or is None. Raises ConfigError if it keeps none."""
+    samples = source.open_held_out(teacher)
+    return samples.rows(torch.arange(min(most, len(samples))))
+
 
 @dataclass(frozen=True)
-class InMemory:
+class InMemory(Samples):
     """Samples held in memory. images: (n, c, h, w). labels: (n,), or None."""
 
     images: Tensor
     labels: Tensor | None
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def rows(self, index: Tensor) -> Rows:
+    def rows(self, index: Tensor, local: torch.Generator | None = None) -> Rows:
         return Rows(self.images[index], None if self.labels is None else self.labels[index])
 
 
@@ -93,9 +120,14 @@ class Loader:
     dropout: float = 0.0
     seed: int = 0
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the labels are called, in their order."""
+        return self.samples.names
+
     def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
-        index = shuffled(len(self.samples), number * size, size, self.seed)
-        images, asked = self.samples.rows(index)
+        index = self.samples.walk(number * size, size, self.seed)
+        images, asked = self.samples.rows(index, local)
         x0 = self.teacher.codec.encode(images.to(self.teacher.device), local)
         return Drawn(x0, dropped(self.teacher, asked, self.dropout, local))
 
@@ -106,6 +138,7 @@ class Unseen:
 
     teacher: Teacher
     dropout: float = 0.0
+    names: tuple[str, ...] = ()
 
     def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
         x0, classes = torch.zeros(size, *self.teacher.event), self.teacher.classes
@@ -129,6 +162,28 @@ def shuffled(n: int, first: int, count: int, seed: int) -> Tensor:
     order = torch.cat([torch.randperm(n, generator=stream(seed, 2, e)) for e in epochs])
     start = first - epochs[0] * n
     return order[start : start + count]
+
+
+def windowed(shards: Sequence[int], window: int, first: int, count: int, seed: int) -> Tensor:
+    """The same for samples that are read in order, numbered through shards of these lengths.
+
+    Each time round the shards come in another order, and every `window` samples that follow each
+    other in it are shuffled among themselves. So whoever reads holds one window, and whoever begins
+    in the middle reads no more than that window again."""
+    lengths = torch.tensor(shards)
+    begins, n = lengths.cumsum(0) - lengths, int(lengths.sum())
+    found = []
+    for e in range(first // n, (first + count - 1) // n + 1):
+        order = torch.randperm(len(shards), generator=stream(seed, 2, e))
+        ends = lengths[order].cumsum(0)
+        low, high = max(first - e * n, 0), min(first + count - e * n, n)
+        for w in range(low // window, (high - 1) // window + 1):
+            size = min(window, n - w * window)
+            places = torch.randperm(size, generator=stream(seed, 2, e, w)) + w * window
+            places = places[max(low - w * window, 0) : high - w * window]
+            k = torch.searchsorted(ends, places, right=True)
+            found.append(begins[order[k]] + places - (ends[k] - lengths[order[k]]))
+    return torch.cat(found)
 
 
 def stream(*key: int) -> torch.Generator:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,19 @@ from .features.space import FeatureSpace
 # n things to ask for: in order without a generator, else drawn with that of a block, as it was
 # before the block's noise.
 Ask = Callable[[int, torch.Generator | None], Asked]
+
+
+class RealImages(NamedTuple):
+    """Real images (m, c, h, w) in [−1, 1] that a user brings, their labels (m,) or None, and where
+    they come from."""
+
+    images: Tensor
+    labels: Tensor | None
+    about: str
+
+
+# Reads what the user brings. Raises ValueError where nothing is brought, or does not fit.
+Brought = Callable[[], RealImages]
 
 
 @dataclass(frozen=True)
@@ -71,12 +85,12 @@ class Reference:
     _features: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def space(self, name: str) -> FeatureSpace:
-        """A space of images of this size: the file `name` of features/, or any importable module.
+        """A space of images like these: the file `name` of features/, or any importable module.
 
-        Raises ValueError if there is none, or none of this size."""
+        Raises ValueError if there is none, or none for these."""
         if name not in self._spaces:
             kind = named("evaluation.features", name.replace("-", "_"), FeatureSpace)
-            self._spaces[name] = kind.of(self.size)
+            self._spaces[name] = kind.of(self)
         return self._spaces[name]
 
     def features(self, name: str) -> Tensor:
@@ -103,8 +117,24 @@ class Reference:
 
 
 class Task(ABC):
-    """Base of all tasks: a frozen dataclass, whose fields are its settings in the YAML."""
+    """Base of all tasks: a frozen dataclass, whose fields are its settings in the YAML.
+
+    needs_images: whether it measures against the user's own.
+    """
+
+    needs_images: ClassVar[bool] = False
 
     @abstractmethod
-    def open(self, kind: Kind) -> Reference:
-        """The reference for samplers of this kind. Raises ValueError where they do not fit."""
+    def open(self, kind: Kind, brought: Brought) -> Reference:
+        """The reference for samplers of this kind; brought: for tasks that measure against the
+        user's own images. Raises ValueError where they do not fit."""
+
+
+def evenly(classes: int) -> Ask:
+    """Asks for each class equally often."""
+
+    def ask(n: int, generator: torch.Generator | None) -> Tensor:
+        order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+        return order % classes
+
+    return ask

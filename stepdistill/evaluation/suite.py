@@ -6,6 +6,7 @@ It is a YAML of eval/suites/, or anyone's, that names its parts:
     settings: {}                 settings of its own: what is asked for, and the real images
     metrics:                     files of evaluation/metrics/, or any importable modules
       - {name: frechet_random, metric: frechet, settings: {space: random-conv}}
+      - {name: accuracy, optional: true}
     headline: [frechet_random]   by which rows are compared in one sentence
     batch: 250                   images that are generated at a time, fewer by default if large
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 from ..schema import ConfigError, Count
 from .metric import Metric
-from .reference import Kind, Reference, Task
+from .reference import Brought, Kind, Reference, Task
 
 MOST, VALUES = 250, 2**22  # images, and pixel values, that are generated at a time
 
@@ -29,10 +30,12 @@ class Unfit(ConfigError):
 
 @dataclass(frozen=True)
 class MetricSettings:
-    """name: in tables. metric: its module, if that is called otherwise."""
+    """name: in tables. metric: its module, if that is called otherwise. optional: left out where
+    it cannot be computed, as without classes."""
 
     name: str
     metric: str | None = None
+    optional: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -87,18 +90,40 @@ class Suite:
 
 
 def opened(
-    name: str, settings: SuiteSettings, task: Task, metrics: tuple[Metric, ...], kind: Kind
+    name: str,
+    settings: SuiteSettings,
+    task: Task,
+    metrics: tuple[Metric, ...],
+    kind: Kind,
+    brought: Brought,
 ) -> Suite:
     """The suite of a YAML and its parts, for samplers of this kind.
 
     Raises Unfit where the suite cannot score them."""
     where = ""
     try:
-        reference = task.open(kind)
-        for metric in metrics:
+        reference = task.open(kind, brought)
+        found = []
+        for metric, asked in zip(metrics, settings.metrics):
             where = f"{metric.name}: "
-            metric.open(reference)
+            if can_open(metric, reference, asked.optional):
+                found.append(metric)
     except ValueError as error:
         raise Unfit(f"suite '{name}' {where}{error}") from error
+    names = {metric.name for metric in found}
+    headline = tuple(each for each in settings.headline if each in names)
+    if not headline:
+        raise Unfit(f"suite '{name}': none of its headline can be computed here")
     batch = settings.batch or max(1, min(MOST, VALUES // prod(reference.size)))
-    return Suite(name, reference, metrics, settings.headline, batch, settings)
+    return Suite(name, reference, tuple(found), headline, batch, settings)
+
+
+def can_open(metric: Metric, reference: Reference, optional: bool) -> bool:
+    """Open a metric; whether it can be computed. Raises ValueError where it must be."""
+    try:
+        metric.open(reference)
+    except ValueError:
+        if not optional:
+            raise
+        return False
+    return True

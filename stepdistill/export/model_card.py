@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import escape
 from pathlib import Path
 
 from ..evaluation.report.table import in_markdown, score_names, value_text
@@ -26,6 +27,7 @@ def card(trained: TrainedRun, code: list[str], rows: list[Row]) -> str:
         usage(trained, code),
         "## What it is\n",
         facts(trained, licence),
+        *classes(trained.setup.data.names),
         "## Scores\n",
         scores(rows),
         "## Settings\n",
@@ -99,6 +101,13 @@ def facts(trained: TrainedRun, licence: str) -> str:
         versions_line(),
     ]
     return "\n".join(f"- {in_markdown(line)}" for line in lines) + "\n"
+
+
+def classes(names: tuple[str, ...]) -> list[str]:
+    """What the labels are called, if the data say so."""
+    written = [escape(name).replace("|", "&#124;") for name in names]
+    lines = [f"| {label} | {name} |\n" for label, name in enumerate(written)]
+    return ["## Classes\n", "| label | name |\n|---|---|\n" + "".join(lines)] if lines else []
 
 
 def scores(rows: list[Row]) -> str:

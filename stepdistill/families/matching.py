@@ -42,6 +42,8 @@ class Generating(Method):
     ratio: Count = 1
     time: TimeLaw = TimeLaw(low=0.02, high=0.98)
 
+    dropout = False  # what is matched are the samples of the student as it will be sampled
+
     @abstractmethod
     def student_loss(self, p: Players, batch: Batch) -> Loss:
         """The student's loss, which carries its sample."""

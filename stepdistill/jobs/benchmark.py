@@ -108,11 +108,11 @@ def benchmark(
     compared, and TrainingFailed, at the end, if some could not be trained to theirs."""
     entries = [entry for run in configs for entry in enter(run, budgets, seeds)]
     wanted = [run for entry in entries for run in entry.runs]
-    name = require_comparable(wanted, runs)
+    against = require_comparable(wanted, runs)
     suite = [require_suite(run) for run in configs][0]
     costs = train_all(wanted, runs, console)
     opening = Opening(trusted=modules_named(wanted))
-    rows = score([runs / name for name in costs], name, out, size, opening, console, costs)
+    rows = score([runs / name for name in costs], against, out, size, opening, console, costs)
     summaries = [s for entry in entries for s in summarise(entry, rows, runs, suite.headline)]
     known = [row for row in rows if row.model in (TEACHER, REAL)]
     write_whole(out / "comparison.json", json.dumps([asdict(s) for s in summaries], indent=1))

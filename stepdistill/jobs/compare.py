@@ -14,7 +14,7 @@ from ..runs.log import seconds_of
 from ..schema import ConfigError
 from ..training.trainer import TrainingFailed
 from .distill import train_run
-from .evaluate import Opening, score
+from .evaluate import Against, Opening, score
 from .suites import require_suite
 
 
@@ -26,25 +26,26 @@ def compare(
     What a folder already holds is not trained again. Raises ConfigError, before anything is
     written, for runs that cannot be trained or do not fit in one table, and TrainingFailed, at the
     end, if some could not be trained to theirs."""
-    suite = require_comparable(wanted, runs)
+    against = require_comparable(wanted, runs)
     for run in wanted:
         require_suite(run)
     costs = train_all(wanted, runs, console)
     opening = Opening(trusted=modules_named(wanted))
-    rows = score([runs / name for name in costs], suite, out, size, opening, console, costs)
+    rows = score([runs / name for name in costs], against, out, size, opening, console, costs)
     require_all(wanted, costs, out)
     return rows
 
 
-def require_comparable(wanted: list[RunConfig], runs: Path) -> str:
-    """The name of their suite. Raises ConfigError for names, suites, teachers or folders that
-    forbid a comparison."""
+def require_comparable(wanted: list[RunConfig], runs: Path) -> Against:
+    """Their suite and its reference. Raises ConfigError for names, suites, teachers or folders
+    that forbid a comparison."""
     names = [run.name for run in wanted]
     if len(set(names)) < len(names):
         raise ConfigError(f"compare: {', '.join(names)}: names one run twice")
-    suites = sorted({run.evaluation.suite for run in wanted})
+    suites = {(run.evaluation.suite, run.evaluation.reference) for run in wanted}
     if len(suites) > 1:
-        raise ConfigError(f"compare: one suite a table, got {', '.join(suites)}")
+        named = sorted(" of ".join(filter(None, each)) for each in suites)
+        raise ConfigError(f"compare: one suite a table, got {', '.join(named)}")
     scored = [run for run in wanted if run.evaluation.teacher_steps and run.teacher is not None]
     teachers = {f"{run.teacher}, w = {run.guidance:g}" for run in scored}
     if len(teachers) > 1:
@@ -53,7 +54,7 @@ def require_comparable(wanted: list[RunConfig], runs: Path) -> str:
         folder = RunFolder(runs / run.name)
         if folder.is_run:
             folder.open(run)
-    return suites[0]
+    return Against(*suites.pop())
 
 
 def modules_named(wanted: list[RunConfig]) -> tuple[str, ...]:

@@ -29,20 +29,21 @@ from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
 from ..export.export import describe, export
 from ..files import DiskError, is_full, read_text, unwritten, write_whole
+from ..runs import classes
 from ..runs.config import RunConfig, text_of
 from ..runs.costs import stage_costs, trajectory_bytes
 from ..runs.folder import RunFolder, versions_line
 from ..runs.log import curves, log_rows
 from ..runs.loop import train
 from ..runs.progress import progress
-from ..runs.setup import Setup, accelerator_of
+from ..runs.setup import Setup, accelerator_of, check_batches
 from ..runs.stages import Stages, TrainedRun
 from ..schema import ConfigError, fit
 from ..training.health.monitor import record_of
 from ..training.health.reference import StageSpan, spans
 from .report_images import outliers_of, same_noise, strips
 from .samplers import of_run
-from .suites import require, suite_for
+from .suites import require, require_images, suite_for
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ def opened(run: RunConfig, folder: Path) -> Iterator[Stages]:
     require(run.evaluation.suite)
     accelerator = accelerator_of(run, folder)
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
+    require_images(run, stages.setup.teacher)
+    check_batches(stages.setup)
     with stages.folder.held(run) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
         yield stages
@@ -169,7 +172,9 @@ def opened(run: RunConfig, folder: Path) -> Iterator[Stages]:
 def train_stages(stages: Stages, console: Console) -> None:
     """Train the stages of a run to their end, from wherever they were."""
     run, accelerator = stages.setup.run, stages.setup.accelerator
-    if not accelerator.is_main_process:
+    if accelerator.is_main_process:
+        show_classes(stages, console)
+    else:
         console = Console(quiet=True)
     where = {"wandb": {"dir": str(stages.folder.path)}}
     accelerator.init_trackers("stepdistill", init_kwargs=where)
@@ -189,6 +194,14 @@ def train_stages(stages: Stages, console: Console) -> None:
         text = f"stopped at {where}: the same command goes on from {stages.folder.checkpoints}"
         console.print(text, markup=False, soft_wrap=True)
         raise
+
+
+def show_classes(stages: Stages, console: Console) -> None:
+    """Keep what the labels are called in the run's folder, and say it. Raises ConfigError."""
+    names = stages.setup.data.names
+    classes.keep(stages.folder.classes, names)
+    if names:
+        console.print(f"classes: {classes.listed(names)}", markup=False, soft_wrap=True)
 
 
 def warn(console: Console, line: str) -> None:

@@ -2,27 +2,29 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from rich.console import Console
 
 from ..evaluation.evaluate import Sampled, evaluate
-from ..evaluation.reference import Kind
 from ..evaluation.report.report import Report, write_report
 from ..evaluation.rows import TEACHER, Row
 from ..evaluation.suite import Suite
 from ..files import LOCK, sweep
-from ..runs.config import find
+from ..runs.config import RunConfig, find
 from ..runs.folder import RunFolder, alone, versions_line
 from ..runs.progress import progress
 from ..runs.stages import reopen
 from ..schema import ConfigError
+from ..teachers.teacher import Teacher
 from .report_images import outliers_of, same_noise
 from .samplers import UNTRAINED, of_folder, of_run
-from .suites import kind_of, load
+from .suites import brought, brought_by, kind_of, load, nothing_brought
 
 SEED = 2000
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report
+DEFAULT = "digits"  # the suite of pipelines that come without a run
 NAMED = 8  # sources that a report names in its heading
 
 
@@ -38,9 +40,18 @@ class Opening:
     trusted: tuple[str, ...] = ()
 
 
+class Against(NamedTuple):
+    """What sources are measured against; None for what their own runs say.
+
+    suite: a shipped one, or a YAML file. reference: a folder of real images."""
+
+    suite: str | None = None
+    reference: str | None = None
+
+
 def score(
     sources: list[Path],
-    suite: str,
+    against: Against,
     out: Path,
     size: tuple[int, int],
     opening: Opening,
@@ -52,9 +63,10 @@ def score(
     Stopped, the same call goes on. size: (n, blocks). Raises ConfigError for a suite that does not
     exist or does not fit, sources that are neither run nor pipeline, or of several kinds.
     """
-    find(suite, "eval/suites", "suite")  # before anything is loaded
-    samplers, kind = gather(sources, opening)
-    measured = load(suite, kind)
+    if against.suite is not None:
+        find(against.suite, "eval/suites", "suite")  # before anything is loaded
+    gathered = gather(sources, opening)
+    samplers, measured = gathered.samplers, gathered.suite(against)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out / LOCK, out):
         sweep(out)
@@ -84,21 +96,48 @@ def report(
     )
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What sources hold. samplers: of all. teacher: of one of them, whose kind all are of. runs:
+    of those that are runs."""
+
+    samplers: list[Sampled]
+    teacher: Teacher
+    runs: list[RunConfig]
+
+    def suite(self, against: Against) -> Suite:
+        """The suite that scores them. Raises ConfigError where the runs say several."""
+        name = against.suite or self._only("suite", [r.evaluation.suite for r in self.runs])
+        images = brought(against.reference, None, self.teacher)
+        if against.reference is None and self.runs:
+            data = {repr((run.data, run.evaluation.reference)) for run in self.runs}
+            images = brought_by(self.runs[0], self.teacher) if len(data) == 1 else nothing_brought
+        return load(name or DEFAULT, kind_of(self.teacher), images)
+
+    @staticmethod
+    def _only(what: str, found: list[str]) -> str | None:
+        if len({*found}) > 1:
+            listed = ", ".join(sorted({*found}))
+            raise ConfigError(f"eval: one {what} a table, got {listed}: choose by --{what}")
+        return found[0] if found else None
+
+
 def title_of(sources: list[Path]) -> str:
     """The report's heading; many names are in its tables alone."""
     few = ", ".join(source.name for source in sources)
     return f"Comparison: {few}" if len(sources) <= NAMED else f"Comparison of {len(sources)}"
 
 
-def gather(sources: list[Path], opening: Opening) -> tuple[list[Sampled], Kind]:
-    """The samplers of all sources, and what they make; a guided teacher that several runs share
-    appears once."""
+def gather(sources: list[Path], opening: Opening) -> Gathered:
+    """What all sources hold; a guided teacher that several runs share appears once."""
     found: dict[tuple[object, str, int], Sampled] = {}
-    kinds = set()
+    kinds, runs = set(), []
     for source in sources:
         if RunFolder(source).is_run:
             trained = reopen(source, Accelerator(), trusted=opening.trusted)
-            kinds.add(kind_of(trained.teacher))
+            teacher = trained.teacher
+            kinds.add(kind_of(teacher))
+            runs.append(trained.run)
             shared = f"{trained.run.teacher or source}, w = {trained.run.guidance:g}"
             for c in of_run(trained):
                 # Untrained students differ by how they are sampled.
@@ -106,8 +145,8 @@ def gather(sources: list[Path], opening: Opening) -> tuple[list[Sampled], Kind]:
                 owner = shared if c.model == TEACHER else str(source)
                 found.setdefault((same, c.model, c.steps), replace(c, source=owner))
         else:
-            student, kind = of_folder(source, opening.steps)
-            kinds.add(kind)
+            student, teacher = of_folder(source, opening.steps)
+            kinds.add(kind_of(teacher))
             key = (source, student.model, student.steps)
             found[key] = replace(student, source=str(source))
     if len(kinds) > 1:
@@ -116,4 +155,4 @@ def gather(sources: list[Path], opening: Opening) -> tuple[list[Sampled], Kind]:
     teachers = {owner for owner, model, _ in found if model == TEACHER}
     if len(teachers) > 1:
         raise ConfigError(f"eval: one teacher a table, got {'; '.join(sorted(teachers))}")
-    return list(found.values()), kinds.pop()
+    return Gathered(list(found.values()), teacher, runs)

@@ -9,15 +9,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..evaluation.evaluate import Sampled
-from ..evaluation.reference import Kind
 from ..evaluation.rows import STUDENT
 from ..files import whole
 from ..runs.folder import RunFolder
 from ..runs.stages import reopen
 from ..schema import ConfigError
+from ..teachers.teacher import Teacher
 from .evaluate import Opening
 from .samplers import of_folder, of_student
-from .suites import kind_of
 
 SIDE = 64  # pixels of an image in the grid, at least
 
@@ -28,18 +27,17 @@ def draw_grid(source: Path, out: Path, opening: Opening, count: int, seed: int) 
     Raises ConfigError for a source that is neither, or steps it was not trained for."""
     if out.suffix.lower() != ".png" or out.is_dir():
         raise ConfigError(f"{out}: write a .png file")
-    student, kind = student_of(source, opening)
+    student, teacher = student_of(source, opening)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, *student.event, generator=generator)
-    labels = None if kind.classes is None else torch.arange(count) % kind.classes
-    images = student.sample(noise, labels, generator)
+    images = student.sample(noise, teacher.asked(count), generator)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as partial:
         Image.fromarray(tile(images, columns=min(10, count)).numpy()).save(partial)
 
 
-def student_of(source: Path, opening: Opening) -> tuple[Sampled, Kind]:
-    """The sampler of a run's student or of an exported pipeline, and what it makes."""
+def student_of(source: Path, opening: Opening) -> tuple[Sampled, Teacher]:
+    """The sampler of a run's student or of an exported pipeline, and its teacher or itself."""
     if not RunFolder(source).is_run:
         return of_folder(source, opening.steps)
     trained = reopen(source, Accelerator(), trusted=opening.trusted)
@@ -49,7 +47,7 @@ def student_of(source: Path, opening: Opening) -> tuple[Sampled, Kind]:
         offered = ", ".join(map(str, sampler.steps))
         raise ConfigError(f"{source}: offered with {offered} steps, not {steps}")
     teacher = trained.teacher
-    return of_student(STUDENT, trained.student, sampler, steps, teacher), kind_of(teacher)
+    return of_student(STUDENT, trained.student, sampler, steps, teacher), teacher
 
 
 def tile(images: Tensor, columns: int) -> Tensor:

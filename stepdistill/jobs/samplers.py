@@ -11,7 +11,7 @@ from torch import Tensor
 from ..conditions import Cond, move
 from ..denoiser import Denoiser
 from ..evaluation.evaluate import Sampled
-from ..evaluation.reference import Asked, Kind
+from ..evaluation.reference import Asked
 from ..evaluation.rows import STUDENT, TEACHER
 from ..networks.inputs import WithInputs
 from ..networks.views import parameter_count
@@ -20,7 +20,6 @@ from ..schema import ConfigError
 from ..solver import Sampler, sample
 from ..teachers.loading import load_pipeline, pipeline_folder, trained_settings
 from ..teachers.teacher import Teacher, teacher_sampler
-from .suites import kind_of
 
 UNTRAINED = "untrained-student"  # the teacher, sampled as its student is
 
@@ -62,8 +61,8 @@ def of_student(
     return sampled(model, steps, steps, student, teacher, draw)
 
 
-def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Kind]:
-    """An exported pipeline as a student, at `steps` or at its fewest, and what it makes.
+def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Teacher]:
+    """An exported pipeline as a student, at `steps` or at its fewest, and as a teacher.
 
     Raises ConfigError if it is none, or was not trained for these steps."""
     try:
@@ -76,11 +75,11 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Kind]:
         teacher = Teacher.from_pipeline(pipeline)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    trained, kind = trained_settings(pipeline), kind_of(teacher)
+    trained = trained_settings(pipeline)
     student, table = exported(pipeline, teacher), trained.get("times")
     if table is None:
         any_steps = teacher_sampler(teacher)
-        return of_student(STUDENT, student, any_steps, steps or 1, teacher), kind
+        return of_student(STUDENT, student, any_steps, steps or 1, teacher), teacher
     steps = steps or min(map(int, table))
     if str(steps) not in table:
         raise ConfigError(f"{folder}: trained for {', '.join(table)} steps, not {steps}")
@@ -89,7 +88,7 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Kind]:
     def draw(noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
         return sample(student, noise, times, cond, generator, trained["gamma"])
 
-    return sampled(STUDENT, steps, steps, student, teacher, draw), kind
+    return sampled(STUDENT, steps, steps, student, teacher, draw), teacher
 
 
 def exported(pipeline: DiffusionPipeline, teacher: Teacher) -> Denoiser:

@@ -1,18 +1,25 @@
-"""The suite that scores what a run or an exported pipeline makes: a YAML and the parts it names."""
+"""The suite that scores what a run or an exported pipeline makes: a YAML and the parts it names,
+and the real images that a user brings for it.
+"""
 
 from pathlib import Path
 
+import torch
+
+from ..data.loader import held_out
+from ..data.sources.folder import Folder
 from ..evaluation.features.space import FeatureSpace
 from ..evaluation.metric import Metric
-from ..evaluation.reference import Kind, Task
+from ..evaluation.reference import Brought, Kind, RealImages, Task
 from ..evaluation.suite import Suite, SuiteSettings, Unfit, opened
-from ..runs.config import RunConfig, find, part
+from ..runs.config import DataSettings, RunConfig, find, part
 from ..runs.plan import rehearsal
 from ..runs.yaml import load_values
 from ..schema import ConfigError, fit
 from ..teachers.teacher import Teacher
 
 BESIDE_TEACHER = "teacher"  # the suite that takes any teacher
+MOST = 10_000  # real images of a folder, evenly spread over it
 Parts = tuple[SuiteSettings, Task, tuple[Metric, ...]]
 
 
@@ -21,29 +28,70 @@ def kind_of(teacher: Teacher) -> Kind:
     return Kind((teacher.codec.channels, *teacher.size), teacher.classes)
 
 
-def load(name: str, kind: Kind) -> Suite:
+def brought(reference: str | None, data: DataSettings | None, teacher: Teacher) -> Brought:
+    """The images of a folder, else those that a run's data holds out, as a teacher's.
+
+    Raises ConfigError, when they are read, where there are none or they do not fit."""
+
+    def read() -> RealImages:
+        if reference is not None:
+            samples = Folder(path=reference).open(teacher)
+            count = min(MOST, len(samples))
+            rows = samples.rows(torch.linspace(0, len(samples) - 1, count).round().long())
+            return RealImages(*rows, f"{reference}, {count} images")
+        if data is not None:
+            rows = held_out(data.build(), teacher)
+            return RealImages(*rows, f"{len(rows.images)} images held out of the run's data")
+        return nothing_brought()
+
+    return read
+
+
+def nothing_brought() -> RealImages:
+    """For who brings no real images."""
+    raise ConfigError("real images are needed: give a folder of them, --reference DIR")
+
+
+def brought_by(run: RunConfig, teacher: Teacher) -> Brought:
+    """The real images that a run names, see `brought`."""
+    return brought(run.evaluation.reference, run.data, teacher)
+
+
+def load(name: str, kind: Kind, images: Brought = nothing_brought) -> Suite:
     """The suite of a shipped name or a YAML file, for samplers of this kind.
 
     Raises Unfit where the suite cannot score them, and ConfigError for a YAML or a part of it that
     is none."""
-    return opened(Path(name).stem, *require(name), kind)
+    return opened(Path(name).stem, *require(name), kind, images)
 
 
 def suite_for(run: RunConfig, teacher: Teacher) -> tuple[Suite, str]:
     """The run's suite and nothing; or, where that does not fit the teacher, the one that compares
     students with their teacher alone, and a sentence that says why."""
-    kind = kind_of(teacher)
+    kind, images = kind_of(teacher), brought_by(run, teacher)
     try:
-        return load(run.evaluation.suite, kind), ""
+        return load(run.evaluation.suite, kind, images), ""
     except Unfit as error:
         beside = "No suite fits, so students are compared with their teacher alone"
-        return load(BESIDE_TEACHER, kind), f"{beside}: {error}."
+        return load(BESIDE_TEACHER, kind, images), f"{beside}: {error}."
 
 
 def require_suite(run: RunConfig) -> Suite:
     """The run's suite, before the run is trained. Raises ConfigError where it does not fit."""
     with rehearsal(run) as stages:
-        return load(run.evaluation.suite, kind_of(stages.setup.teacher))
+        teacher = stages.setup.teacher
+        return load(run.evaluation.suite, kind_of(teacher), brought_by(run, teacher))
+
+
+def require_images(run: RunConfig, teacher: Teacher) -> None:
+    """Raise ConfigError unless the real images that the run's suite needs can be read."""
+    _, task, _ = require(run.evaluation.suite)
+    if task.needs_images:
+        try:
+            brought_by(run, teacher)()
+        except ConfigError as error:
+            hint = "set evaluation.reference, a folder, or hold out a share of the data"
+            raise ConfigError(f"suite {run.evaluation.suite}: {error}: {hint}") from error
 
 
 def require(name: str) -> Parts:

@@ -6,7 +6,8 @@ huber          mean (√(d² + c²) − c)                LCM (arXiv:2310.04378)
 pseudo_huber   √(Σ d² + c²) − c                     iCT (arXiv:2310.14189), c = 0.00054 √D
                                                      there; c = 0 is the plain norm
 lpips          learned perceptual distance          (arXiv:1801.03924), images in [−1, 1];
-                                                     smaller ones are enlarged to 64 × 64
+                                                     smaller ones are enlarged to 64 × 64, by
+                                                     CM's and CTM's codes to 224 × 224
 """
 
 import os

@@ -2,7 +2,9 @@
 
     d/dh F(x + h ẋ, t + h ṫ)  at h = 0
 
-in forward mode, exact, or as a central difference, for networks whose kernels have no forward mode.
+in forward mode, exact, or as a central difference, for networks that wiggle in t. Autocast is off
+in either: half precision rounds a difference away, and convolutions of mixed dtypes have no
+forward mode. Nor have the fused kernels of attention: it runs in plain matrix products.
 """
 
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..process import per_sample
 
@@ -24,15 +27,17 @@ def derivative(
     along: tuple[Tensor, Tensor],
     mode: Mode = "forward",
     step: float = STEP,
-) -> tuple[Tensor, Tensor]:
-    """(F, dF), each (b, *event), at (x, t) along (ẋ, ṫ); x and ẋ (b, *event), t and ṫ (b,).
+) -> Tensor:
+    """dF (b, *event) at (x, t) along (ẋ, ṫ); x and ẋ (b, *event), t and ṫ (b,).
 
     step: h of a central difference."""
-    if mode == "forward":
-        return torch.func.jvp(f, at, along)
     (x, t), (dx, dt) = at, along
-    ahead, behind = (f(x + h * dx, t + h * dt) for h in (step, -step))
-    return f(x, t), (ahead - behind) / (2 * step)
+    with torch.autocast(x.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+        if mode == "forward":
+            _, change = torch.func.jvp(f, at, along)
+            return change
+        ahead, behind = (f(x + h * dx, t + h * dt) for h in (step, -step))
+        return (ahead - behind) / (2 * step)
 
 
 def normalised(x: Tensor, floor: float) -> Tensor:

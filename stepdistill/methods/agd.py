@@ -24,6 +24,7 @@ class Agd(Method):
     """No settings: w, the trajectories and their steps are the cache's."""
 
     needs = Needs(data=False, trajectories=True, inputs=("adapters",))
+    dropout = False  # the network is the teacher's own
     paper = "Adapter guidance distillation (arXiv:2503.07274)"
 
     def turns(self) -> tuple[Turn, ...]:

@@ -5,14 +5,17 @@ Two noisy states of one sample and one noise must have one clean end; f maps the
     L(θ) = E d( f_θ(x_t, t), f_θ⁻(x_s, s) ) / (t − s),   x_u = α_u x₀ + σ_u ε,
     f(x_{t_clean}, t_clean) = x₀,
 
-θ⁻ the student itself (`target: 0`), never differentiated; t − s shrinks in training. With
+θ⁻ the student itself (`target_ema: 0`; an average, unless that is written), never differentiated;
+t − s shrinks in training. With
 
     pairs: {name: grid}    iCT, on a grid that is refined        (Song & Dhariwal, arXiv:2310.14189)
     pairs: {name: ratio}   ECT, from a diffusion model, s/t → 1    (Geng et al., arXiv:2406.14548)
     cut: σ′/α′             TCM: only t ≥ t′ is trained, on the stage's own frozen start below t′; a
                            share `boundary` of the pairs straddles t′ (Lee et al., arXiv:2410.14895)
 
-d is the plain norm √(‖·‖² + c²) − c. No teacher: the stage may start from any network.
+d is √(‖·‖² + c²) − c, at c = 0 the plain norm, with ECT's `ratio`; iCT has c = 0.00054 √D. No
+teacher: the stage may start from any network. TCM is a second stage, after one that has made a
+consistency function, and its pairs go on where that one's have ended: s/t stays near 0.999.
 """
 
 from dataclasses import dataclass
@@ -29,15 +32,18 @@ from ..schema import NotNegative, Share
 from ..solver import Sampler, jump
 from ..times import times_above
 
+FINAL = Pairs(q=1000.0, stages=1)  # 1 − s/t is 0.001 far out, and 0.009 at most, throughout
+
 
 @dataclass(frozen=True)
 class ConsistencyTraining(Method):
-    """pairs: the law of (t, s).  huber: c.  cut: σ/α below which the start stays, 0 to train all.
+    """pairs: the law of (t, s), None for ECT's from its beginning, or TCM's with a cut.  huber: c.
+    cut: σ/α below which the start stays, 0 to train all.
 
     boundary: share of pairs (t′, s < t′).  boundary_weight: of their part of the loss.
     """
 
-    pairs: Pairs = Pairs()
+    pairs: Pairs | None = None
     distance: Distance = "pseudo_huber"
     huber: NotNegative = 0.0
     cut: NotNegative = 0.0
@@ -45,6 +51,16 @@ class ConsistencyTraining(Method):
     boundary_weight: NotNegative = 0.1
 
     paper = "iCT (arXiv:2310.14189), ECT (arXiv:2406.14548), TCM (arXiv:2410.14895)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cut > 0 and (self.law.name == "grid" or self.law.time != Pairs().time):
+            raise ValueError("pairs: with a cut, t has a law of its own: name ratio, and no time")
+
+    @property
+    def law(self) -> Pairs:
+        """The law of pairs at work."""
+        return self.pairs or (FINAL if self.cut > 0 else Pairs())
 
     @property
     def needs(self) -> Needs:
@@ -83,11 +99,11 @@ class ConsistencyTraining(Method):
         """The times of a batch's pairs, (b,) each."""
         n, generator = len(batch.x0), batch.local
         if self.cut == 0:
-            return self.pairs.draw(process, n, batch.progress, generator)
+            return self.law.draw(process, n, batch.progress, generator)
         first, t = self.cut_time(process), times_above(process, self.cut, n, generator)
         straddles = torch.rand(n, generator=generator) < self.boundary
         t = torch.where(straddles, first, t.clamp(min=first))
-        return t, self.pairs.before(process, t, batch.progress)
+        return t, self.law.before(process, t, batch.progress)
 
     def cut_time(self, process: NoiseProcess) -> Tensor:
         """t′ ()."""

@@ -7,9 +7,11 @@ the clean end, through an average of the student that the gradient passes:
     L(θ) = E d( G_θ⁻(G_θ(x_t, t, e), e, 0), G_θ⁻(G_sg(θ)(x̂_u, u, e), e, 0) )
            + λ E ‖net_θ(x_t, t, t) − target‖²,       t = t_i, u = t_{i+k}, e ∈ {t_{i+k}, …, t_N},
 
-P(k) ∝ k. The second term keeps G(·, t, t) a denoiser. `match: end` compares at e itself (SoundCTM,
-arXiv:2405.18503), and `distance: teacher` in what the teacher's own blocks see of the two there.
-Sample with any `sampler.gamma`; without noise every step is exact.
+P(k) ∝ k. The second term keeps G(·, t, t) a denoiser. `match: end` compares at e itself, with the
+average's own jump there: d(G_θ(x_t, t, e), G_θ⁻(x̂_u, u, e)) (SoundCTM, arXiv:2405.18503), and
+`distance: teacher` in what the teacher's own blocks see of the two there. Without an average
+(`target_ema: 0`) θ⁻ is θ, and the outer jump is trained through as well, which papers stop. The
+paper's average has 0.999. Sample with any `sampler.gamma`; without noise every step is exact.
 """
 
 from dataclasses import dataclass
@@ -58,7 +60,8 @@ class Ctm(OnTrajectory):
             x_u = x_t
             for now, after in pairwise(path):
                 x_u = ode_step(p.teacher, x_u, now, after, batch.cond, self.solver)
-            goal = jump(p.student, x_u, u, end, batch.cond)
+            inner = p.student if self.match == "clean" else p.target
+            goal = jump(inner, x_u, u, end, batch.cond)
         met = end
         if self.match == "clean":
             met = torch.full_like(end, p.student.process.t_clean)

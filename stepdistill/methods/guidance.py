@@ -27,8 +27,11 @@ class Guidance(Method):
     guidance: tuple[Positive, Positive] = (1.0, 6.0)
     time: TimeLaw = TimeLaw()
 
-    needs = Needs(guidance=True, inputs=("w",))
     paper = "On distillation of guided diffusion models (arXiv:2210.03142)"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(guidance=self.guidance, inputs=("w",))
 
     def turns(self) -> tuple[Turn, ...]:
         return (Turn("student", self.loss),)

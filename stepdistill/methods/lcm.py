@@ -38,8 +38,7 @@ class Lcm(OnTrajectory):
     @property
     def needs(self) -> Needs:
         inputs = ("w",) if self.embedding else ()
-        drawn = self.guidance is not None
-        return Needs(ON_TRAJECTORY, boundary=True, guidance=drawn, inputs=inputs)
+        return Needs(ON_TRAJECTORY, boundary=True, guidance=self.guidance, inputs=inputs)
 
     def loss(self, p: Players, batch: Batch) -> Loss:
         grid, (n, after) = self.times(p.student.process), self.neighbours(batch)

@@ -5,9 +5,9 @@ consistency function that leads to the phase's end e(t):
 
     L(θ) = E d( J_θ(x_t, t → e(t)), J_θ⁻(x̂_s, s → e(t)) ) − λ E ℓ(J_θ(x_t, t → e(t))),
 
-t = t_n, s = t_{n+1} ≥ e(t), J the jump x_e = α_e x̂₀ + σ_e ε̂, θ⁻ the student itself (`target: 0`),
-ℓ a discriminator's logits of states noised on within the phase (see `adversarial`). Sampled without
-noise in M steps, from phase to phase.
+t = t_n, s = t_{n+1} ≥ e(t), J the jump x_e = α_e x̂₀ + σ_e ε̂, θ⁻ the student itself
+(`target_ema: 0`; an average, unless that is written), ℓ a discriminator's logits of states noised
+on within the phase (see `adversarial`). Sampled without noise in M steps, from phase to phase.
 """
 
 from dataclasses import dataclass, replace

@@ -7,7 +7,8 @@ With x the student's sample, x_t = α x + σ ε, u = T(x_t, t) − F(x_t, t) of 
 with a gradient through x, x_t *and both networks*, which are frozen; N has none. For an exact
 critic the loss is (1 − a) E‖u‖² at N = 1: near 0 at a = 1, whatever the student, so it measures no
 progress. a = 1 is safe for a student that is too wide, a = 1.2 the published one. Needs no data.
-The paper asks the student at σ/α = 2.5, not at pure noise: `sampler: {grid: {start: …}}`.
+The paper asks the student at σ/α = 2.5, not at pure noise: `sampler: {grid: {start: …}}`. Guidance
+is the teacher's alone; SiD-LSG, which guides the critic in its training and here, is not there.
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,10 @@ frozen network: `adapters: {roles: [critic]}`. Needs no data.
 
     guidance: [a, b]       w ~ U[a, b] of each sample, in place of the run's  (SNOOPI, 2412.02687)
     entropy: λ             the critic's guidance is 1 − λ: its score is λ of the marginal's and
-                           1 − λ of the condition's, which keeps samples apart  (ESD, 2401.00909)
+                           1 − λ of the condition's  (ESD, 2401.00909, whose condition is a camera)
+
+With labels, `entropy` pushes classes apart, E_c KL(q_c‖p_c) − λ I(x; c), and takes width from
+within them: it is no cure for a class that collapses.
 """
 
 from dataclasses import dataclass, replace
@@ -43,7 +46,7 @@ class Vsd(Matching):
 
     @property
     def needs(self) -> Needs:
-        return Needs(MATCHING, data=False, guidance=self.guidance is not None)
+        return Needs(MATCHING, data=False, guidance=self.guidance)
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
         x, x_t, t = self.noised(p, batch)

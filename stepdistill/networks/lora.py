@@ -12,7 +12,8 @@ All LoRA layers of a network share one list that names the role at work; it is e
 view. A view sets it for one forward and puts back what it found, so views nest and survive
 exceptions; a checkpointed block remembers it and sets it again when the backward recomputes it.
 The library's own switch (`set_adapter`, `disable_adapters`) flips `requires_grad` and is read anew
-at recomputation, which drops or falsifies gradients: a network it was used on is refused.
+at recomputation, which drops or falsifies gradients: a network it was used on is refused. So it is
+with dropout: a block recomputes with the layers at work that were in its forward.
 `requires_grad` belongs to the trainer: a new role is trainable, and nothing here changes it later.
 """
 
@@ -30,6 +31,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .dropout import layers_of, switched_on
 from .views import View, bare
 
 
@@ -168,9 +170,10 @@ def _checkpoint(block, *inputs):
     # some networks hand over a bound `block.__call__` instead of the block
     at_work = _at_work(getattr(block, "__self__", block))
     role = list(at_work)
+    dropping = [part for part in layers_of(getattr(block, "__self__", block)) if part.training]
 
     def run(*inputs):
-        with _working(at_work, role):
+        with _working(at_work, role), switched_on(dropping):
             return block(*inputs)
 
     return checkpoint(run, *inputs, use_reentrant=False)

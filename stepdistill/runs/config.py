@@ -52,6 +52,7 @@ UNET = {
     "norm_num_groups": Count,
     "add_attention": bool,
     "num_class_embeds": Annotated[int, Range(2, 10**6)] | None,
+    "dropout": Decay,
 }
 SCHEDULER = {"num_train_timesteps": Annotated[int, Range(2, 10**5)]}
 
@@ -133,10 +134,12 @@ class Stage:
 class Evaluation:
     """n fresh images in each of `blocks` seed blocks, for every number of steps listed.
 
-    suite: a shipped one (eval/suites) or a YAML file, see `evaluation.suite`.
+    suite: a shipped one (eval/suites) or a YAML file, see `evaluation.suite`. reference: a folder
+    of real images for suites that need one, null for those that the data hold out.
     """
 
     suite: str = "digits"
+    reference: str | None = None
     n: Annotated[int, Range(20, 10**6)] = 1000
     blocks: Annotated[int, Range(2, 1000)] = 3
     steps: tuple[Steps, ...] = (1,)
@@ -309,6 +312,11 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
     for i, method in enumerate(methods):
         if method.needs.trajectories and run.cache is None:
             yield f"stages.{i}.method: needs the teacher's trajectories: set cache: {{steps: 32}}"
+        if method.needs.initial and not (i > 0 and methods[i - 1].needs.boundary):
+            yield (
+                f"stages.{i}.method: answers below its cut with what it starts from, which must be "
+                "a consistency function: put a stage before it that trains one"
+            )
         yield from _idle_optimisers(run.stages[i], method, f"stages.{i}.training")
     if run.network is not None:
         yield from _network_problems(run, run.network, methods)

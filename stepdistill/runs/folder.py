@@ -5,6 +5,7 @@
     student/       the exported pipeline      results.json, report.md, report.html
     cache/         the teacher's trajectories stages/        students the next stage needs again
     costs.json     seconds of each part; its presence says the run is finished
+    classes.json   what the labels 0, 1, … are called, where the data say so
 
 It is made whole or not at all, and reopened by the same run alone.
 """
@@ -80,6 +81,10 @@ class RunFolder:
     @property
     def results(self) -> Path:
         return self.path / "results.json"
+
+    @property
+    def classes(self) -> Path:
+        return self.path / "classes.json"
 
     @property
     def costs(self) -> Path:

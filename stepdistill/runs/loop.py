@@ -14,7 +14,9 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
+from ..schema import ConfigError
 from ..training.checkpoint import State, fitting, save
+from ..training.finite import broken
 from ..training.health.monitor import Monitor
 from ..training.trainer import StepLog, TrainingFailed
 from .log import Log
@@ -32,9 +34,10 @@ def train(stages: Stages, observe: Observer, warn: Warn = lambda line: None) -> 
     """Train every stage to its end, from wherever the folder's checkpoints stopped.
 
     warn: shows the user a line. Raises TrainingFailed if training cannot go on, or an alarm of its
-    health is to stop it, DiskError if its log or state cannot be written, and KeyboardInterrupt
-    after saving.
+    health is to stop it, DiskError if its log or state cannot be written, KeyboardInterrupt after
+    saving, and ConfigError on another number of processes than it began on.
     """
+    require_processes(stages)
     log = Log(stages)
     train_stage(stages, log, observe, warn)
     while not stages.finished:
@@ -43,6 +46,20 @@ def train(stages: Stages, observe: Observer, warn: Warn = lambda line: None) -> 
         stages.trainer.skipped = skipped  # counted over the whole run
         log.losses.clear()
         train_stage(stages, log, observe, warn)
+
+
+def require_processes(stages: Stages) -> None:
+    """Raise ConfigError for a run that began on more processes, or fewer, than there are."""
+    trainer, now = stages.trainer, stages.setup.accelerator.num_processes
+    if trainer.processes == now or stages.finished:
+        return
+    asked, began = trainer.training, trainer.processes
+    raise ConfigError(
+        f"{stages.folder.path}: began on {began} processes, this is {now}: a turn would have "
+        f"{now * asked.accumulation * asked.batch} samples, not "
+        f"{began * asked.accumulation * asked.batch}, and other data and random numbers: go on "
+        f"with {began}, or train it anew under another name"
+    )
 
 
 def train_stage(stages: Stages, log: Log, observe: Observer, warn: Warn) -> None:
@@ -126,9 +143,19 @@ def agreed(asked: Event, accelerator: Accelerator) -> bool:
 
 
 def checkpoint(stages: Stages, log: Log, monitor: Monitor) -> None:
-    """Write the stage's state; every process calls this, the main one writes."""
+    """Write the stage's state; every process calls this, the main one writes.
+
+    Raises TrainingFailed for a state that is not finite: the checkpoints stay as they are."""
     trainer, setup = stages.trainer, stages.setup
-    state, score = trainer.state(), monitor.distance()
+    state = trainer.state()
+    part = broken(state, setup.accelerator)
+    if part is not None:
+        raise TrainingFailed(
+            f"update {trainer.update}: {part} hold a NaN or an infinity: nothing was saved, and "
+            "the same command goes on from the checkpoint before; if it comes again, train anew "
+            "at a lower learning rate"
+        )
+    score = monitor.distance()
     if not setup.accelerator.is_main_process:
         return
     log.sync()

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from ..data.loader import Data, Loader, Unseen
+from ..data.loader import Loader, Unseen
 from ..denoiser import Denoiser
 from ..method import Method
 from ..networks.inputs import GUIDANCE_INPUTS
@@ -25,6 +25,7 @@ from ..teachers.teacher import Teacher
 from .config import RunConfig
 
 FLOAT = 4  # bytes
+Span = tuple[float, float]  # of guidance
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # ours (YAML reads "no" as false) → accelerate's
 
 
@@ -35,7 +36,7 @@ class Setup:
     run: RunConfig
     methods: tuple[Method, ...]
     teacher: Teacher
-    data: Data
+    data: Loader | Unseen
     accelerator: Accelerator
 
     @classmethod
@@ -73,7 +74,7 @@ def teacher_of(run: RunConfig) -> Teacher:
     return teacher.with_net(AdapterView(teacher.denoiser.net, None))
 
 
-def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Data:
+def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Loader | Unseen:
     """The run's training data; zeros and labels alone if none is needed.
 
     Raises ConfigError if the data do not fit the teacher."""
@@ -103,8 +104,9 @@ def check_memory(run: RunConfig, teacher: Teacher) -> None:
 
 def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) -> None:
     """Raise ConfigError for a teacher that a stage cannot learn from, and for guidance, the run's,
-    a method's or the cache's, that would do nothing."""
+    a method's or the cache's, that would do nothing or that a student never sees."""
     given: set[str] = set()  # inputs of the student so far
+    trained: tuple[str, Span] | None = None  # by which stage for which guidance
     for i, (stage, method) in enumerate(zip(run.stages, methods)):
         own = stage.teacher == "run"
         cached = run.cache is not None and run.cache.guidance is not None
@@ -120,9 +122,39 @@ def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) 
         if ranged and not set(GUIDANCE_INPUTS) & {*method.needs.inputs}:
             raise ConfigError(f"stages.{i}: {stage.method} gives no student w: no cache.guidance")
         given |= {*method.needs.inputs}
+        drawn = run.cache.guidance if ranged else method.needs.guidance
+        if drawn and trained and not own:
+            check_seen(f"stages.{i}: guidance", drawn, *trained)
+        if drawn and set(GUIDANCE_INPUTS) & {*method.needs.inputs}:
+            trained = f"stages.{i}", (min(drawn), max(drawn))
+            check_seen("guidance", (run.guidance, run.guidance), *trained)
     asked = [m.needs.trajectories or m.passes(run.sampler).teacher > 0 for m in methods]
     if run.guidance != 1 and not any(asked):
         raise ConfigError(f"guidance: {run.guidance:g} is for a teacher that no stage asks: use 1")
+
+
+def check_batches(setup: Setup) -> None:
+    """Raise ConfigError for a turn of fewer samples than its method compares, if it is trained on
+    these processes: a trained one may be opened on any."""
+    processes = setup.accelerator.num_processes
+    for i, (stage, method) in enumerate(zip(setup.run.stages, setup.methods)):
+        training, least = stage.training, method.needs.batch
+        if training.batch * training.accumulation * processes < least:
+            raise ConfigError(
+                f"stages.{i}.training.batch: {stage.method} compares {least} samples of a turn or "
+                f"more, and has {training.batch} × {training.accumulation} accumulated × "
+                f"{processes} processes: raise one of them, or lower what settings ask for"
+            )
+
+
+def check_seen(key: str, asked: Span, stage: str, trained: Span) -> None:
+    """Raise ConfigError for guidance outside the range that `stage` trains its student for."""
+    outside = next((w for w in asked if not trained[0] <= w <= trained[1]), None)
+    if outside is not None:
+        raise ConfigError(
+            f"{key}: {outside:g} lies outside the {trained[0]:g} to {trained[1]:g} that {stage} "
+            "trains its student for: write one inside, or widen that range"
+        )
 
 
 def check_times(run: RunConfig, methods: Sequence[Method], denoiser: Denoiser) -> None:

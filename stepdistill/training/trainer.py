@@ -12,6 +12,8 @@ Every random number is keyed by (run seed, stage, turn) or (run seed, stage, tur
 resuming a run continues exactly where it stopped.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Literal, NamedTuple
@@ -23,9 +25,10 @@ from torch import Tensor, nn
 from ..conditions import move
 from ..data.loader import Data, Drawn, stream
 from ..method import Batch, Loss, Method, Players, Sample, Turn
+from ..networks.dropout import at_work
 from ..networks.ema import EMA
 from ..networks.views import load_own, own_tensors, trainable
-from ..schema import ConfigError, Count, Decay, NotNegative, Positive, Whole
+from ..schema import Count, Decay, NotNegative, Positive, Whole
 from .checkpoint import State
 
 
@@ -130,6 +133,7 @@ class Trainer:
         self.turns = method.turns()
         self.skipped_in_a_row = {turn.player: 0 for turn in self.turns}
         self.turn = self.skipped = 0
+        self.processes = accelerator.num_processes  # of whoever trained it so far
         trained = players.trained()
         self.nets = {name: trained[name] for name in sorted({t.player for t in self.turns})}
         self.moved = {name: trainable(net) for name, net in self.nets.items()}
@@ -157,7 +161,7 @@ class Trainer:
         self._only(turn.player)
         optimiser = self.optimisers[turn.player]
         optimiser.zero_grad(set_to_none=True)
-        total, parts = self._accumulate(turn, compare_terms)
+        total, parts, kept = self._accumulate(turn, compare_terms)
         norm = self._reduce_and_clip(turn.player)
         lr = self._set_lr(turn.player, optimiser)
         # The one number of a turn that the host waits for; several processes agree on stops too.
@@ -166,6 +170,7 @@ class Trainer:
             optimiser.step()
             if turn.player == "student":
                 self._update_averages()
+            self.players.kept = {**self.players.kept, **kept}
         self._count_skips(turn.player, finite)
         self.turn += 1
         name = turn.player
@@ -195,14 +200,16 @@ class Trainer:
                 tensors |= {f"optimiser/{player}/{i}/{k}": v for k, v in slot.items()}
         for name, average in self._averages().items():
             tensors |= {f"{name}/{i}": v for i, v in enumerate(average.averaged)}
+        tensors |= {f"kept/{name}": value for name, value in self.players.kept.items()}
         updates = {name: average.updates for name, average in self._averages().items()}
         numbers = {"turn": self.turn, "skipped": self.skipped, "averages": updates}
+        numbers |= {"processes": self.processes}
         return State(tensors, numbers | {"skipped_in_a_row": dict(self.skipped_in_a_row)})
 
     def restore(self, state: State) -> None:
         """Continue from `state`, bit for bit, on as many processes as it was saved from.
 
-        Raises ConfigError if samples are carried for another number of processes."""
+        On another number it can be looked at, but not go on: what is carried belongs to a rank."""
         tree = dict(state.tensors)
         for player, net in self.nets.items():
             load_own(net, {k: tree.pop(f"net/{player}/{k}") for k in own_tensors(net)})
@@ -215,7 +222,11 @@ class Trainer:
             for i, mean in enumerate(average.averaged):
                 mean.data.copy_(tree[f"{name}/{i}"])
             average.updates = state.numbers["averages"][name]
-        self.carries = [self._carry(tree, k) for k in range(self.training.accumulation)]
+        self.processes = state.numbers["processes"]
+        if self.processes == self.accelerator.num_processes:
+            self.carries = [self._carry(tree, k) for k in range(self.training.accumulation)]
+        kept = {k.removeprefix("kept/"): v for k, v in tree.items() if k.startswith("kept/")}
+        self.players.kept = {k: v.to(self.accelerator.device) for k, v in kept.items()}
         self.turn, self.skipped = state.numbers["turn"], state.numbers["skipped"]
         self.skipped_in_a_row = dict(state.numbers["skipped_in_a_row"])
 
@@ -229,16 +240,7 @@ class Trainer:
         return Sample(x, {name.removeprefix("cond/"): value for name, value in own.items()})
 
     def _own_part(self, gathered: Tensor) -> Tensor:
-        world, rank, size = (
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-            self.training.batch,
-        )
-        if len(gathered) != world * size:
-            raise ConfigError(
-                f"the checkpoint lies inside a cycle of {len(gathered) // size} processes: resume "
-                f"on as many, not {world}"
-            )
+        rank, size = self.accelerator.process_index, self.training.batch
         return gathered[rank * size : (rank + 1) * size].to(self.accelerator.device)
 
     def _averages(self) -> dict[str, EMA]:
@@ -263,23 +265,48 @@ class Trainer:
             for parameter in parameters:
                 parameter.requires_grad_(name == player)
 
-    def _accumulate(self, turn: Turn, compare: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        n = self.training.accumulation
-        total, parts = torch.zeros((), device=self.accelerator.device), {}
+    def _accumulate(
+        self, turn: Turn, compare: bool
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        n, pool = self.training.accumulation, self._pool(turn)
+        total, parts, kept = torch.zeros((), device=self.accelerator.device), {}, {}
         for k in range(n):
-            self.players.carry = self.carries[k]
-            with self.accelerator.autocast():
-                loss = turn.loss(self.players, self._batch(k))
+            with self._micro_batch(k, pool) as batch:
+                loss = turn.loss(self.players, batch)
             if compare and k == 0:
                 parts |= self._term_norms(turn.player, loss)
-            self.accelerator.backward(loss.total / n)
-            self.carries[k] = loss.carry or self.carries[k]
+            (loss.total / n).backward()  # accelerate's own would divide by a number of its own
+            self.carries[k], kept = loss.carry or self.carries[k], loss.kept
             total = total + loss.total.detach() / n
             for name, value in (loss.terms | loss.shown).items():
                 parts[name] = parts.get(name, 0) + value.detach() / n
         reduce = self.accelerator.reduce
         here = self.accelerator.device  # NCCL reduces nothing that lies on the CPU
-        return reduce(total, "mean"), {k: reduce(v.to(here), "mean") for k, v in parts.items()}
+        parts = {k: reduce(v.to(here), "mean") for k, v in parts.items()}
+        return reduce(total, "mean"), parts, kept
+
+    def _pool(self, turn: Turn) -> Callable[[Tensor], Tensor]:
+        """What gives a loss the rows of the whole turn; computed before, if that is in pieces."""
+        gather, n = self.accelerator.gather, self.training.accumulation
+        if turn.rows is None or n == 1:
+            return gather
+        rows = []
+        for k in range(n):
+            with torch.no_grad(), self._micro_batch(k, gather) as batch:
+                rows.append(gather(turn.rows(self.players, batch)))
+        whole = torch.cat(rows)
+        return lambda own: whole
+
+    @contextmanager
+    def _micro_batch(self, k: int, pool: Callable[[Tensor], Tensor]) -> Iterator[Batch]:
+        """A batch, with its carried sample, in the run's precision and with its dropout."""
+        self.players.carry = self.carries[k]
+        p, dropping = self.players, {}
+        if self.method.dropout:
+            dropping = {d.net: None for d in (p.student, p.target, p.initial) if d is not None}
+        seed = stream(*self.seed, 5, self.turn, self._number(k)).initial_seed()
+        with self.accelerator.autocast(), at_work(dropping, seed):
+            yield self._batch(k, pool)
 
     def _term_norms(self, player: str, loss: Loss) -> dict[str, Tensor]:
         moved, found = self.moved[player], {}
@@ -288,17 +315,20 @@ class Trainer:
             found[f"|∇ {name}|"] = nn.utils.get_total_norm([s for s in slopes if s is not None])
         return found
 
-    def _batch(self, accumulation_step: int) -> Batch:
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        micro = accumulation_step * world + rank
-        per_turn = self.training.accumulation * world
+    def _number(self, k: int) -> int:
+        """Of this process's micro-batch k, among those of all processes in a turn."""
+        return k * self.accelerator.num_processes + self.accelerator.process_index
+
+    def _batch(self, k: int, pool: Callable[[Tensor], Tensor]) -> Batch:
+        micro = self._number(k)
+        per_turn = self.training.accumulation * self.accelerator.num_processes
         local = stream(*self.seed, 1, self.turn, micro)
         number, device = self.turn * per_turn + micro, self.accelerator.device
         drawn = Drawn(*self.data.batch(number, self.training.batch, local))
         cond = move(drawn.cond, device)
         path = None if drawn.path is None else drawn.path.to(device)
         shared, progress = stream(*self.seed, 0, self.turn), self.update / self.training.updates
-        return Batch(drawn.x0.to(device), cond, shared, local, progress, path)
+        return Batch(drawn.x0.to(device), cond, shared, local, progress, path, pool)
 
     def _reduce_and_clip(self, player: str) -> Tensor:
         moved = [p for p in self.moved[player] if p.grad is not None]

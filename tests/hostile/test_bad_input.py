@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from stepdistill import cli
+from stepdistill.data.loader import InMemory
 from stepdistill.data.sources import digits
 from stepdistill.export.export import ExportError
 from stepdistill.resources import PACKAGE
@@ -281,7 +282,7 @@ def test_training_data_from_a_folder_of_images(tmp_path):
     folder = pictures(tmp_path / "pictures")
     run = read("smoke", (f"data={{source: folder, settings: {{path: {folder}}}, dropout: 0.5}}",))
     data = data_of(run, teacher_of(run))
-    held = data.samples
+    held = InMemory(*data.samples.rows(torch.arange(20)))
     assert held.images.shape == (20, 1, 8, 8) and held.labels.tolist() == sorted([*range(10)] * 2)
     images, cond = data.batch(0, 20, torch.Generator().manual_seed(0))[:2]
     labels = cond["label"]
@@ -291,8 +292,8 @@ def test_training_data_from_a_folder_of_images(tmp_path):
     assert all(of[tuple(x.flatten().tolist())] == y for x, y in zip(images[kept], labels[kept]))
     vp = read("digits-consistency-vp", (f"data={{source: folder, settings: {{path: {folder}}}}}",))
     unlabelled = data_of(vp, teacher_of(vp))
-    assert unlabelled.samples.labels is None
-    assert torch.equal(unlabelled.samples.images, held.images)
+    images, labels = unlabelled.samples.rows(torch.arange(20))
+    assert labels is None and torch.equal(images, held.images)
 
 
 def test_a_run_trains_on_a_folder_of_images(tmp_path):
@@ -300,7 +301,12 @@ def test_a_run_trains_on_a_folder_of_images(tmp_path):
     settings = f"data={{source: folder, settings: {{path: {folder}}}}}"
     trained = CliRunner().invoke(cli.app, ["train", "smoke", settings, "--runs", str(tmp_path)])
     assert trained.exit_code == 0, trained.output
-    shutil.rmtree(folder / "3")
+    assert "classes: 0 0, 1 1, 2 2" in trained.output
+    assert json.loads((tmp_path / "smoke" / "classes.json").read_text()) == [*map(str, range(10))]
+    (folder / "3").rename(folder / "3b")
+    again = CliRunner().invoke(cli.app, ["train", "smoke", settings, "--runs", str(tmp_path)])
+    assert again.exit_code == 2 and "label 3 was '3' and is '3b' in the data" in again.stderr
+    shutil.rmtree(folder / "3b")
     answer = CliRunner().invoke(cli.app, ["sample", str(tmp_path / "smoke"), "a.png"])
     assert answer.exit_code == 2 and "9 subfolders" in answer.stderr
 

@@ -15,13 +15,15 @@ from typing import NamedTuple
 import faults_worker
 import pytest
 from accelerate import Accelerator
-from faults_worker import FULL, STOPPED
+from faults_worker import FULL, SCENARIOS, STOPPED
 from safetensors.torch import load_file
 
 from stepdistill.jobs.distill import finished as finished_run
 from stepdistill.runs.config import Stage
 from stepdistill.runs.config import read as read_config
+from stepdistill.runs.loop import train
 from stepdistill.runs.stages import Stages
+from stepdistill.schema import ConfigError
 from stepdistill.training.checkpoint import finished, latest, read_state
 from stepdistill.training.trainer import Training
 
@@ -234,6 +236,26 @@ def test_a_step_that_is_not_finite_on_one_process_is_skipped_by_all(worker, on_t
     assert told(on_two, 0)["weights"] == told(on_two, 1)["weights"]
 
 
+def test_a_run_of_two_processes_is_not_gone_on_with_by_one(on_two, tmp_path):
+    """Told with the numbers, and nothing is written; a finished one can be looked at."""
+    cut = tmp_path / "run"
+    shutil.copytree(on_two, cut)
+    run = SCENARIOS["cycles"]
+    stages = Stages.of(run, cut, Accelerator(cpu=True))
+    stages.restore()
+    train(stages, lambda _: None)  # nothing is left to train
+    assert stages.result().student.net is not None
+    for path in finished(cut / "checkpoints")[-1:]:
+        shutil.rmtree(path)
+    before = contents(cut)
+    stages = Stages.of(run, cut, Accelerator(cpu=True))
+    stages.restore()
+    wanted = "began on 2 processes, this is 1: a turn would have 8 samples, not 16, .* go on with 2"
+    with pytest.raises(ConfigError, match=wanted):
+        train(stages, lambda _: None)
+    assert contents(cut) == before
+
+
 def test_a_carried_sample_that_is_not_finite_costs_its_own_turn_only(tmp_path):
     stage = Stage("unsteady", {"rate": 0.4, "ratio": 2}, Training(updates=12, batch=4, skips=100))
     run = replace(read_config("smoke"), stages=[stage])
@@ -264,7 +286,7 @@ def test_a_job_killed_after_training_is_finished_by_the_same_command(worker, tmp
     assert not list((tmp_path / "smoke").glob(".*"))
     model = load_file(result.student / "unet" / "diffusion_pytorch_model.safetensors")
     state, _ = latest(tmp_path / "smoke" / "checkpoints")
-    averages = [v for k, v in state.tensors.items() if k.startswith("average/")]
+    averages = [v for k, v in state.tensors.items() if k.startswith("ema/")]
     assert len(model) == len(averages)
     assert sum(v.numel() for v in model.values()) == sum(v.numel() for v in averages)
 

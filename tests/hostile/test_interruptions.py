@@ -254,6 +254,39 @@ def test_steps_that_are_not_finite_are_counted_over_the_run(tmp_path, monkeypatc
     assert all(bool(v.isfinite().all()) for v in net.state_dict().values())
 
 
+BROKEN = {
+    "weights of the student": lambda t: t.moved["student"][0],
+    "moments in the optimiser of the student": (
+        lambda t: t.optimisers["student"].state[t.moved["student"][3]]["exp_avg_sq"]
+    ),
+    "averages of the student": lambda t: t.ema.averaged[-1],
+    "weights of the target": lambda t: t.target.averaged[1],
+}
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("part", BROKEN)
+def test_what_is_no_number_is_found_before_it_is_saved(tmp_path, part, bad):
+    """And the clean checkpoint before is gone on from."""
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    made = session(folder)
+
+    def spoil(_: Snapshot) -> None:
+        if made.trainer.turn == 3:
+            BROKEN[part](made.trainer).data.view(-1)[-1] = bad
+
+    # A moment that is no number makes a weight of its kind in the next step.
+    where = f"update 4: ({part}|weights of the student) hold a NaN or an infinity"
+    with pytest.raises(TrainingFailed, match=where):
+        train(made, spoil)
+    assert [p.name for p in finished(folder / "checkpoints")] == ["000002"]
+    again = session(folder)
+    assert again.trainer.turn == 2
+    while not again.trainer.done:
+        assert not again.trainer.step().skipped
+
+
 def test_skipped_steps_are_shown_and_reported(tmp_path, monkeypatch):
     unsteady(monkeypatch, SPOILS["an infinite loss"])
     monkeypatch.setattr(

@@ -21,7 +21,7 @@ from stepdistill.evaluation.report.report import read_results
 from stepdistill.evaluation.suite import Unfit
 from stepdistill.export import export as exporting
 from stepdistill.jobs.sample import tile
-from stepdistill.jobs.suites import load, suite_for
+from stepdistill.jobs.suites import load, require, suite_for
 from stepdistill.resources import PACKAGE, shipped
 from stepdistill.runs.config import read
 from stepdistill.runs.setup import teacher_of
@@ -43,7 +43,7 @@ from stepdistill.evaluation.reference import Reference, Task
 @dataclass(frozen=True)
 class Colours(Task):
     words: bool = False
-    def open(self, kind):
+    def open(self, kind, brought):
         if kind.size != (3, 12, 20):
             raise ValueError("wants 12×20 colours")
         images = torch.linspace(-1, 1, 50)[:, None, None, None].expand(50, 3, 12, 20)
@@ -189,6 +189,22 @@ def test_samples_have_the_size_of_the_network(unfit, tmp_path):
         assert picture.mode == "RGB" and picture.size == (3 * 21 * 5, 13 * 5)  # 12 pixels, 5 times
 
 
+def test_own_images_are_the_reference(unfit, run, tmp_path):
+    """Those of a folder, of any exported pipeline; and none where nobody says where they are."""
+    size = ("--n", "20", "--blocks", "2", "--out", str(tmp_path))
+    for source in (unfit, unfit / "student"):
+        own = ("--suite", "folder", "--reference", str(run[0] / "images"))
+        call("eval", str(source), *own, *size)
+        (row, *_) = [r for r in read_results(tmp_path / "results.json") if r.model == "student"]
+        assert row.scores["frechet_random"].value > 0 and "accuracy" not in row.scores
+        assert "images, 8 images" in (tmp_path / "report.md").read_text()
+    assert "--reference DIR" in call("eval", str(unfit / "student"), "--suite", "folder", expect=2)
+    assert "held_out" in call("eval", str(unfit), "--suite", "folder", expect=2)
+    settings = ("evaluation.suite=folder", "name=other", "--runs", str(tmp_path / "runs"))
+    assert "evaluation.reference" in call("run", run[1], *settings, expect=2)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_tiles_are_the_images():
     images = torch.linspace(-1, 1, 5 * 3 * 2 * 3).view(5, 3, 2, 3)
     picture = tile(images, columns=3)
@@ -327,11 +343,11 @@ def test_a_suite_says_whom_it_fits():
 
 
 def test_every_shipped_suite_and_metric_is_used():
-    suites = {p.stem: load(p.stem, DIGITS) for p in (shipped("eval/suites")).glob("*.yaml")}
-    used = {type(m).__module__.rpartition(".")[2] for s in suites.values() for m in s.metrics}
+    named = {p.stem: require(p.stem) for p in (shipped("eval/suites")).glob("*.yaml")}
+    metrics = [metric for _, _, metrics in named.values() for metric in metrics]
+    used = {type(m).__module__.rpartition(".")[2] for m in metrics}
     assert used == {p.stem for p in (PACKAGE / "evaluation" / "metrics").glob("[!_]*.py")}
-    for suite in suites.values():
-        assert all(type(metric).about for metric in suite.metrics)
+    assert all(type(metric).about for metric in metrics)
 
 
 def test_two_suites_are_not_one_table(toys, run, tmp_path):

@@ -16,7 +16,7 @@ from stepdistill.method import Players
 from stepdistill.methods.consistency_training import ConsistencyTraining
 from stepdistill.process import VarianceExploding
 from stepdistill.solver import Sampler
-from stepdistill.times import Grid, times_above
+from stepdistill.times import Grid, TimeLaw, times_above
 
 VE = PROCESSES["ve"]
 names = pytest.mark.parametrize("name", PROCESSES)
@@ -125,7 +125,7 @@ def test_at_first_it_is_denoising():
     loss = method.loss(Players(student, target=network("rf", 4)), given).total
     local = batch(64, d=2).local
     noise = torch.randn(64, 2, generator=local).double()
-    t = method.pairs.time.draw(PROCESSES["rf"], 64, local)
+    t = method.law.time.draw(PROCESSES["rf"], 64, local)
     error = student(PROCESSES["rf"].add_noise(given.x0, noise, t), t).x0 - given.x0
     assert float(loss) == pytest.approx(float((error.norm(dim=1) / t).mean()), rel=1e-9)
 
@@ -157,6 +157,26 @@ def test_the_target_gets_no_gradient():
 # --- TCM --------------------------------------------------------------------------------------
 
 CUT = ConsistencyTraining(cut=1.0)
+
+
+def test_the_cut_stage_goes_on_where_the_first_has_ended():
+    """s/t = 1 − (1 + 8 sigmoid(−t))/1000, whatever the progress: the target is never x₀ itself."""
+    t = at([1.0, 2.0, 80.0])
+    wanted = 1 - (1 + 8 / (1 + np.exp(t.numpy()))) / 1000
+    for progress in (0.0, 0.5, 0.999):
+        close(CUT.law.before(VE, t, progress) / t, wanted, rtol=1e-12)
+        drawn, s = CUT.draw(VE, batch(2000, progress=progress))
+        assert float((s / drawn).min()) > 0.99 and float((s / drawn).median()) > 0.996
+    # A first stage begins as a denoiser, and the law that is asked for is the law that is taken.
+    assert ConsistencyTraining().law == Pairs()
+    assert ConsistencyTraining(Pairs(q=4.0), cut=1.0).law == Pairs(q=4.0)
+
+
+@pytest.mark.parametrize("pairs", [Pairs("grid"), Pairs(time=TimeLaw("uniform"))])
+def test_a_cut_draws_its_own_times(pairs):
+    assert ConsistencyTraining(pairs).law == pairs
+    with pytest.raises(ValueError, match="pairs: with a cut, t has a law of its own"):
+        ConsistencyTraining(pairs, cut=1.0)
 
 
 @names

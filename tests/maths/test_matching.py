@@ -53,7 +53,7 @@ from stepdistill.methods.vsd import Vsd
 from stepdistill.networks.taps import Taps
 from stepdistill.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from stepdistill.solver import Sampler, Trajectory
-from stepdistill.times import Grid
+from stepdistill.times import Grid, TimeLaw
 
 DIVERGENCES = ("reverse_kl", "kl", "js", "softened_kl", "hellinger", "jeffreys", "neyman")
 
@@ -272,15 +272,94 @@ def test_where_the_judge_knows_nothing_every_divergence_is_dmd2(divergence):
 
 
 def test_ratios_are_compared_within_a_part_of_time():
-    process, method = RectifiedFlow(), FDistill(bins=2)
+    process, method = RectifiedFlow(), FDistill(divergence="kl", bins=2)
     t, logits = at([0.1, 0.2, 0.8, 0.9, 1.0]), at([1.0, 3.0, 2.0, 4.0, 6.0]).log()
-    found = method.ratio_of(logits, t, process)
-    close(found, [0.5, 1.5, 0.5, 1.0, 1.5], rtol=1e-9)
-    close(FDistill(bins=0).ratio_of(at([20.0, -20.0, 0.0]), t[:3], process), [20.0, 0.1, 1.0])
+    rows = method.ratios(logits, t, process)
+    means = method.means(rows, None)
+    close(means, [2.0, 4.0])
+    close(method.weights(rows, means), [0.5, 1.5, 0.5, 1.0, 1.5], rtol=1e-9)
+    whole = FDistill(divergence="kl", bins=0)
+    rows = whole.ratios(at([20.0, -20.0, 0.0]), t[:3], process)
+    close(whole.weights(rows, whole.means(rows, None)), [20.0, 0.1, 1.0])
+    with pytest.raises(ValueError, match="memory: is that of the bins"):
+        FDistill(bins=0, memory=0.5)
     with pytest.raises(ValueError, match="softplus GAN"):
         FDistill(gan=0, gan_critic=0)
     with pytest.raises(ValueError, match="softplus GAN"):
         FDistill(gan_loss="hinge")
+
+
+def test_bins_remember_as_the_authors_do():
+    """m ← ρ m + (1 − ρ) r̄ from m = 1, untouched where a turn has no sample in a part."""
+    method, rows = FDistill(bins=3, memory=0.75), at([[2.0, 0.0], [4.0, 0.0], [9.0, 2.0]])
+    once = method.means(rows, None)
+    close(once, [0.75 + 0.25 * 3, 1.0, 0.75 + 0.25 * 9])
+    close(method.means(rows, once), [0.75 * 1.5 + 0.25 * 3, 1.0, 0.75 * 3 + 0.25 * 9])
+    assert FDistill(bins=3).means(rows, once).tolist() == [3.0, 1.0, 9.0]
+    needed = [FDistill(bins=n).needs.batch for n in (0, 2, 10)]
+    assert needed == [1, 8, 40] and FDistill().needs.discriminator == "critic"
+
+
+@dataclass(frozen=True)
+class Piece(Batch):
+    """Samples `part` of a larger batch, whose times and noises are drawn for all of them."""
+
+    part: slice = field(default_factory=lambda: slice(None))
+    n: int = 0
+
+    def noise(self):
+        drawn = torch.randn((self.n, *self.x0.shape[1:]), generator=self.local)
+        return drawn.to(self.x0)[self.part]
+
+
+@dataclass(frozen=True)
+class LawInPieces:
+    """A law of time from both of whose parts a piece of a batch gets its own."""
+
+    part: slice
+    n: int
+
+    def draw(self, process, n, generator):
+        return TimeLaw(low=0.1, high=0.9).draw(process, self.n, generator)[self.part]
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5])
+@pytest.mark.parametrize("divergence", ["kl", "js", "neyman"])
+def test_pieces_of_a_turn_have_the_gradient_of_the_whole(divergence, memory):
+    """Two micro-batches, or processes, of 8 are one of 16: in every ratio, and in h̄."""
+    flow, n = RectifiedFlow(), 16
+    torch.manual_seed(0)
+    trunk, head = Trunk(), nn.Linear(5, 1).double()
+    nn.init.normal_(head.weight, std=0.5)
+    critic = Critic(view(trunk, "flow", flow), head, Taps(("block",)))
+    student = Affine()
+    settings = {"divergence": divergence, "bins": 3, "memory": memory}
+
+    def asked(what, part, **more):
+        method = FDistill(**settings)
+        object.__setattr__(method, "time", LawInPieces(part, n))
+        teacher = view(Trunk(seed=1), "flow", flow)
+        p = Players(view(student, "x0", flow), teacher, critic, sampler=Sampler((1,)))
+        p.kept = {"bins": at([0.5, 1.0, 2.0])} if memory else {}
+        whole = batch_of((n, 2))
+        given = Piece(whole.x0[part], {}, stream(1), stream(2), part=part, n=n, **more)
+        return getattr(method, what)(p, given)
+
+    whole, parts = asked("student_loss", slice(0, n)), (slice(0, 8), slice(8, n))
+    with torch.no_grad():
+        rows = torch.cat([asked("rows", part) for part in parts])
+    pooled = [asked("student_loss", part, pool=lambda own: rows) for part in parts]
+    alone = [asked("student_loss", part) for part in parts]
+
+    def slopes(loss):
+        return torch.stack(gradients(loss.total, student.mean, student.std))
+
+    wanted = slopes(whole)
+    close(sum(map(slopes, pooled)) / 2, wanted, rtol=1e-9)
+    assert float((sum(map(slopes, alone)) / 2 - wanted).abs().max()) > 1e-4  # pooling matters
+    assert whole.kept.keys() == ({"bins"} if memory else set())
+    for loss in pooled:
+        assert all(torch.equal(loss.kept[k], whole.kept[k]) for k in whole.kept)
 
 
 # --- fixed points, data, turns ----------------------------------------------------------------
@@ -439,6 +518,22 @@ def test_the_critic_is_not_told_a_share_of_conditions():
             Vsd(dropout=0.0, **settings).check_teacher(Guided(mixture, w, mixture.null))
     with pytest.raises(ValueError, match="entropy: needs a class-conditional teacher"):
         Vsd(entropy=0.5).check_teacher(mixture)
+
+
+def test_conditions_of_any_rank_are_left_out_as_a_whole():
+    """Of as many samples as an embedding has entries, of some all of it and of others nothing."""
+    n = 64
+    null = {"text": normal(1, 1, 5, n), "mask": torch.zeros(1, 5).bool(), "size": normal(2, 1, 2)}
+    cond = {"text": normal(3, n, 5, n), "mask": torch.ones(n, 5).bool(), "size": normal(4, n, 2)}
+    p = Players(None, Guided(views(), 3.0, null))
+    told = Vsd(dropout=0.5).critic_cond(p, cond, batch_of((n, 1)))
+    left_out = ~told["mask"].any(1)
+    assert 16 < int(left_out.sum()) < 48 and told.keys() == cond.keys()
+    for name, value in told.items():
+        wanted = torch.where(
+            left_out.view(n, *[1] * (value.ndim - 1)), null[name].expand_as(value), cond[name]
+        )
+        assert torch.equal(value, wanted), name
 
 
 # --- regression -------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""Trains the adversarial cycle and writes its state: python parallel_worker.py < JOBS.json
+"""Trains the adversarial cycle, f-distill and dropout, and writes their states:
+python parallel_worker.py < JOBS.json
 
 A job is [OUT, numbers of accumulated micro-batches, environment], with torch.distributed's
 variables if it is a rank; each number makes one file OUT-N. All jobs train at once, in forks of
@@ -9,14 +10,24 @@ import json
 import os
 import sys
 import traceback
+from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from toys import AdversarialCycle, tiny_images, tiny_players
 
+from stepdistill.method import Method, Players
+from stepdistill.methods.consistency_training import ConsistencyTraining
+from stepdistill.methods.f_distill import FDistill
 from stepdistill.training.trainer import Optimiser, Trainer, Training
 
+METHODS = {
+    "cycle": AdversarialCycle(),
+    "f_distill": FDistill(ratio=2, bins=2, memory=0.5),
+    "dropout": ConsistencyTraining(),
+}
 TURNS = 6
 RESUMED = 4  # after a student's turn: its sample is carried over the interruption
 
@@ -25,13 +36,31 @@ def main(out: str, accumulations: list[int]) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     for accumulation in accumulations:
-        tensors = trained(accelerator, accumulation)
+        tensors = {
+            f"{name}/{key}": tensor
+            for name, method in METHODS.items()
+            for key, tensor in trained(accelerator, accumulation, name, method).items()
+        }
         if accelerator.is_main_process:
             save_file(tensors, f"{out}-{accumulation}")
     accelerator.end_training()
 
 
-def trained(accelerator: Accelerator, accumulation: int) -> dict[str, torch.Tensor]:
+def players_of(name: str) -> Players:
+    """The players of a method; "dropout" has a student with some, and an average of it."""
+    players = tiny_players()
+    if name == "dropout":
+        for part in players.student.net.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.3
+        target = replace(players.student, net=deepcopy(players.student.net))
+        return replace(players, critic=None, target=target)
+    return players
+
+
+def trained(
+    accelerator: Accelerator, accumulation: int, name: str, method: Method
+) -> dict[str, torch.Tensor]:
     training = Training(
         updates=100,
         batch=4,
@@ -41,9 +70,7 @@ def trained(accelerator: Accelerator, accumulation: int) -> dict[str, torch.Tens
     )
 
     def fresh() -> Trainer:
-        return Trainer(
-            AdversarialCycle(), tiny_players(), tiny_images(), training, accelerator, (5,)
-        )
+        return Trainer(method, players_of(name), tiny_images(), training, accelerator, (5,))
 
     first, trainer = fresh(), fresh()
     norms = [first.step().gradient_norm for _ in range(RESUMED)]

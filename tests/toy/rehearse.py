@@ -11,9 +11,13 @@ from stepdistill.runs.stages import Stages, TrainedRun
 
 
 def short(run: RunConfig, updates: int = 2, batch: int = 8) -> RunConfig:
-    """The same run with few updates a stage, images, trajectories and steps of the teacher."""
+    """The same run with few updates a stage, images, trajectories and steps of the teacher.
+
+    batch: of methods that do not ask for more."""
+    needed = [max(batch, stage.build().needs.batch) for stage in run.stages]
     stages = [
-        replace(s, training=replace(s.training, updates=updates, batch=batch)) for s in run.stages
+        replace(s, training=replace(s.training, updates=updates, batch=n))
+        for s, n in zip(run.stages, needed)
     ]
     cache = run.cache and replace(run.cache, samples=12, steps=3, shard=8)
     few = tuple(n for n in run.evaluation.teacher_steps if n <= 4)

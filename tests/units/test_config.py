@@ -229,6 +229,7 @@ NETWORK = {
     "network.unet.layers_per_block=1e3": "network.unet.layers_per_block",
     "network.unet.layers_per_block=1000": "network.unet.layers_per_block: must be at most 64",
     "network.unet.num_class_embeds=1": "network.unet.num_class_embeds: must be at least 2",
+    "network.unet.dropout=1.0": "network.unet.dropout: must be below 1, got 1.0",
     "network.unet.norm_eps=.nan": "network.unet.norm_eps: ",
     "network.scheduler=DDIMSheduler": "did you mean 'DDIMScheduler'?",
     "network.scheduler=UNet2DModel": "network.scheduler: 'UNet2DModel' is not a scheduler",

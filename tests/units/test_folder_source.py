@@ -1,30 +1,30 @@
 """Image folders: pixels and labels as they are on disk, and every unfit file named."""
 
+import inspect
+import os
 import struct
+import sys
 import zlib
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shelf import Looker, pixels, png, save
 
-from stepdistill.data.sources.folder import load_folder
+from stepdistill.data.sources.folder import Folder
 from stepdistill.schema import ConfigError
 
 GREY, RGB = (1, 6, 4), (3, 6, 4)
 
 
-def pixels(seed: int, channels: int = 1) -> np.ndarray:
-    """Random bytes (6, 4) or (6, 4, channels)."""
-    shape = (6, 4) if channels == 1 else (6, 4, channels)
-    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-
-
-def save(file: Path, array: np.ndarray, **settings: object) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(file, **settings)
+def load_folder(
+    folder: Path, event: tuple[int, int, int], classes: int | None, **settings: object
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """All images and labels of a folder for a teacher of these images."""
+    samples = Folder(str(folder), **settings).open(Looker(event[0], classes, event[1:]))
+    return tuple(samples.rows(torch.arange(len(samples))))
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
@@ -41,7 +41,7 @@ def said(folder: Path, event: tuple[int, ...] = GREY, classes: int | None = None
 
 
 def test_a_flat_or_nested_folder_in_the_order_of_names(tmp_path):
-    names = ["b.png", "a/2.png", "a/10.png", "c/d/e.webp", "A.PNG"]
+    names = ["b.png", "a/10.png", "a/2.png", "c/d/e.webp", "A.PNG"]
     for seed, name in enumerate(names):
         lossless = {"lossless": True} if name.endswith("webp") else {}
         save(tmp_path / name, pixels(seed), **lossless)
@@ -71,11 +71,104 @@ def test_subfolders_are_labels_in_the_order_of_their_names(tmp_path):
     torch.testing.assert_close(images, expected, rtol=0, atol=2e-7)
 
 
-def test_a_class_folder_may_be_a_link(tmp_path):
+def test_class_folders_come_as_people_count(tmp_path):
+    for seed, name in enumerate(["2", "10", "1", "3b", "3a"]):
+        save(tmp_path / name / "1.png", pixels(seed))
+    samples = Folder(str(tmp_path)).open(Looker(1, 5))
+    assert samples.names == ("1", "2", "3a", "3b", "10")
+    images, labels = samples.rows(torch.arange(5))
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+    for image, seed in zip(images, [2, 0, 4, 3, 1]):
+        torch.testing.assert_close(image, as_tensor(pixels(seed)), rtol=0, atol=2e-7)
+
+
+def test_classes_may_be_named_in_the_teacher_s_order(tmp_path):
+    for seed, name in enumerate(["a", "b", "c"]):
+        save(tmp_path / name / "1.png", pixels(seed))
+    named = Folder(str(tmp_path), classes=("c", "a", "b")).open(Looker(1, 3))
+    assert named.names == ("c", "a", "b") and named.labels.tolist() == [1, 2, 0]
+    with pytest.raises(ConfigError, match="1.png: label 'c': not among x, a, b"):
+        Folder(str(tmp_path), classes=("x", "a", "b")).open(Looker(1, 3))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m"])
+def test_a_class_whose_name_no_line_can_hold_is_refused(name, tmp_path):
+    save(tmp_path / name / "1.png", pixels(0))
+    assert "needs a name of one printable line" in said(tmp_path, GREY, 1)
+
+
+def test_folders_that_are_links_are_refused(tmp_path):
     save(tmp_path / "elsewhere" / "1.png", pixels(0))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a").symlink_to(tmp_path / "elsewhere")
-    assert load_folder(tmp_path / "data", GREY, 1)[1].tolist() == [0]
+    assert f"{tmp_path / 'data' / 'a'}: a link" in said(tmp_path / "data", GREY, 1)
+    assert f"{tmp_path / 'data' / 'a'}: not an image" in said(tmp_path / "data")
+
+
+def test_a_photograph_is_turned_as_the_camera_was_held(tmp_path):
+    """Lossless, so by PNG: all eight orientations against the standard's own words."""
+    upright = pixels(0, 3)
+    turned = {  # where row 0 and column 0 of what is stored are, seen upright: EXIF 2.32, 4.6.4
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).swapaxes(0, 1),
+        8: np.rot90(upright, -1),
+    }
+    for number, stored in turned.items():
+        exif = Image.Exif()
+        exif[0x0112] = number
+        save(tmp_path / f"{number}.png", np.ascontiguousarray(stored), exif=exif)
+    images, _ = load_folder(tmp_path, RGB, None)
+    for number, image in enumerate(images, 1):
+        assert torch.allclose(image, as_tensor(upright), atol=2e-7), number
+
+
+def test_a_photograph_that_lies_is_not_of_the_teacher_s_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "1.png", pixels(0), exif=exif)
+    assert "6×4 pixels, but the teacher takes 4×6" in said(tmp_path)
+
+
+def test_the_first_view_of_a_phone_s_picture_is_taken(tmp_path):
+    flat = np.full((6, 4), 100, np.uint8)
+    views = [Image.fromarray(flat), Image.fromarray(flat + 100)]
+    views[0].save(tmp_path / "1.jpg", "MPO", save_all=True, append_images=views[1:])
+    with Image.open(tmp_path / "1.jpg") as image:
+        assert image.format == "MPO" and image.n_frames == 2
+    images, _ = load_folder(tmp_path, GREY, None)
+    torch.testing.assert_close(images, as_tensor(flat).expand(1, *GREY), rtol=0, atol=0.02)
+
+
+def dig(folder: Path, name: str, depth: int) -> None:
+    """Folders of this name in each other, also where a path to them is too long for the system."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=here)
+        here, above = os.open(name, os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+
+
+def test_more_folders_in_each_other_than_calls(tmp_path):
+    dig(tmp_path, "d", 400)
+    (tmp_path.joinpath(*"d" * 400) / "1.png").write_bytes(png(pixels(0)))
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 300)
+    try:
+        assert len(load_folder(tmp_path, GREY, None)[0]) == 1
+    finally:
+        sys.setrecursionlimit(usual)
+
+
+def test_a_path_longer_than_the_system_s(tmp_path):
+    dig(tmp_path, "d" * 200, 30)
+    message = said(tmp_path)
+    assert "not a readable folder (File name too long)" in message and len(message) < 1000
 
 
 def test_grey_files_serve_a_colour_network_and_grey_colours_a_grey_one(tmp_path):
@@ -115,13 +208,6 @@ def test_a_jpeg_is_read(tmp_path):
     torch.testing.assert_close(images, as_tensor(flat).expand(2, *GREY), rtol=0, atol=0.02)
 
 
-def png() -> bytes:
-    """A PNG file."""
-    file = BytesIO()
-    Image.fromarray(pixels(0)).save(file, "PNG")
-    return file.getvalue()
-
-
 def deep_png() -> bytes:
     """A colour PNG of 16 bits a channel, which PIL reads as RGB without its low bytes."""
 
@@ -154,8 +240,10 @@ ODD = {
     ),
     "not a PNG, JPEG or WebP": lambda file: save(file, pixels(0), format="GIF"),
     "WebP image inside": lambda file: file.write_text("no picture"),
-    "damaged (image file is truncated": lambda file: file.write_bytes(png()[:-30]),
-    "damaged (broken": lambda file: file.write_bytes(png()[:60] + b"\0\0\0" + png()[63:]),
+    "damaged (image file is truncated": lambda file: file.write_bytes(png(pixels(0))[:-30]),
+    "damaged (broken": lambda file: file.write_bytes(
+        png(pixels(0))[:60] + b"\0\0\0" + png(pixels(0))[63:]
+    ),
     "not an image": lambda file: file.symlink_to("nowhere"),
     "not an image (": lambda file: file.symlink_to(file.parent, target_is_directory=True),
 }
@@ -166,7 +254,7 @@ def test_an_unfit_file_is_named(words, tmp_path):
     save(tmp_path / "1.png", pixels(0))
     ODD[words](tmp_path / "odd.png")
     message = said(tmp_path)
-    assert message.startswith(f"{tmp_path / 'odd.png'}: ") and words in message
+    assert message.startswith(f"settings.path: {tmp_path / 'odd.png'}: ") and words in message
 
 
 def test_an_enormous_picture_is_refused_before_it_is_decoded(tmp_path):
@@ -205,4 +293,16 @@ def test_unfit_classes_are_named(tmp_path):
 
 def test_networks_of_other_channels_are_refused(tmp_path):
     save(tmp_path / "1.png", pixels(0))
-    assert "1 or 3 channels, the teacher 4" in said(tmp_path, (4, 6, 4))
+    assert said(tmp_path, (5, 6, 4)) == "source: images have 1 to 4 channels, the teacher 5"
+
+
+def test_opacity_is_a_channel_where_the_teacher_has_it(tmp_path):
+    save(tmp_path / "1.png", pixels(0, 4))
+    torch.testing.assert_close(
+        load_folder(tmp_path, (4, 6, 4), None)[0][0], as_tensor(pixels(0, 4)), rtol=0, atol=2e-7
+    )
+    grey = pixels(1, 2)
+    save(tmp_path / "1.png", grey)
+    torch.testing.assert_close(
+        load_folder(tmp_path, (2, 6, 4), None)[0][0], as_tensor(grey), rtol=0, atol=2e-7
+    )

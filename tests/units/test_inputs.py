@@ -7,12 +7,14 @@ import torch
 import toys
 from accelerate import Accelerator
 from cases import at, labels
+from rich.console import Console
 from torch import nn
 from toys import tiny_images
 
 from stepdistill.data.loader import stream
 from stepdistill.denoiser import toward
 from stepdistill.export.export import export
+from stepdistill.jobs.distill import train_run
 from stepdistill.jobs.samplers import of_folder
 from stepdistill.methods.ctm import Ctm
 from stepdistill.networks.inputs import LogVariance, WithInputs
@@ -20,6 +22,7 @@ from stepdistill.networks.lora import AdapterView
 from stepdistill.networks.views import bare, own_tensors, standalone
 from stepdistill.resources import pipeline_class
 from stepdistill.runs.config import read
+from stepdistill.runs.setup import check_batches
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError
 from stepdistill.solver import Sampler
@@ -249,8 +252,47 @@ IDLE_GUIDANCE = {
         "stages=[{method: consistency}, "
         "{method: lcm, teacher: last, settings: {steps: 16, guidance: [1, 3]}}]",
     ): "stages.1: guides the last student, which takes no",
+    ("digits-lcm", "stages.0.settings.guidance=[3, 15]"): (
+        "guidance: 1 lies outside the 3 to 15 that stages.0 trains its student for: write one"
+    ),
+    ("digits-guidance", "guidance=20"): "guidance: 20 lies outside the 1 to 6 that stages.0",
+    ("digits-agd", "guidance=0.5"): "guidance: 0.5 lies outside the 1 to 6 that stages.0",
+    (
+        "digits-guidance",
+        "sampler={steps: [1]}",
+        "evaluation.steps=[1]",
+        "stages=[{method: guidance}, "
+        "{method: lcm, teacher: last, settings: {steps: 16, guidance: [2, 8], embedding: true}}]",
+    ): "stages.1: guidance: 8 lies outside the 1 to 6 that stages.0",
     ("digits-dmd", "sampler.grid.start=0.7"): "sampler: dmd's pairs begin at pure noise",
 }
+
+
+def test_a_guidance_that_the_student_sees_is_taken(tmp_path):
+    for w in ("1", "6"):
+        session(tmp_path, "digits-guidance", f"guidance={w}")
+    session(tmp_path, "digits-lcm", "stages.0.settings={guidance: [3, 15], embedding: false}")
+
+
+@pytest.mark.parametrize(
+    "stages",
+    ["[{method: consistency_training, settings: {cut: 0.5}}]",
+     "[{method: diffusion}, {method: consistency_training, settings: {cut: 0.5}}]"],
+)  # fmt: skip
+def test_a_cut_needs_a_consistency_function_to_start_from(stages):
+    with pytest.raises(ConfigError, match=r"stages.\d.method: answers below its cut with what it"):
+        read("digits-consistency", (f"stages={stages}",))
+
+
+def test_bins_are_not_averages_of_a_sample_or_two(tmp_path):
+    """f-distill's parts of time hold four samples of a turn on average, or it is refused."""
+    message = "batch: f_distill compares 40 samples of a turn or more, and has 16 × 2 acc.* × 1 pro"
+    few = ("stages.0.training.batch=16", "stages.0.training.accumulation=2")
+    with pytest.raises(ConfigError, match=message):
+        train_run(read("digits-f-distill", few), tmp_path / "run", Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+    for enough in ("stages.0.training.accumulation=3", "stages.0.settings.bins=8"):
+        check_batches(session(tmp_path, "digits-f-distill", *few, enough).setup)
 
 
 def test_what_a_run_lacks_is_named(tmp_path):

@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import AdversarialCycle, Labelled, tiny_images, tiny_players
 
 from stepdistill.data.loader import InMemory, Loader, stream
 from stepdistill.method import Batch, Loss
 from stepdistill.networks.views import trainable
+from stepdistill.runs.config import RunConfig
+from stepdistill.runs.setup import accelerator_of
 from stepdistill.training.checkpoint import CheckpointError, State, latest, read_state, save
 from stepdistill.training.trainer import Optimiser, Trainer, Training, TrainingFailed
 
@@ -43,6 +46,69 @@ def test_resuming_is_bitwise(tmp_path, stop):
     assert mine.keys() == wanted.keys()
     assert all(torch.equal(mine[k], wanted[k]) for k in wanted)
     assert second.state().numbers == whole.state().numbers
+
+
+@dataclass(frozen=True)
+class Remembering(AdversarialCycle):
+    """Weighs the student's loss by a memory of the sizes of all samples of its turns."""
+
+    def turns(self):
+        student, *critic = super().turns()
+        return (student._replace(rows=self.rows), *critic)
+
+    def rows(self, p, batch):
+        return self.student_loss(p, batch, pooled=False).carry.x.abs().mean((1, 2, 3))[:, None]
+
+    def student_loss(self, p, batch, pooled=True) -> Loss:
+        loss = super().student_loss(p, batch)
+        if not pooled:
+            return loss
+        sizes = batch.pool(loss.carry.x.abs().mean((1, 2, 3))[:, None])
+        memory = 0.5 * p.kept.get("size", torch.zeros(())) + 0.5 * sizes.mean()
+        return poisoned(loss, memory)._replace(kept={"size": memory}, shown={"n": sizes.sum() * 0})
+
+
+def test_what_is_kept_goes_on_bit_for_bit():
+    training = replace(TRAINING, accumulation=2, optimiser=Optimiser(lr=1e-2))
+    whole, first, second, fresh = (trainer(training, Remembering()) for _ in range(4))
+    steps = [whole.step() for _ in range(4)]
+    for _ in range(3):
+        first.step()
+    state = first.state()
+    second.restore(state)
+    assert second.step() == steps[3]
+    kept = whole.state().tensors["kept/size"]
+    assert torch.equal(second.state().tensors["kept/size"], kept) and float(kept) > 0
+    fresh.restore(
+        state._replace(tensors={k: state.tensors[k] for k in state.tensors if "kept" not in k})
+    )
+    assert fresh.step() != steps[3]
+
+
+ENVIRONMENT = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+    "ACCELERATE_MIXED_PRECISION": "bf16",
+    "ACCELERATE_DYNAMO_BACKEND": "inductor",
+    "ACCELERATE_USE_FSDP": "true",
+    "ACCELERATE_DOWNCAST_BF16": "true",
+}
+
+
+def test_the_environment_of_a_launcher_changes_nothing(monkeypatch, tmp_path):
+    """Not the size of gradients, which are clipped and logged, nor the run's precision."""
+    found = []
+    for environment in ({}, *({name: value} for name, value in ENVIRONMENT.items())):
+        for name in ENVIRONMENT:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        accelerator = accelerator_of(RunConfig(trackers=()), tmp_path)
+        data = tiny_images()
+        made = Trainer(AdversarialCycle(), tiny_players(), data, TRAINING, accelerator, (3,))
+        found.append([float(v) for step in [made.step()] for v in (step.total, step.gradient_norm)])
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert all(each == found[0] for each in found), dict(zip(["none", *ENVIRONMENT], found))
 
 
 def test_cycles_turns_and_updates_are_counted():
@@ -147,6 +213,44 @@ class _Fixed(AdversarialCycle):
     def student_loss(self, p, batch) -> Loss:
         fixed = replace(batch, shared=stream(1), local=stream(2))
         return super().student_loss(p, fixed)
+
+
+def test_a_turn_in_pieces_pools_all_of_its_samples():
+    """In the order of micro-batches, before the first loss; each loss sees the same."""
+    seen = []
+
+    @dataclass(frozen=True)
+    class Numbered(_Fixed):
+        def turns(self):
+            return (super().turns()[0]._replace(rows=self.rows),)
+
+        def rows(self, p, batch):
+            assert not torch.is_grad_enabled()
+            return batch.x0.flatten(1)[:, :1]
+
+        def student_loss(self, p, batch):
+            seen.append((self.rows_of(batch), batch.pool(self.rows_of(batch))))
+            return super().student_loss(p, batch)
+
+        def rows_of(self, batch):
+            return batch.x0.flatten(1)[:, :1]
+
+    trainer(replace(TRAINING, accumulation=3), Numbered()).step()
+    own, pooled = zip(*seen)
+    assert len(seen) == 3 and all(torch.equal(rows, torch.cat(own)) for rows in pooled)
+    seen.clear()
+    trainer(TRAINING, Numbered()).step()
+    assert torch.equal(*seen[0])
+
+
+def test_what_a_bad_step_would_keep_is_forgotten():
+    @dataclass(frozen=True)
+    class Bad(AlwaysPoisoned):
+        def student_loss(self, p, batch) -> Loss:
+            return super().student_loss(p, batch)._replace(kept={"m": torch.tensor(torch.nan)})
+
+    made = trainer(method=Bad())
+    assert made.step().skipped and made.players.kept == {}
 
 
 def test_every_image_is_seen_once_an_epoch_whatever_the_batch():

@@ -3,9 +3,8 @@
     body  8×8 image → conv 16 → conv 32 stride 2 → conv 32 → 64 features, standardised, before ReLU
     head  ReLU → linear → 10 logits
 
-Cross-entropy with label smoothing 0.1, AdamW, one learning-rate cycle, 25 epochs over a random
-80 % of scikit-learn's digits; the other 20 % give the held-out accuracy in the file's header.
-Features are taken before the last ReLU: closer to the Gaussian that a Fréchet distance assumes.
+25 epochs over 80 % of scikit-learn's digits, as `classifier.py` says; the held-out accuracy is in
+the file's header.
 
     python -m stepdistill.evaluation.features.domain_cnn OUT.safetensors
 
@@ -23,34 +22,41 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from ...data.sources import digits
-from .space import FeatureSpace
+from ..classifier import (
+    BATCH,
+    DECAY,
+    RATE,
+    SMOOTHING,
+    TRAIN_SHARE,
+    Classifier,
+    accuracy,
+    convolution,
+    fit,
+    split,
+)
+from .space import FeatureSpace, Real
 
 FEATURES, CLASSES = 64, 10
-EPOCHS, BATCH, RATE, DECAY, SMOOTHING, TRAIN_SHARE = 25, 64, 3e-3, 0.05, 0.1, 0.8
+EPOCHS = 25
 WEIGHTS = files("stepdistill") / "assets" / "digits-cnn.safetensors"
 
 
-class DigitsCNN(nn.Module):
+class DigitsCNN(Classifier):
     """Images (b, 1, 8, 8) in [−1, 1] → logits (b, 10); `body` alone gives the features (b, 64)."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *_conv(1, 16, stride=1),
-            *_conv(16, 32, stride=2),
-            *_conv(32, 32, stride=1),
+        body = nn.Sequential(
+            *convolution(1, 16, stride=1),
+            *convolution(16, 32, stride=2),
+            *convolution(32, 32, stride=1),
             nn.Flatten(),
             nn.Linear(32 * 16, FEATURES),
             nn.BatchNorm1d(FEATURES),
         )
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(FEATURES, CLASSES))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.body(images))
+        super().__init__(body, FEATURES, CLASSES)
 
     @property
     def space(self) -> FeatureSpace:
@@ -70,35 +76,21 @@ class DomainCNNSpace(FeatureSpace):
     """The space "domain-cnn"."""
 
     @classmethod
-    def of(cls, size: tuple[int, ...]) -> FeatureSpace:
-        if size != digits.EVENT:
-            raise ValueError(f"domain-cnn sees images {digits.EVENT}, not {size}")
+    def of(cls, real: Real) -> FeatureSpace:
+        if real.size != digits.EVENT:
+            raise ValueError(f"domain-cnn sees images {digits.EVENT}, not {real.size}")
         return load_domain_cnn().space
 
 
 def train_domain_cnn(seed: int, epochs: int = EPOCHS) -> tuple[DigitsCNN, float]:
     """The recipe: a frozen classifier and its accuracy on the held-out 20 %, in seconds."""
     images, labels = digits.load()
-    train, held_out = split(seed)
+    train, held_out = split(len(images), seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = DigitsCNN()
-        _fit(net, images[train], labels[train], epochs)
-    net.eval().requires_grad_(False)
+        fit(net, images[train], labels[train], epochs)
     return net, accuracy(net, images[held_out], labels[held_out])
-
-
-def split(seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the images trained on (80 %) and held out (20 %)."""
-    total = len(digits.load()[0])
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    return order.tensor_split([int(TRAIN_SHARE * total)])
-
-
-def accuracy(net: DigitsCNN, images: Tensor, labels: Tensor) -> float:
-    """Share of images whose largest logit is their label's."""
-    with torch.no_grad():
-        return (net(images).argmax(1) == labels).double().mean().item()
 
 
 def recipe(seed: int, held_out_accuracy: float) -> dict[str, str]:
@@ -120,24 +112,6 @@ def committed_recipe() -> dict[str, str]:
     """The header of the committed weights."""
     with as_file(WEIGHTS) as path, safe_open(path, "pt") as file:
         return json.loads(file.metadata()["recipe"])
-
-
-def _conv(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
-    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
-    return conv, nn.BatchNorm2d(outputs), nn.ReLU()
-
-
-def _fit(net: DigitsCNN, images: Tensor, labels: Tensor, epochs: int) -> None:
-    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY)
-    steps = epochs * -(-len(images) // BATCH)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(images)).split(BATCH):
-            optimiser.zero_grad()
-            loss = cross_entropy(net(images[rows]), labels[rows], label_smoothing=SMOOTHING)
-            loss.backward()
-            optimiser.step()
-            rate.step()
 
 
 def main(out: Path, seed: int = 0) -> None:

@@ -1,6 +1,6 @@
 """The spaces in which images are compared: a network, a name, and a fingerprint of its weights.
 
-Two spaces are reported, never one. A classifier of the domain (`domain_cnn.py`) sees lost classes
+Two spaces are reported, never one. A classifier (`domain_cnn.py`, `classes.py`) sees lost classes
 but throws away much of what is not class, and with it much of collapse, blur and garbage. A random
 convolution has no such preference. It measures, at three scales, how strongly each of its random
 filters answers and how unevenly:
@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .space import FeatureSpace
+from .space import FeatureSpace, Real
 
 WIDTHS = (32, 48, 64)
 
@@ -51,8 +51,8 @@ class RandomConvSpace(FeatureSpace):
     """The space "random-conv"."""
 
     @classmethod
-    def of(cls, size: tuple[int, ...]) -> FeatureSpace:
-        return random_conv(size[0])
+    def of(cls, real: Real) -> FeatureSpace:
+        return random_conv(real.size[0])
 
 
 def random_conv(channels: int = 1, seed: int = 0) -> FeatureSpace:

@@ -9,11 +9,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 BATCH = 500
+
+
+class Real(Protocol):
+    """What a space may look at when it is made: the size of images (c, h, w), and the real images
+    (m, c, h, w) in [−1, 1] with their labels (m,), where there are any."""
+
+    size: tuple[int, ...]
+    images: Tensor | None
+    labels: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +37,8 @@ class FeatureSpace:
     about: str = ""
 
     @classmethod
-    def of(cls, size: tuple[int, ...]) -> FeatureSpace:
-        """The space for images of this size (c, h, w). Raises ValueError where there is none."""
+    def of(cls, real: Real) -> FeatureSpace:
+        """The space for images like these. Raises ValueError where there is none."""
         raise ValueError(f"{cls.__name__} is not made by name")
 
     @cached_property

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...data.sources import digits
 from ..features.domain_cnn import load_domain_cnn
-from ..reference import Kind, Reader, Reference, Task
+from ..reference import Brought, Kind, Reader, Reference, Task
 
 KIND = Kind(digits.EVENT, digits.CLASSES)  # of conditional samplers
 
@@ -21,7 +21,7 @@ KIND = Kind(digits.EVENT, digits.CLASSES)  # of conditional samplers
 class Digits(Task):
     """For images (1, 8, 8) of ten classes or none."""
 
-    def open(self, kind: Kind) -> Reference:
+    def open(self, kind: Kind, brought: Brought) -> Reference:
         if kind not in (KIND, Kind(digits.EVENT)):
             raise ValueError(f"scores images {KIND} or none; the teacher makes {kind}")
         images, labels = digits.load()

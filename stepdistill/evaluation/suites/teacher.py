@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from ..reference import Kind, Reference, Task
+from ..reference import Brought, Kind, Reference, Task, evenly
 
 
 @dataclass(frozen=True)
 class BesideTeacher(Task):
     """For images of any size, of every class equally often or of none."""
 
-    def open(self, kind: Kind) -> Reference:
-        def ask(n: int, generator: torch.Generator | None) -> Tensor:
-            order = torch.arange(n)
-            if generator is not None:
-                order = torch.randperm(n, generator=generator)
-            return order % kind.classes
-
-        return Reference(kind.size, None if kind.classes is None else ask, about="none")
+    def open(self, kind: Kind, brought: Brought) -> Reference:
+        ask = None if kind.classes is None else evenly(kind.classes)
+        return Reference(kind.size, ask, about="none")

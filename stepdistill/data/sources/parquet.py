@@ -1,0 +1,148 @@
+"""Pictures in Parquet files, as Hugging Face stores them: a column of images and one of labels.
+
+An image is its bytes, or a pair of bytes and path; names of classes are read from the files. They
+are read in order, file by file in an order of their own each time round, `buffer` samples shuffled
+among themselves, so that no copy is made and memory holds no more than the buffer, encoded.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Features
+
+from ...schema import ConfigError, Count, shown
+from .. import listing
+from ..images import Images
+from ..stored import Label, Stored
+
+
+@dataclass(frozen=True)
+class Parquet(Images):
+    """The settings of `Images`; path: a file, or a folder of them. image, label: columns.
+
+    buffer: samples that are shuffled among themselves, and held.
+    """
+
+    image: str = "image"
+    label: str = "label"
+    buffer: Count = 10_000
+
+    def window(self) -> int | None:
+        return self.buffer
+
+    def find(self, classes: int | None) -> "RowGroups":
+        alone = self.path.endswith(".parquet") and Path(self.path).is_file()
+        paths = [self.path] if alone else listing.files(self.path, (".parquet",), "a table")
+        columns = {"image": self.image} | ({} if classes is None else {"label": self.label})
+        tables = [footer(path, columns) for path in paths]
+        return RowGroups(tables, self.image, classes and self.label, self.buffer)
+
+
+class Footer(NamedTuple):
+    """What the end of a file says: the number of rows in each of its groups, names of classes."""
+
+    path: str
+    groups: list[int]
+    names: list[str] | None
+
+
+def footer(path: str, columns: dict[str, str]) -> Footer:
+    """columns: by the setting that names each. Raises ConfigError if the file lacks one."""
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, about = file.schema_arrow, file.metadata
+            groups = [about.row_group(k).num_rows for k in range(about.num_row_groups)]
+        features = Features.from_arrow_schema(schema)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {damaged(error)}") from error
+    for key, column in columns.items():
+        if column not in schema.names:
+            listed = ", ".join(shown(name) for name in schema.names)
+            raise ConfigError(f"settings.{key}: {path}: no '{column}' among {listed}")
+    label = features.get(columns.get("label"))
+    return Footer(path, groups, label.names if isinstance(label, ClassLabel) else None)
+
+
+class RowGroups(Stored):
+    """Pictures in the row groups of files, numbered through; the groups read last are held.
+
+    label: the column of labels, None for none. held: rows that are held, and what lies around.
+    """
+
+    def __init__(self, tables: list[Footer], image: str, label: str | None, held: int) -> None:
+        self.tables, self.image = tables, image
+        self.names = tables[0].names if label else None
+        self.labels = [name for table in tables for name in labels_of(table.path, label)]
+        self.groups = [(table.path, k) for table in tables for k in range(len(table.groups))]
+        sizes = [size for table in tables for size in table.groups]
+        self.ends, self.file_ends = np.cumsum(sizes), np.cumsum(self.shards)
+        self.most = 2 * held + 2 * max(sizes, default=0)  # a window has at most half held out
+        self.recent: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        return tuple(sum(table.groups) for table in self.tables)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def file(self, number: int) -> BytesIO:
+        k, row = self._place(number)
+        value = self._group(k)[row].as_py()
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(content, bytes):
+            raise ConfigError(f"{self.name(number)}: holds no bytes of an image (settings.image)")
+        return BytesIO(content)
+
+    def name(self, number: int) -> str:
+        path, row = self._row(number)
+        return f"{path}: row {row}"
+
+    def key(self, number: int) -> str:
+        path, row = self._row(number)
+        return f"{Path(path).name}:{row}"
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The group of a picture, and its row there."""
+        k = int(np.searchsorted(self.ends, number, side="right"))
+        return k, number - (int(self.ends[k - 1]) if k else 0)
+
+    def _row(self, number: int) -> tuple[str, int]:
+        """The file of a picture, and its row there."""
+        k = int(np.searchsorted(self.file_ends, number, side="right"))
+        return self.tables[k].path, number - (int(self.file_ends[k - 1]) if k else 0)
+
+    def _group(self, k: int) -> pa.ChunkedArray:
+        """The images of a group."""
+        if k not in self.recent:
+            path, place = self.groups[k]
+            try:
+                with pq.ParquetFile(path) as file:
+                    self.recent[k] = file.read_row_group(place, columns=[self.image])[self.image]
+            except (pa.ArrowException, OSError) as error:
+                raise ConfigError(f"{path}: {damaged(error)}") from error
+        self.recent.move_to_end(k)
+        while len(self.recent) > 1 and sum(map(len, self.recent.values())) > self.most:
+            self.recent.popitem(last=False)
+        return self.recent[k]
+
+
+def labels_of(path: str, label: str | None) -> list[Label]:
+    """The labels of a file, none if no column is named."""
+    if label is None:
+        return []
+    try:
+        return pq.read_table(path, columns=[label])[label].to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{path}: {damaged(error)}") from error
+
+
+def damaged(error: Exception) -> str:
+    """Words for what pyarrow could not read, on one line."""
+    return f"not a whole Parquet file ({' '.join(str(error).split())})"
