@@ -3,20 +3,24 @@
 Every error is one line on stderr; `--debug` shows its traceback too.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import format_exc
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
+
+from .schema import ConfigError, printable, shown
 
 UsageError = typer.BadParameter.__base__
 
@@ -39,9 +43,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 LONGEST = 290  # characters of an error
-# What is printed holds users' own names: nothing in them is markup.
-console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
-errors = Console(stderr=True, soft_wrap=True)
+
+
+class PlainConsole(Console):
+    """Prints users' own names: nothing in them is markup, and nothing a terminal would obey."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for part in super().render(renderable, options):
+            yield part if part.control else part._replace(text=printable(part.text))
+
+
+width = None if sys.stdout and sys.stdout.isatty() else 120
+console = PlainConsole(width=width, markup=False, emoji=False)
+errors = PlainConsole(stderr=True, soft_wrap=True)
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys.")]
@@ -53,6 +69,8 @@ SEEDS = "Seeds at every budget; 3 if none is said."
 SUITE = "What scores them: a shipped suite, or a YAML file; by default what their runs say."
 REFERENCE = "A folder of real images, for suites that need one; else what the runs' data hold out."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
+TRUSTED = "A module of yours that a run's folder names; such folders run no others."
+Trust = Annotated[list[str] | None, typer.Option("--trust-method", metavar="NAME", help=TRUSTED)]
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
 
 
@@ -71,14 +89,14 @@ def guarded(debug: bool) -> Iterator[None]:
 
 def verdict(error: Exception) -> tuple[str, int]:
     """The line for the user, and the exit code: 2 for bad input, 1 for all that fails later."""
-    from .schema import ConfigError
+    from .files import is_out_of_memory
     from .training.checkpoint import CheckpointError
 
     kind = type(error)
     line = (str(error).strip() or kind.__name__).splitlines()[0]
     if isinstance(error, ConfigError | CheckpointError):
         return line, 2
-    if kind.__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in line:
+    if is_out_of_memory(error):
         return f"out of memory: take a smaller batch and more accumulation ({line})", 1
     # Our own exceptions tell users what to do, and the machine's failures are no bug.
     if kind.__module__.startswith("stepdistill.") or isinstance(error, OSError):
@@ -89,7 +107,7 @@ def verdict(error: Exception) -> tuple[str, int]:
 
 def fail(message: str, code: int) -> None:
     """Print one printable line of at most LONGEST characters, and exit."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    line = printable(message.replace("\n", " "))
     if len(line) > LONGEST:
         line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
     errors.print(Text.assemble(("error:", "bold red"), f" {line}"))
@@ -98,8 +116,6 @@ def fail(message: str, code: int) -> None:
 
 def require_writable(folder: Path) -> None:
     """Raise ConfigError, before any work, unless files can be made in `folder`."""
-    from .schema import ConfigError, shown
-
     try:
         existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     except OSError as error:  # a name longer than any file's
@@ -154,14 +170,16 @@ def sample(
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed.")] = 0,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Write a grid of samples as one PNG."""
     with guarded(debug):
         require_writable(out.parent)
+        from .jobs.evaluate import Opening
         from .jobs.sample import draw_grid
 
-        draw_grid(source, out, steps, count, seed)
+        draw_grid(source, out, Opening(steps, tuple(trust or ())), count, seed)
         console.print(f"{count} images: {out}")
 
 
@@ -172,6 +190,7 @@ def export(
     best: Annotated[
         bool, typer.Option("--best", help="The checkpoint nearest to the teacher, not the last.")
     ] = False,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Write a finished run's student as a diffusers pipeline, and check the plain call."""
@@ -182,7 +201,7 @@ def export(
         from .export.export import export as write
         from .runs.stages import reopen
 
-        difference = write(reopen(folder, Accelerator(), best), out)
+        difference = write(reopen(folder, Accelerator(), best, trust or ()), out)
         console.print(f"exported to {out}; plain call equals the sampler to {difference:.1e}")
 
 
@@ -195,14 +214,16 @@ def evaluate(
     blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
     reference: Annotated[str | None, typer.Option(help=REFERENCE)] = None,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Score students side by side and write one report."""
     with guarded(debug):
         require_writable(out)
-        from .jobs.evaluate import Against, score
+        from .jobs.evaluate import Against, Opening, score
 
-        rows = score(sources, Against(suite, reference), out, (n, blocks), steps, console)
+        opening, against = Opening(steps, tuple(trust or ())), Against(suite, reference)
+        rows = score(sources, against, out, (n, blocks), opening, console)
         console.print(table(rows))
         console.print(f"report: {out / 'report.html'}")
 
@@ -224,7 +245,6 @@ def compare(
         from .jobs.benchmark import benchmark
         from .jobs.compare import compare as train_and_score
         from .runs.config import read
-        from .schema import ConfigError
 
         if seeds and not budget:
             raise ConfigError("--seeds: repeats runs of equal --budget: give one")
@@ -281,9 +301,43 @@ def table(rows: list) -> Table:
 
 def main() -> None:
     """Entry point of the `stepdistill` command."""
+    with_streams()
+    console.quiet = int(os.environ.get("RANK", 0)) > 0  # of several processes one speaks
     # Users' methods lie in the working folder; last, so that nothing there hides a package.
     sys.path.append("")
     app()
+
+
+def with_streams() -> None:
+    """Go on where nobody reads what is printed: no stream, a reader who left, a full disk."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    console.file, errors.file = Unread(sys.stdout), Unread(sys.stderr)
+
+
+class Unread(io.TextIOBase):
+    """A stream that swallows what it cannot write, then and later."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.isatty, self.fileno = stream.isatty, stream.fileno
+
+    @property
+    def encoding(self) -> str:
+        return self.stream.encoding
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.stream.fileno())  # what is buffered goes there at the end
+            os.close(null)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is kept."""
 
 
 if __name__ == "__main__":

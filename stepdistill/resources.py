@@ -1,9 +1,10 @@
 """What travels with the package, by name: configs, pipelines, assets, and one-file parts."""
 
 import os
+import sys
 from functools import cache
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -40,20 +41,48 @@ def pipeline_class(file: str, name: str) -> type:
 
 
 def named(room: str, name: str, base: type[T]) -> type[T]:
-    """The one subclass of `base` in module `name`: a file of stepdistill/<room>, or any importable.
+    """The one subclass of `base` in module `name`: a file of stepdistill/<room>, or one of yours.
 
-    room: a dotted place in this package, like "methods". Raises ValueError if there is no such
-    module, or not exactly one such class in it.
+    room: a dotted place in this package, like "methods". Yours is NAME.py in the working folder, or
+    installed; a folder of the working folder holds data, which run no code, and Python's own
+    modules hold nothing of the kind. Raises ValueError if there is no such module, or not exactly
+    one such class in it.
     """
+    if is_shipped(room, name):
+        place = f"stepdistill.{room}.{name.rpartition('.')[2]}"
+        return _only(import_module(place), base)
     kind = base.__name__.lower()
-    path = name if "." in name else f"stepdistill.{room}.{name}"
-    for place in dict.fromkeys((path, name)):
-        try:
-            return _only(import_module(place), base)
-        except ModuleNotFoundError as error:
-            if error.name is None or not place.startswith(error.name):
-                raise
+    require_yours(name, kind)
+    try:
+        return _only(import_module(name), base)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
     raise ValueError(f"{kind} '{name}': neither a shipped {kind} nor an importable module")
+
+
+def is_shipped(room: str, name: str) -> bool:
+    """Whether a file of stepdistill/<room> is meant."""
+    return name.removeprefix(f"stepdistill.{room}.") in shipped_modules(room)
+
+
+def require_yours(name: str, kind: str) -> None:
+    """Raise ValueError for a module that no user of this package has written; imports nothing."""
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        raise ValueError(f"{kind} '{name}': '{top}' is a module of Python itself")
+    try:
+        spec = find_spec(top)
+    except ValueError:  # __main__ has none
+        spec = None
+    if spec is None:
+        raise ValueError(f"{kind} '{name}': neither a shipped {kind} nor an importable module")
+    here = Path.cwd()
+    if any(Path(p).parent.resolve() == here for p in spec.submodule_search_locations or ()):
+        raise ValueError(
+            f"{kind} '{name}': '{top}' is a folder where you are, and folders run no code: put the "
+            "file itself there, or install the package"
+        )
 
 
 def shipped_modules(room: str) -> list[str]:

@@ -229,6 +229,11 @@ def shown(value: Any) -> str:
     return written if len(written) <= SHOWN else f"{written[: SHOWN - 1]}…"
 
 
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey, or nobody can see, written out; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def did_you_mean(word: Any, known: Collection[Any]) -> str:
     """The words "; did you mean …?" with the nearest of `known`, or nothing."""
     names = {str(name).lower(): name for name in known}

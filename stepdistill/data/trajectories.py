@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import save_whole, sha256, write_whole
+from ..files import read_text, save_whole, sha256, shared, write_whole
 from ..schema import ConfigError, Count, Positive, Seed, Steps
 from ..solver import OneStep, Trajectory, ode_step, start
 from ..teachers.teacher import Teacher, teacher_sampler
@@ -144,10 +144,11 @@ def build(
     rank, world = part
     require(folder, manifest(teacher, settings))
     mine = range(rank, settings.shards, world)
-    for done, k in enumerate(mine):
-        observe(done, len(mine))
-        if not is_whole(folder, k):
-            write_shard(folder, k, trajectories(teacher, settings, k))
+    with shared(folder):
+        for done, k in enumerate(mine):
+            observe(done, len(mine))
+            if not is_whole(folder, k):
+                write_shard(folder, k, trajectories(teacher, settings, k))
     observe(len(mine), len(mine))
 
 
@@ -159,9 +160,9 @@ def require(folder: Path, wanted: dict[str, Any]) -> None:
         write_whole(file, json.dumps(wanted, indent=1) + "\n")
         return
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_text(file))
         other = next((k for k in wanted if found.get(k) != wanted[k]), None)
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{file}: damaged ({error}): delete {folder}, run again") from error
     if other is not None:
         raise ConfigError(
@@ -180,9 +181,9 @@ def is_whole(folder: Path, k: int) -> bool:
     """Whether shard k lies there as it was written."""
     file = folder / f"{k:05d}.safetensors"
     try:
-        said = file.with_suffix(".sha256").read_text(encoding="utf-8").split()
+        said = read_text(file.with_suffix(".sha256")).split()
         return said[:1] == [sha256(file)]
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return False
 
 

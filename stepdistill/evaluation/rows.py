@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..schema import Whole, fit, shown
+
 TEACHER, STUDENT, REAL = "teacher", "student", "real"
 
 # Scores of an old row: the fields of value, low, high and error.
@@ -67,6 +69,18 @@ class Row:
         return self.scores[metric].value
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What a row says beside its scores, as a file has it."""
+
+    model: str
+    steps: Whole
+    nfe: Whole
+    n: Whole
+    parameters: int
+    seconds: float | None
+
+
 def written(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     """The contents of results.json."""
     models = [asdict(row) for row in rows if row.model != REAL]
@@ -76,22 +90,27 @@ def written(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
 def read(results: Mapping[str, Any]) -> list[Row]:
     """The rows in the contents of results.json, the floor last.
 
-    Raises LookupError or TypeError where they are not such."""
+    Raises LookupError, TypeError or ValueError where they are not such."""
     rows = [*results["rows"], *results["floor"]]
     return [_row(row) if "scores" in row else _old_row(row) for row in rows]
 
 
 def _row(row: Mapping[str, Any]) -> Row:
-    scores = {name: Score(**score) for name, score in row["scores"].items()}
-    return Row(**{**row, "scores": scores})
+    """A row of the right types. Raises ValueError for others."""
+    source = row["source"]
+    if not isinstance(source, str):
+        raise TypeError(f"source: needs a text, got {shown(source)}")
+    scores = {name: fit(Score, score, name) for name, score in row["scores"].items()}
+    place = {key: value for key, value in row.items() if key not in ("source", "scores")}
+    return Row(**asdict(fit(_Place, place)), source=source, scores=scores)
 
 
 def _old_row(row: Mapping[str, Any]) -> Row:
     scores = {}
     for name, keys in OLD.items():
         if row[name] is not None:
-            scores[name] = Score(*(key and row[key] for key in keys))
+            numbers = (key and row[key] for key in keys)
+            scores[name] = dict(zip(("value", "low", "high", "error"), numbers, strict=True))
     place = {key: row[key] for key in ("model", "steps", "nfe", "n", "parameters")}
-    return Row(
-        **place, source=row.get("source", ""), seconds=row["seconds_per_image"], scores=scores
-    )
+    seconds, source = row["seconds_per_image"], row.get("source", "")
+    return _row(place | {"source": source, "seconds": seconds, "scores": scores})

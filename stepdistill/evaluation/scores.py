@@ -51,5 +51,5 @@ def read(lines: list[str]) -> dict[tuple[int, int], Block]:
     try:
         rows = [json.loads(line) for line in lines]
         return {(row.pop("sampler"), row.pop("block")): Block(**row) for row in rows}
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}

@@ -14,6 +14,7 @@ with the trainer's own sampler; a mismatch leaves nothing behind.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,9 +28,21 @@ from torch import Tensor
 from ..conditions import move
 from ..denoiser import Denoiser
 from ..evaluation.report.report import read_results
+from ..evaluation.rows import Row
+from ..files import (
+    LOCK,
+    PARTIAL,
+    SMALL,
+    recover_folder,
+    regular,
+    remove,
+    replace_folder,
+    write_whole,
+)
 from ..networks.inputs import WithInputs
 from ..networks.views import bare
 from ..resources import PACKAGE
+from ..runs.folder import alone
 from ..runs.stages import TrainedRun
 from ..schema import ConfigError
 from ..solver import Sampler
@@ -60,38 +73,59 @@ def export(trained: TrainedRun, out: Path) -> float:
     Raises ExportError if the plain call disagrees with the trainer's sampler, ConfigError if `out`
     is something else than an earlier export.
     """
-    if out.exists() and not is_export(out):
-        raise ConfigError(f"{out} exists and is not an earlier export: choose another folder")
+    rows = scored(trained)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with alone(beside(out, LOCK), out):
+        recover_folder(out)
+        # In a run's own folder lies nothing else; what was torn there is made anew.
+        if os.path.lexists(out) and out != trained.folder.student and not is_export(out):
+            raise ConfigError(f"{out} exists and is not an earlier export: choose another folder")
+        return write(trained, out, rows)
+
+
+def write(trained: TrainedRun, out: Path, rows: list[Row]) -> float:
+    """Make the folder and check it, under another name, then put it in the place of an earlier."""
     teacher, student, sampler = trained.teacher, trained.student, trained.run.sampler
     pipeline = pipeline_for(teacher, student, sampler)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir(parents=True)
+    work = beside(out, PARTIAL)
+    remove(work)  # of a process that was killed
+    made = work / out.name
+    made.mkdir(parents=True)
     try:
-        pipeline.save_pretrained(partial, safe_serialization=True)
-        describe(trained, partial)
-        difference = verify(partial, teacher, student, sampler)
-        readable(partial)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(partial, out)
+        pipeline.save_pretrained(made, safe_serialization=True)
+        describe(trained, made, rows)
+        difference = verify(made, teacher, student, sampler)
+        readable(made)
+        replace_folder(made, out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(work)
     return difference
+
+
+def beside(out: Path, suffix: str) -> Path:
+    """A hidden name for what is needed while `out` is made."""
+    return out.with_name(f".{out.name}{suffix}")
 
 
 def is_export(folder: Path) -> bool:
     """Whether stepdistill made this folder: its model card says so."""
-    readme = folder / "README.md"
-    return readme.is_file() and "\ntags: [stepdistill, " in readme.read_text(encoding="utf-8")
+    try:
+        text = regular(folder / "README.md", SMALL).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "\ntags: [stepdistill, " in text
 
 
-def describe(trained: TrainedRun, folder: Path) -> None:
-    """Write the model card of an exported folder, with the run's scores if it has been scored."""
-    results = trained.folder.results
-    # What was scored is the end of training, which an earlier checkpoint is not.
-    rows = read_results(results) if results.is_file() and trained.ended else []
-    code = code_of(folder)
-    (folder / "README.md").write_text(card(trained, code, rows), encoding="utf-8")
+def scored(trained: TrainedRun) -> list[Row]:
+    """The scores of a finished run; what was scored is the end of training alone."""
+    folder = trained.folder
+    known = trained.ended and folder.costs.is_file() and folder.results.is_file()
+    return read_results(folder.results) if known else []
+
+
+def describe(trained: TrainedRun, folder: Path, rows: list[Row]) -> None:
+    """Write the model card of an exported folder, with these scores."""
+    write_whole(folder / "README.md", card(trained, code_of(folder), rows))
 
 
 def code_of(folder: Path) -> list[str]:
@@ -166,15 +200,31 @@ def allowed(student: Denoiser, sampler: Sampler) -> float:
 
 
 def call_plainly(request: dict) -> dict[str, Tensor]:
-    """Images of the plain calls of a request, made in a process without this toolkit."""
-    with tempfile.TemporaryDirectory() as scratch:
+    """Images of the plain calls of a request, made in a process without this toolkit.
+
+    What it needs lies beside the folder; it ends with this process, however that ends."""
+    with tempfile.TemporaryDirectory(dir=Path(request["folder"]).parent) as scratch:
         script, asked, answer = (Path(scratch) / name for name in ("call.py", "ask", "answer"))
         shutil.copy(PACKAGE / "export" / "check_call.py", script)
         asked.write_text(json.dumps(request))
         command = [sys.executable, str(script), str(asked), str(answer)]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": scratch}
-        done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
+        where = {"cwd": scratch, "env": environment}
+        until, ours = os.pipe()  # nothing is written: the system closes it when this process ends
+        try:
+            done = subprocess.run(command, stdin=until, capture_output=True, text=True, **where)
+        finally:
+            os.close(until)
+            os.close(ours)
         if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no message"]
+            lines = done.stderr.strip().splitlines() or [ending(done.returncode)]
             raise ExportError(f"the exported pipeline does not run: {lines[-1]}")
         return load_file(answer)
+
+
+def ending(code: int) -> str:
+    """How a process ended that said nothing."""
+    if code > 0:
+        return f"its process ended with exit code {code}, and said nothing"
+    more = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
+    return f"its process was ended by {signal.Signals(-code).name}{more}"

@@ -1,11 +1,13 @@
 """The model card of an exported student: how to call it, what it is, what it scored and cost."""
 
+import json
 import re
 from html import escape
 from pathlib import Path
 
-from ..evaluation.report.table import score_names, value_text
+from ..evaluation.report.table import in_markdown, score_names, value_text
 from ..evaluation.rows import Row
+from ..files import SMALL, regular
 from ..resources import PACKAGE
 from ..runs.config import text_of
 from ..runs.costs import stage_costs
@@ -20,7 +22,7 @@ def card(trained: TrainedRun, code: list[str], rows: list[Row]) -> str:
     methods = ", ".join(stage.method for stage in run.stages[: trained.stage + 1])
     parts = [
         front_matter(licence, methods),
-        f"# {run.name}\n",
+        f"# {in_markdown(run.name)}\n",
         f"Made with stepdistill {versions()['stepdistill']} by: {methods}.\n",
         usage(trained, code),
         "## What it is\n",
@@ -29,15 +31,22 @@ def card(trained: TrainedRun, code: list[str], rows: list[Row]) -> str:
         "## Scores\n",
         scores(rows),
         "## Settings\n",
-        f"```yaml\n{text_of(run)}```\n",
+        fenced(text_of(run)),
     ]
     if teacher.w != 1:
         parts.insert(4, f"Guidance {teacher.w:g} is part of the weights: call it without.\n")
     return "\n".join(parts)
 
 
+def fenced(text: str) -> str:
+    """A YAML text as Markdown, which nothing in it can end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}yaml\n{text}{fence}\n"
+
+
 def front_matter(licence: str, methods: str) -> str:
-    lines = ["library_name: diffusers", f"license: {licence}", f"tags: [stepdistill, {methods}]"]
+    quoted = licence if re.fullmatch(r"[\w.+-]+", licence) else json.dumps(licence)
+    lines = ["library_name: diffusers", f"license: {quoted}", f"tags: [stepdistill, {methods}]"]
     return "\n".join(["---", *lines, "---\n"])
 
 
@@ -91,7 +100,7 @@ def facts(trained: TrainedRun, licence: str) -> str:
         "teacher passes",
         versions_line(),
     ]
-    return "\n".join(f"- {line}" for line in lines) + "\n"
+    return "\n".join(f"- {in_markdown(line)}" for line in lines) + "\n"
 
 
 def classes(names: tuple[str, ...]) -> list[str]:
@@ -107,16 +116,21 @@ def scores(rows: list[Row]) -> str:
         return "Not evaluated.\n"
     names = score_names(rows)
     head = ["model", "steps", "NFE", *names]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [f"| {' | '.join(map(in_markdown, head))} |", "|---" * len(head) + "|"]
     for row in rows:
         texts = [value_text(row.scores.get(name)) for name in names]
-        lines.append(f"| {row.model} | {row.steps} | {row.nfe} | {' | '.join(texts)} |")
+        cells = [row.model, str(row.steps), str(row.nfe), *texts]
+        lines.append(f"| {' | '.join(map(in_markdown, cells))} |")
     return "\n".join(lines) + "\n"
 
 
 def licence_of(teacher: str) -> str:
     """The licence a teacher's model card states, or "unknown"."""
     cards = [folder / "README.md" for folder in (PACKAGE / "assets" / teacher, Path(teacher))]
-    text = "\n".join(file.read_text(encoding="utf-8") for file in cards if file.is_file())
+    text = "\n".join(
+        regular(file, SMALL).read_text(encoding="utf-8", errors="replace")
+        for file in cards
+        if file.is_file()
+    )
     stated = re.search(r"^license: *(\S+)", text, re.MULTILINE)
     return stated[1] if stated else "unknown"

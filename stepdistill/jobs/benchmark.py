@@ -23,17 +23,18 @@ from rich.console import Console
 
 from ..evaluation.intervals import interval
 from ..evaluation.metric import Metric
+from ..evaluation.report.table import in_markdown
 from ..evaluation.rows import REAL, STUDENT, TEACHER, Row
 from ..evaluation.suite import Suite
-from ..files import write_whole
+from ..files import whole, write_whole
 from ..runs.config import RunConfig
 from ..runs.costs import held, sample_passes, scaled
 from ..runs.folder import RunFolder
 from ..runs.log import seconds_of
 from ..runs.plan import rehearsal, walk
 from ..schema import ConfigError
-from .compare import require_all, require_comparable, train_all
-from .evaluate import score
+from .compare import modules_named, require_all, require_comparable, train_all
+from .evaluate import Opening, score
 from .suites import require_suite
 
 TOLERANCE = 0.05  # of a budget
@@ -110,7 +111,8 @@ def benchmark(
     against = require_comparable(wanted, runs)
     suite = [require_suite(run) for run in configs][0]
     costs = train_all(wanted, runs, console)
-    rows = score([runs / name for name in costs], against, out, size, None, console, costs)
+    opening = Opening(trusted=modules_named(wanted))
+    rows = score([runs / name for name in costs], against, out, size, opening, console, costs)
     summaries = [s for entry in entries for s in summarise(entry, rows, runs, suite.headline)]
     known = [row for row in rows if row.model in (TEACHER, REAL)]
     write_whole(out / "comparison.json", json.dumps([asdict(s) for s in summaries], indent=1))
@@ -173,9 +175,8 @@ def table(summaries: Sequence[Summary], known: Sequence[Row], suite: Suite) -> s
     for s in sorted(summaries, key=lambda s: (s.budget, s.steps, sign * s.scores[first][0])):
         cells = ["{:.3f} ({:.3f} – {:.3f})".format(*s.scores[m.name]) for m in metrics]
         cost = f"{s.seconds:,.0f} | {s.bytes / 2**20:.1f}"
-        lines.append(
-            f"| `{s.config}` | {s.budget:.3g} | {s.steps} | {' | '.join(cells)} | {cost} |"
-        )
+        name = f"`{in_markdown(s.config)}` | {s.budget:.3g} | {s.steps}"
+        lines.append(f"| {name} | {' | '.join(cells)} | {cost} |")
     for row in known:
         name = f"{row.model} | – | {row.steps or '–'}"
         cells = [f"{row.value(m.name):.3f}" if m.name in row.scores else "–" for m in metrics]
@@ -206,7 +207,8 @@ def draw(file: Path, summaries: Sequence[Summary], known: Sequence[Row], suite: 
             row[0].set_ylim(top=1.5 * highest)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right", fontsize=9)
-    figure.savefig(file, dpi=100)
+    with whole(file) as partial:
+        figure.savefig(partial, dpi=100)
 
 
 def draw_students(axes: Axes, summaries: Sequence[Summary], metric: Metric, cost: Axis) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from ..evaluation.rows import Row
-from ..runs.config import RunConfig
+from ..runs.config import RunConfig, modules_of
 from ..runs.costs import RunCost
 from ..runs.folder import RunFolder
 from ..runs.log import seconds_of
 from ..schema import ConfigError
 from ..training.trainer import TrainingFailed
 from .distill import train_run
-from .evaluate import Against, score
+from .evaluate import Against, Opening, score
 from .suites import require_suite
 
 
@@ -30,7 +30,8 @@ def compare(
     for run in wanted:
         require_suite(run)
     costs = train_all(wanted, runs, console)
-    rows = score([runs / name for name in costs], against, out, size, None, console, costs)
+    opening = Opening(trusted=modules_named(wanted))
+    rows = score([runs / name for name in costs], against, out, size, opening, console, costs)
     require_all(wanted, costs, out)
     return rows
 
@@ -54,6 +55,11 @@ def require_comparable(wanted: list[RunConfig], runs: Path) -> Against:
         if folder.is_run:
             folder.open(run)
     return Against(*suites.pop())
+
+
+def modules_named(wanted: list[RunConfig]) -> tuple[str, ...]:
+    """The modules of configs of one's own, which their runs' folders may name."""
+    return tuple({name for run in wanted for _, _, name in modules_of(run)})
 
 
 def train_all(wanted: list[RunConfig], runs: Path, console: Console) -> dict[str, str]:

@@ -11,7 +11,7 @@ What is finished already is returned as it is.
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -28,7 +28,7 @@ from ..evaluation.report.report import Report, read_results, write_report
 from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
 from ..export.export import describe, export
-from ..files import DiskError, is_full, unwritten, write_whole
+from ..files import DiskError, is_full, read_text, unwritten, write_whole
 from ..runs import classes
 from ..runs.config import RunConfig, text_of
 from ..runs.costs import stage_costs, trajectory_bytes
@@ -38,7 +38,7 @@ from ..runs.loop import train
 from ..runs.progress import progress
 from ..runs.setup import Setup, accelerator_of, check_batches
 from ..runs.stages import Stages, TrainedRun
-from ..schema import ConfigError
+from ..schema import ConfigError, fit
 from ..training.health.monitor import record_of
 from ..training.health.reference import StageSpan, spans
 from .report_images import outliers_of, same_noise, strips
@@ -72,15 +72,17 @@ def distill(run: RunConfig, runs: Path = Path("runs"), console: Console | None =
     folder = RunFolder(runs / run.name)
     done = finished(run, folder)
     if done is not None:
+        folder.tidy()
         console.print(f"{folder.path} is finished")
         return done
     clock = Clock()
-    with clock.part("training"):
-        stages = train_run(run, folder.path, console)
-    accelerator = stages.setup.accelerator
-    with waited_for(accelerator):
-        if accelerator.is_main_process:
-            complete(stages.result(), clock, console)
+    with opened(run, folder.path) as stages:
+        with clock.part("training"):
+            train_stages(stages, console)
+        accelerator = stages.setup.accelerator
+        with waited_for(accelerator):
+            if accelerator.is_main_process:
+                complete(stages.result(), clock, console)
     accelerator.end_training()
     return finished(run, folder)
 
@@ -123,7 +125,7 @@ def finish(trained: TrainedRun, clock: "Clock", console: Console) -> None:
     with clock.part("report"):
         made = report(trained, rows, suite, samplers, clock, difference)
         write_report(folder.path, replace(made, remark=remark))
-        describe(trained, folder.student)
+        describe(trained, folder.student, rows)
     costs = {"difference": difference, "seconds": clock.seconds}
     write_whole(folder.costs, json.dumps(costs, indent=1))  # last: a folder that has it is finished
     console.print(f"time: {clock}")
@@ -147,18 +149,35 @@ class Clock:
 
 def train_run(run: RunConfig, folder: Path, console: Console) -> Stages:
     """The stages of the run, trained to their end in its folder."""
+    with opened(run, folder) as stages:
+        train_stages(stages, console)
+    return stages
+
+
+@contextmanager
+def opened(run: RunConfig, folder: Path) -> Iterator[Stages]:
+    """The stages of the run, as they are, in its folder, where no other run's processes work.
+
+    Raises ConfigError for a run that cannot be trained there."""
     require(run.evaluation.suite)
     accelerator = accelerator_of(run, folder)
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
     require_images(run, stages.setup.teacher)
     check_batches(stages.setup)
+    with stages.folder.held(run) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        yield stages
+
+
+def train_stages(stages: Stages, console: Console) -> None:
+    """Train the stages of a run to their end, from wherever they were."""
+    run, accelerator = stages.setup.run, stages.setup.accelerator
     if accelerator.is_main_process:
-        stages.folder.open(run)
         show_classes(stages, console)
     else:
         console = Console(quiet=True)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("stepdistill", init_kwargs={"wandb": {"dir": str(folder)}})
+    where = {"wandb": {"dir": str(stages.folder.path)}}
+    accelerator.init_trackers("stepdistill", init_kwargs=where)
     prepare_cache(stages, console)
     for warning in stages.restore():
         warn(console, f"{warning}; going on from the one before")
@@ -175,7 +194,6 @@ def train_run(run: RunConfig, folder: Path, console: Console) -> Stages:
         text = f"stopped at {where}: the same command goes on from {stages.folder.checkpoints}"
         console.print(text, markup=False, soft_wrap=True)
         raise
-    return stages
 
 
 def show_classes(stages: Stages, console: Console) -> None:
@@ -265,13 +283,17 @@ def stage_spans(run: RunConfig) -> list[StageSpan]:
 
 
 def finished(run: RunConfig, folder: RunFolder) -> Result | None:
-    """The result of a folder that already holds this run, complete."""
-    if not folder.costs.is_file():
+    """The result of a folder that already holds this run, complete.
+
+    Raises ConfigError where that is damaged."""
+    if not (folder.costs.is_file() and folder.results.is_file()):
         return None
     folder.open(run)
     rows = read_results(folder.results)
     try:
-        costs = json.loads(folder.costs.read_text())
-        return Result(folder.path, folder.student, rows, costs["difference"], costs["seconds"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        costs = json.loads(read_text(folder.costs))
+        difference = fit(float, costs["difference"], "difference")
+        seconds = {part: fit(float, spent, part) for part, spent in costs["seconds"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{folder.costs}: damaged ({error}): delete it, run again") from error
+    return Result(folder.path, folder.student, rows, difference, seconds)

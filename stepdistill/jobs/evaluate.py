@@ -11,8 +11,9 @@ from ..evaluation.evaluate import Sampled, evaluate
 from ..evaluation.report.report import Report, write_report
 from ..evaluation.rows import TEACHER, Row
 from ..evaluation.suite import Suite
+from ..files import LOCK, sweep
 from ..runs.config import RunConfig, find
-from ..runs.folder import RunFolder, versions_line
+from ..runs.folder import RunFolder, alone, versions_line
 from ..runs.progress import progress
 from ..runs.stages import reopen
 from ..schema import ConfigError
@@ -25,6 +26,18 @@ SEED = 2000
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report
 DEFAULT = "digits"  # the suite of pipelines that come without a run
 NAMED = 8  # sources that a report names in its heading
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How sources are opened.
+
+    steps: of exported pipelines, their fewest by default. trusted: modules that run folders may
+    name, besides those that are shipped.
+    """
+
+    steps: int | None = None
+    trusted: tuple[str, ...] = ()
 
 
 class Against(NamedTuple):
@@ -41,7 +54,7 @@ def score(
     against: Against,
     out: Path,
     size: tuple[int, int],
-    steps: int | None,
+    opening: Opening,
     console: Console,
     costs: dict[str, str] | None = None,
 ) -> list[Row]:
@@ -52,27 +65,35 @@ def score(
     """
     if against.suite is not None:
         find(against.suite, "eval/suites", "suite")  # before anything is loaded
-    gathered = gather(sources, steps)
+    gathered = gather(sources, opening)
     samplers, measured = gathered.samplers, gathered.suite(against)
-    n, blocks = size
-    with progress(console, "evaluating") as observe:
-        rows = evaluate(samplers, measured, n, blocks, SEED, observe, out / SCORED)
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out / LOCK, out):
+        sweep(out)
+        with progress(console, "evaluating") as observe:
+            rows = evaluate(samplers, measured, *size, SEED, observe, out / SCORED)
+        made = report(sources, samplers, rows, measured, size[0])
+        write_report(out, replace(made, costs=costs or {}))
+        (out / SCORED).unlink()
+    return rows
+
+
+def report(
+    sources: list[Path], samplers: list[Sampled], rows: list[Row], measured: Suite, n: int
+) -> Report:
+    """What the rows of several sources are shown in."""
     provenance = {
         "sources": ", ".join(map(str, sources)),
         "versions": versions_line(),
     }
-    report = Report(
+    return Report(
         title=title_of(sources),
         rows=rows,
         suite=measured,
-        costs=costs or {},
         provenance=provenance | measured.provenance,
         grids=[same_noise(samplers, measured, SEED)],
         worst=outliers_of(samplers, measured, n, SEED),
     )
-    write_report(out, report)
-    (out / SCORED).unlink()
-    return rows
 
 
 @dataclass(frozen=True)
@@ -107,13 +128,13 @@ def title_of(sources: list[Path]) -> str:
     return f"Comparison: {few}" if len(sources) <= NAMED else f"Comparison of {len(sources)}"
 
 
-def gather(sources: list[Path], steps: int | None) -> Gathered:
+def gather(sources: list[Path], opening: Opening) -> Gathered:
     """What all sources hold; a guided teacher that several runs share appears once."""
     found: dict[tuple[object, str, int], Sampled] = {}
     kinds, runs = set(), []
     for source in sources:
         if RunFolder(source).is_run:
-            trained = reopen(source, Accelerator())
+            trained = reopen(source, Accelerator(), trusted=opening.trusted)
             teacher = trained.teacher
             kinds.add(kind_of(teacher))
             runs.append(trained.run)
@@ -124,7 +145,7 @@ def gather(sources: list[Path], steps: int | None) -> Gathered:
                 owner = shared if c.model == TEACHER else str(source)
                 found.setdefault((same, c.model, c.steps), replace(c, source=owner))
         else:
-            student, teacher = of_folder(source, steps)
+            student, teacher = of_folder(source, opening.steps)
             kinds.add(kind_of(teacher))
             key = (source, student.model, student.steps)
             found[key] = replace(student, source=str(source))

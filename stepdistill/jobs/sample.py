@@ -10,36 +10,39 @@ from torch import Tensor
 
 from ..evaluation.evaluate import Sampled
 from ..evaluation.rows import STUDENT
+from ..files import whole
 from ..runs.folder import RunFolder
 from ..runs.stages import reopen
 from ..schema import ConfigError
 from ..teachers.teacher import Teacher
+from .evaluate import Opening
 from .samplers import of_folder, of_student
 
 SIDE = 64  # pixels of an image in the grid, at least
 
 
-def draw_grid(source: Path, out: Path, steps: int | None, count: int, seed: int) -> None:
-    """Write `count` samples of a run or an exported pipeline to a PNG.
+def draw_grid(source: Path, out: Path, opening: Opening, count: int, seed: int) -> None:
+    """Write `count` samples of a run or an exported pipeline to a PNG, which is there whole.
 
     Raises ConfigError for a source that is neither, or steps it was not trained for."""
     if out.suffix.lower() != ".png" or out.is_dir():
         raise ConfigError(f"{out}: write a .png file")
-    student, teacher = student_of(source, steps)
+    student, teacher = student_of(source, opening)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, *student.event, generator=generator)
     images = student.sample(noise, teacher.asked(count), generator)
     out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(tile(images, columns=min(10, count)).numpy()).save(out)
+    with whole(out) as partial:
+        Image.fromarray(tile(images, columns=min(10, count)).numpy()).save(partial)
 
 
-def student_of(source: Path, steps: int | None) -> tuple[Sampled, Teacher]:
+def student_of(source: Path, opening: Opening) -> tuple[Sampled, Teacher]:
     """The sampler of a run's student or of an exported pipeline, and its teacher or itself."""
     if not RunFolder(source).is_run:
-        return of_folder(source, steps)
-    trained = reopen(source, Accelerator())
+        return of_folder(source, opening.steps)
+    trained = reopen(source, Accelerator(), trusted=opening.trusted)
     sampler = trained.run.sampler
-    steps = steps or min(sampler.steps or trained.run.evaluation.steps)
+    steps = opening.steps or min(sampler.steps or trained.run.evaluation.steps)
     if sampler.steps and steps not in sampler.steps:
         offered = ", ".join(map(str, sampler.steps))
         raise ConfigError(f"{source}: offered with {offered} steps, not {steps}")

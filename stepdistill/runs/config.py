@@ -4,7 +4,9 @@ The dataclasses are the schema: unknown keys, wrong types, values out of range a
 contradict each other are refused with one line that names the key and what to write instead.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from inspect import signature
 from pathlib import Path
@@ -15,7 +17,7 @@ from diffusers import UNet2DModel
 from ..data.loader import Source
 from ..data.trajectories import CacheSettings
 from ..method import Method
-from ..resources import named, shipped, shipped_modules, shipped_names
+from ..resources import is_shipped, named, shipped, shipped_modules, shipped_names
 from ..schema import (
     ConfigError,
     Count,
@@ -186,28 +188,80 @@ def read(source: str, overrides: tuple[str, ...] = ()) -> RunConfig:
 
     Raises ConfigError for anything that cannot be run."""
     path = find(source)
-    label = source if path == Path(source) else path.name
-    try:
-        run = fit(RunConfig, load_values(path, overrides))
+    with labelled(source if path == Path(source) else path.name):
+        run = values_of(path, overrides)
         check(run)
-    except ConfigError as error:
-        raise ConfigError(f"{label}: {error}") from error
     return run
 
 
-def find(source: str, folder: str = "configs", kind: str = "config") -> Path:
-    """The file of a path or of a shipped name. Raises ConfigError if there is none."""
-    named = shipped(folder) / f"{source}.yaml"
+def received(path: Path, trusted: Collection[str] = ()) -> RunConfig:
+    """The run of a run folder's file, which may be anyone's.
+
+    Raises ConfigError, and imports nothing, where it names a module that is neither shipped nor
+    among `trusted`; and for anything that cannot be run."""
+    with labelled(str(path)):
+        run = values_of(path)
+        for key, room, name in modules_of(run):
+            if not is_shipped(room, name) and name not in trusted:
+                raise ConfigError(
+                    f"{key}: {shown(name)} is not shipped, and a run's folder runs no code "
+                    f"unasked: if it is yours, add --trust-method {name}"
+                )
+        check(run)
+    return run
+
+
+def values_of(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """The run of a file, before its parts are looked for. Raises ConfigError."""
+    return fit(RunConfig, load_values(path, overrides))
+
+
+def modules_of(run: RunConfig) -> Iterator[tuple[str, str, str]]:
+    """The key, room and name of every module that a run names."""
+    for i, stage in enumerate(run.stages):
+        yield f"stages.{i}.method", "methods", stage.method
+    yield "data.source", "data.sources", run.data.source
+    if run.teacher is not None and run.teacher.backbone is not None:
+        yield "teacher.backbone", "teachers.backbones", run.teacher.backbone
+    if run.teacher is not None and run.teacher.codec is not None:
+        yield "teacher.codec", "teachers", run.teacher.codec
+
+
+@contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """Put a label before whatever is refused."""
     try:
-        for path in (Path(source), named):
-            if path.is_file():
-                return path
-    except (OSError, ValueError):  # no file can have such a name
-        pass
-    known = shipped_names(folder, ".yaml")
-    more = f", … {len(known)} in all" if len(known) > LISTED else ""
-    advice = did_you_mean(source, known) or f" ({', '.join(known[:LISTED])}{more})"
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{label}: {error}") from error
+
+
+def find(source: str, folder: str = "configs", kind: str = "config") -> Path:
+    """The file of a path or of a shipped name; what has a separator in it is a path.
+
+    Raises ConfigError if there is none, or if a name means two."""
+    known = shipped(folder) / f"{source}.yaml"
+    named = os.sep not in source and is_file(known)
+    own = [path for path in (Path(source), Path(f"{source}.yaml")) if is_file(path)]
+    if named and any(not path.samefile(known) for path in own):
+        raise ConfigError(
+            f"{kind} {source}: shipped, and a file where you are: write ./{own[0]} for the "
+            "latter, or rename it"
+        )
+    if named or is_file(Path(source)):
+        return known if named else Path(source)
+    names = shipped_names(folder, ".yaml")
+    more = f", … {len(names)} in all" if len(names) > LISTED else ""
+    advice = did_you_mean(source, names) or f" ({', '.join(names[:LISTED])}{more})"
     raise ConfigError(f"{kind} {shown(source)}: no such file, and not a shipped name{advice}")
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; none can have some names, as one that is too long."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def text_of(run: RunConfig) -> str:

@@ -13,21 +13,39 @@ It is made whole or not at all, and reopened by the same run alone.
 import json
 import os
 import platform
-import shutil
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import DiskError, save_whole, unwritten
-from ..schema import ConfigError
-from ..training.checkpoint import CheckpointError
-from .config import RunConfig, read, text_of
+from ..files import (
+    LOCK,
+    PARTIAL,
+    DiskError,
+    Taken,
+    held,
+    read_text,
+    regular,
+    save_whole,
+    sweep,
+    sweep_for,
+    unwritten,
+)
+from ..schema import ConfigError, below, shown
+from ..training.checkpoint import CheckpointError, clear, finished, rotate
+from .config import RunConfig, labelled, received, text_of, values_of
+from .yaml import LARGEST_FILE
 
 PACKAGES = ("stepdistill", "torch", "diffusers", "accelerate", "safetensors", "omegaconf")
+# Keys that change neither weights nor scores.
+HARMLESS = ("trackers", "save_every", "keep", "log_every", "health")
 
 
 @dataclass(frozen=True)
@@ -77,38 +95,86 @@ class RunFolder:
         """Whether the folder holds a run."""
         return self.config.is_file()
 
-    def read(self) -> RunConfig:
-        """The run that lies there. Raises ConfigError if there is none."""
+    def read(self, trusted: Collection[str] = ()) -> RunConfig:
+        """The run that lies there; of modules that are not shipped, only `trusted` ones are run.
+
+        Raises ConfigError if there is none."""
         if not self.is_run:
             raise ConfigError(f"{self.path}: not a run (it has no config.yaml)")
-        return read(str(self.config))
+        return received(self.config, trusted)
 
     def open(self, run: RunConfig) -> None:
         """Create the folder, or reopen it. Raises ConfigError if it holds something else."""
         if self.is_run:
-            if text_of(self.read()) != text_of(run):
-                raise ConfigError(
-                    f"{self.path} holds a run with another configuration: choose another name, "
-                    "or remove the folder"
-                )
+            self.require(run)
             return
         if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
             raise ConfigError(f"{self.path} exists and is not a run: choose another name")
         self._create(run)
 
+    def require(self, run: RunConfig) -> None:
+        """Raise ConfigError unless this very run lies here; what another one names is not run."""
+        with suppress(OSError, ValueError):
+            if read_text(self.config, LARGEST_FILE) == text_of(run):
+                return
+        with labelled(str(self.config)):
+            found = values_of(self.config)
+        other = first_difference(asdict(found), asdict(run))
+        if other is None:
+            return
+        key, there, here = other
+        advice = "choose another name, or remove the folder"
+        if key.partition(".")[0] in HARMLESS:
+            advice = f"it changes no weights: write it into {self.config}, or {advice}"
+        raise ConfigError(
+            f"{self.path} holds a run with another configuration, {key}: {shown(there)} there, "
+            f"{shown(here)} here: {advice}"
+        )
+
+    @contextmanager
+    def held(self, run: RunConfig) -> Iterator[None]:
+        """Open the folder and let no other process work in it meanwhile; leftovers go first.
+
+        Raises ConfigError, naming who does, where one works."""
+        self.open(run)
+        with alone(self.path / LOCK, self.path):
+            self._sweep()
+            if found := finished(self.checkpoints):  # what the last one's rotation did not reach
+                rotate(self.checkpoints, int(found[-1].name), run.keep)
+            yield
+
+    def tidy(self) -> None:
+        """Clear away the leftovers of a finished run, if that can be done."""
+        with suppress(Taken, OSError), held(self.path / LOCK):
+            self._sweep()
+
+    def _sweep(self) -> None:
+        for folder in (self.path, self.path / "stages"):
+            sweep(folder)
+        clear(self.checkpoints)
+        sweep_for(self.path.resolve())
+
     def _create(self, run: RunConfig) -> None:
-        partial = RunFolder(self.path.with_name(f".{self.path.name}.partial"))
-        missing = [path for path in self.path.parents if not path.exists()]
+        # What a link leads to is replaced, not the link.
+        place = self.path.resolve() if self.path.is_dir() else self.path
+        missing = [path for path in place.parents if not path.exists()]
         try:
-            shutil.rmtree(partial.path, ignore_errors=True)
-            partial.path.mkdir(parents=True)
-            partial.config.write_text(text_of(run), encoding="utf-8")
-            partial.versions.write_text(json.dumps(versions(), indent=1))
-            os.replace(partial.path, self.path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(PARTIAL, f".{place.name}.", place.parent) as scratch:
+                made = RunFolder(Path(scratch) / "run")
+                made.path.mkdir()
+                made.config.write_text(text_of(run), encoding="utf-8")
+                made.versions.write_text(json.dumps(versions(), indent=1))
+                os.replace(made.path, place)
         except OSError as error:
-            shutil.rmtree(missing[-1] if missing else partial.path, ignore_errors=True)
+            if self.is_run:  # another process was faster
+                return self.require(run)
+            with suppress(OSError):  # others may have made theirs there meanwhile
+                for path in missing:
+                    path.rmdir()
             reason = f"cannot be created ({error.strerror}): choose another folder for runs"
             raise ConfigError(f"{self.path} {reason}") from error
+        sweep_for(place)
 
     def keep_student(self, stage: int, tensors: dict[str, Tensor]) -> None:
         """Write a finished stage's student, whole or not at all. Raises DiskError."""
@@ -123,13 +189,41 @@ class RunFolder:
         """A finished stage's student's tensors. Raises CheckpointError if there are none."""
         file = self._stage(stage)
         try:
-            return load_file(file)
+            return load_file(regular(file))
         except (OSError, SafetensorError) as error:
             advice = "missing or damaged: delete its run, start again"
             raise CheckpointError(f"{file}: {advice}") from error
 
     def _stage(self, stage: int) -> Path:
         return self.path / "stages" / f"{stage}.safetensors"
+
+
+@contextmanager
+def alone(lock: Path, place: Path) -> Iterator[None]:
+    """Let no other process work at a place meanwhile. Raises ConfigError, naming who does."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(lock))
+        except Taken as error:
+            busy = "wait for it or stop it, and run the same command again"
+            raise ConfigError(f"{place}: {error} is at work there: {busy}") from error
+        except OSError as error:
+            raise ConfigError(f"{place}: cannot be locked: {error.strerror}") from error
+        yield
+
+
+def first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The dotted key of the first difference of two nests of plain values, and what they have."""
+    if isinstance(found, list | tuple) and isinstance(wanted, list | tuple):
+        if len(found) == len(wanted):
+            found, wanted = dict(enumerate(found)), dict(enumerate(wanted))
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        deeper = (
+            first_difference(found.get(name), wanted.get(name), below(key, str(name)))
+            for name in {**wanted, **found}
+        )
+        return next((inner for inner in deeper if inner is not None), None)
+    return None if found == wanted else (key, found, wanted)
 
 
 def versions() -> dict[str, str]:

@@ -16,12 +16,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..files import DiskError, sync, unwritten
+from ..files import LARGE, DiskError, regular, sync, unwritten
+from ..schema import ConfigError
 from ..training.health.monitor import NORM, PLACE, Findings
 from ..training.trainer import StepLog
 from .costs import stage_costs
 from .progress import Snapshot
 from .stages import Stages
+
+ALARM = ("alarm", "begins", "text")  # of a row that is one
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Log:
         self.path = stages.folder.log if main else Path(os.devnull)
         self.means = {player: RunningMeans(**saved) for player, saved in stages.pending.items()}
         self.losses: dict[str, dict[str, float]] = {}  # as last written, by player
+        if main:
+            require_log(self.path)
         truncate(self.path, stages.stage, stages.trainer.turn)
         self.started = time.perf_counter() - seconds_of(self.path)
 
@@ -131,12 +136,21 @@ class Log:
             sync(self.path)
 
 
+def require_log(path: Path) -> None:
+    """Raise ConfigError for what lies there and is no log: pipes and devices wait for ever."""
+    try:
+        if os.path.lexists(path):
+            regular(path, LARGE)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}: delete it, and run again") from error
+
+
 def truncate(log: Path, stage: int, turn: int) -> None:
     """Drop rows logged after the checkpoint that training goes on from, and torn ones."""
     if not log.is_file():
         return
     place = end = 0
-    with log.open("rb") as file:
+    with regular(log, LARGE).open("rb") as file:
         for line in file:
             place += len(line)
             row = row_of(line)
@@ -148,7 +162,7 @@ def truncate(log: Path, stage: int, turn: int) -> None:
 
 def log_rows(log: Path) -> Iterator[dict]:
     """The rows of a log, without what a crash or an accident left unreadable."""
-    with log.open("rb") as file:
+    with regular(log, LARGE).open("rb") as file:
         yield from (row for line in file if (row := row_of(line)) is not None)
 
 
@@ -156,7 +170,7 @@ def seconds_of(log: Path) -> float:
     """Seconds of training in a log, caches not included; 0 if there is none.
 
     Where its clock starts anew, as it did in older logs, the parts are added."""
-    logged = [row["seconds"] for row in log_rows(log)] if log.is_file() else []
+    logged = [row.get("seconds", 0.0) for row in log_rows(log)] if log.is_file() else []
     return sum(now for now, after in pairwise([*logged, 0.0]) if after < now)
 
 
@@ -164,10 +178,26 @@ def row_of(line: bytes) -> dict | None:
     """A row from its line, None if it is torn or something else."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    named = isinstance(row, dict) and {"stage", "turn", "update", "player"} <= row.keys()
-    return row if named and line.endswith(b"\n") else None
+    return row if is_row(row) and line.endswith(b"\n") else None
+
+
+def is_row(row: Any) -> bool:
+    """Whether it has the types of a row; an alarm's values are texts."""
+    if not isinstance(row, dict) or not {"stage", "turn", "update", "player"} <= row.keys():
+        return False
+    numbers = {name: value for name, value in row.items() if name not in ("player", *ALARM)}
+    placed = all(type(row[name]) is int and row[name] >= 0 for name in ("stage", "turn", "update"))
+    told = isinstance(row["player"], str)
+    if "alarm" in row:
+        told &= [type(row.get(name)) for name in ALARM] == [str, bool, str]
+    return placed and told and all(map(is_number, numbers.values()))
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number; true and false are none."""
+    return type(value) in (int, float)
 
 
 def curves(log: Path) -> dict[str, list[tuple[float, float]]]:

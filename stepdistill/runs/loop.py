@@ -1,7 +1,7 @@
 """Training the stages of a run: progress, log, checkpoints, and a safe way to stop.
 
-Ctrl-C and SIGTERM let the step in hand finish and save a checkpoint; the same command goes on from
-there.
+Ctrl-C, SIGTERM and a terminal that is closed let the step in hand finish and save a checkpoint; the
+same command goes on from there.
 """
 
 import signal
@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from ..schema import ConfigError
-from ..training.checkpoint import State, save
+from ..training.checkpoint import State, fitting, save
 from ..training.finite import broken
 from ..training.health.monitor import Monitor
 from ..training.trainer import StepLog, TrainingFailed
@@ -25,7 +25,7 @@ from .stages import Stages
 
 Observer = Callable[[Snapshot], None]
 Warn = Callable[[str], None]
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Launchers pass a Ctrl-C on to processes that have had it from the terminal already.
 ECHO = 2.0  # seconds
 
@@ -66,7 +66,8 @@ def train_stage(stages: Stages, log: Log, observe: Observer, warn: Warn) -> None
     """Train the present stage to its end, or until it is stopped; then its state lies on disk."""
     trainer, run, accelerator = stages.trainer, stages.setup.run, stages.setup.accelerator
     monitor = Monitor(run.health, trainer, stages.setup.teacher)
-    monitor.begin(stages.health)
+    with fitting(stages.folder.checkpoints):
+        monitor.begin(stages.health)
     saved, periods = trainer.turn, trainer.update // run.save_every
     with deferred_stop(ECHO if accelerator.num_processes > 1 else 0) as asked:
         observe(log.snapshot())
@@ -99,7 +100,9 @@ def watch(monitor: Monitor, step: StepLog, log: Log, warn: Warn) -> None:
 
 @contextmanager
 def deferred_stop(echo: float) -> Iterator[Event]:
-    """Ctrl-C or SIGTERM sets an event instead of breaking a step in two; a second one acts at once.
+    """A signal of STOPS sets an event instead of breaking a step in two; a second one acts at once.
+
+    One that is ignored already, as under nohup, stays so.
 
     echo: seconds in which a second one is taken for the first. Raises KeyboardInterrupt at the end
     if a stop was asked for and nothing came of it."""
@@ -121,7 +124,8 @@ def deferred_stop(echo: float) -> Iterator[Event]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, ask) for number in STOPS}
+    heeded = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield asked
     finally:

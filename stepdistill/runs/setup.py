@@ -2,11 +2,14 @@
 devices, and the refusals of settings that do not fit together.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
@@ -21,6 +24,7 @@ from ..teachers.loading import load_any, load_pipeline, new_pipeline
 from ..teachers.teacher import Teacher
 from .config import RunConfig
 
+FLOAT = 4  # bytes
 Span = tuple[float, float]  # of guidance
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # ours (YAML reads "no" as false) → accelerate's
 
@@ -40,6 +44,7 @@ class Setup:
         """Raises ConfigError for a run that cannot be trained."""
         methods = tuple(stage.build() for stage in run.stages)
         teacher = teacher_of(run)
+        check_memory(run, teacher)
         check_times(run, methods, teacher.denoiser)
         teacher.denoiser.net.to(accelerator.device)
         teacher.codec.to(accelerator.device)
@@ -82,6 +87,19 @@ def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Loader | U
     except ConfigError as error:
         raise ConfigError(f"data.{error}") from error
     return Loader(samples, teacher, run.data.dropout, run.seed)
+
+
+def check_memory(run: RunConfig, teacher: Teacher) -> None:
+    """Raise ConfigError for a batch that no step can hold: x₀, noise, x_t and an answer alone."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for i, stage in enumerate(run.stages):
+        needed = 4 * FLOAT * prod(teacher.event) * stage.training.batch
+        if needed > memory:
+            raise ConfigError(
+                f"stages.{i}.training.batch: {stage.training.batch:,} samples take more than "
+                f"{needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}: take fewer, "
+                "and more accumulation"
+            )
 
 
 def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) -> None:
@@ -172,5 +190,9 @@ def accelerator_of(run: RunConfig, folder: Path) -> Accelerator:
     if "wandb" in run.trackers and find_spec("wandb") is None:
         raise ConfigError("trackers: wandb is not installed: pip install 'stepdistill[wandb]'")
     return Accelerator(
-        mixed_precision=PRECISIONS[run.precision], log_with=trackers, project_dir=str(folder)
+        # Else processes that torchrun starts without a GPU would know nothing of each other.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=PRECISIONS[run.precision],
+        log_with=trackers,
+        project_dir=str(folder),
     )

@@ -2,7 +2,7 @@
 the averaged student of the one before. What comes out at the end is a `TrainedRun`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..networks.inputs import INPUTS, KEPT_INPUTS
 from ..networks.views import load_own, own_tensors, standalone
 from ..schema import ConfigError
 from ..teachers.teacher import Teacher
-from ..training.checkpoint import CheckpointError, State, best, finished, latest, read_state
+from ..training.checkpoint import State, best, finished, fitting, latest, read_state
 from ..training.players import PlayerSettings, make_players
 from ..training.trainer import Trainer
 from .config import RunConfig, Stage
@@ -161,17 +161,15 @@ class Stages:
 
     def go_on_from(self, state: State, folder: Path) -> None:
         """Take up a state read from `folder`. Raises CheckpointError if it is not of this run."""
-        try:
-            self._call_teachers(state.numbers["stage"])
-            self.stage, self.pending = state.numbers["stage"], state.numbers["pending"]
-            self.health = state.numbers["health"]
+        with fitting(folder):
+            counted = [state.numbers[name] for name in ("stage", "turn", "skipped")]
+            if not all(type(number) is int and number >= 0 for number in counted):
+                raise TypeError("counts")
+            self._call_teachers(counted[0])
+            self.stage, self.pending = counted[0], of_means(state.numbers["pending"])
+            self.health = of_monitor(state.numbers["health"])
             self._made = self._trainer(self._initial())
             self.trainer.restore(state)
-        except (KeyError, IndexError) as error:
-            raise CheckpointError(
-                f"{folder}: written by another version of stepdistill (no {error}): go on with "
-                f"that one, or delete {self.folder.path} to start again"
-            ) from error
 
     def _call_teachers(self, until: int) -> None:
         """Give stage `until` the teacher it has. Raises CheckpointError if it was not kept."""
@@ -232,23 +230,43 @@ class Stages:
         return asked and not denoiser.process.has_identity_at_clean(denoiser.prediction)
 
 
-def reopen(folder: Path, accelerator: Accelerator, at_best: bool = False) -> TrainedRun:
+def of_means(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of the log's means, by player. Raises TypeError or LookupError for what is none."""
+    for means in state.values():
+        require_numbers(means["count"], *means["sums"].values())
+    return state
+
+
+def of_monitor(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a stage's monitor. Raises TypeError or LookupError for what is none."""
+    if state:
+        signals = (*state["out"].values(), *state["start"].values())
+        require_numbers(state["turn"], state["skipped"], *state["lags"], *signals)
+    return state
+
+
+def require_numbers(*values: Any) -> None:
+    """Raise TypeError unless all are numbers."""
+    if not all(type(value) in (int, float) for value in values):
+        raise TypeError("no numbers")
+
+
+def reopen(
+    folder: Path,
+    accelerator: Accelerator,
+    at_best: bool = False,
+    trusted: Collection[str] = (),
+) -> TrainedRun:
     """A trained run, at its end or at the checkpoint nearest to the teacher.
 
+    trusted: modules that it may name, and which then are run, besides those that are shipped.
     Raises ConfigError if it is not one, or not finished, CheckpointError if it is damaged."""
-    run = RunFolder(folder).read()
+    run = RunFolder(folder).read(trusted)
     try:
         stages = Stages.of(run, folder, accelerator)
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
-    try:
-        stages.restore()
-    except CheckpointError:
-        raise
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
-        # Whatever torch makes of numbers and tensors that are not this run's.
-        reason = f"its checkpoints do not fit its config.yaml ({type(error).__name__})"
-        raise ConfigError(f"{folder}: {reason}: train it again") from error
+    stages.restore()
     if not stages.finished:
         raise ConfigError(f"{folder}: its training is not finished; `stepdistill run` goes on")
     if at_best:

@@ -30,6 +30,7 @@ def load_values(path: Path, overrides: tuple[str, ...] = ()) -> Any:
         config = OmegaConf.load(StringIO(shallow(path.read_text(encoding="utf-8-sig"))))
         if not config:
             raise ConfigError("is empty: write keys with values, like `name: run`")
+        require_plain(config)
         for assignment in overrides:
             override(config, assignment)
         if str(config).count("${") > MOST_REFERENCES:
@@ -43,7 +44,27 @@ def override(config: DictConfig, assignment: str) -> None:
         key, equals, _ = shallow(assignment).partition("=")
         if not equals or not all(key.split(".")):  # OmegaConf sets None, or a key of no letters
             raise ConfigError("write key=value, with a dotted key like stages.0.training.updates")
+        require_plain(OmegaConf.from_dotlist([assignment]))
         config.merge_with_dotlist([assignment])
+
+
+def require_plain(config: DictConfig) -> None:
+    """Raise ConfigError for references to anything but keys: OmegaConf's read the environment."""
+    for text in texts(OmegaConf.to_container(config, resolve=False)):
+        for escapes, key in re.findall(r"(\\*)\$\{([^}]*)", text):
+            if len(escapes) % 2 == 0 and not re.fullmatch(r"[\w.\[\]-]+", key):
+                raise ConfigError(
+                    f"{shown(text)}: a reference is the key of another value alone, like ${{seed}}"
+                )
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from texts(each)
 
 
 def written(values: dict[str, Any]) -> str:

@@ -15,17 +15,30 @@ import json
 import math
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..files import DiskError, reason, sha256, sync, unwritten
+from ..files import (
+    DiskError,
+    is_out_of_memory,
+    read_text,
+    reason,
+    remove,
+    sha256,
+    sync,
+    unwritten,
+)
+from ..schema import ConfigError
 
 TENSORS, NUMBERS, SUMS = "state.safetensors", "state.json", "SHA256SUMS"
+LONGEST = 4096  # bytes of sums
 
 
 class State(NamedTuple):
@@ -104,7 +117,7 @@ def drop(path: Path) -> None:
 def clear(folder: Path) -> None:
     """Delete what a process that was killed left half-written or half-deleted."""
     for leftover in folder.glob(".[0-9]*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove(leftover)
 
 
 def latest(folder: Path) -> tuple[State | None, list[str]]:
@@ -143,19 +156,52 @@ def score_of(path: Path) -> float | None:
 def read_state(path: Path) -> State:
     """One checkpoint. Raises CheckpointError if it is incomplete, truncated or altered."""
     numbers = numbers_of(path)["numbers"]
-    tensors = load_file(checked(path, TENSORS))
+    try:
+        tensors = load_file(checked(path, TENSORS))
+    except SafetensorError as error:
+        raise CheckpointError(f"checkpoint {path}: {TENSORS} is damaged ({error})") from error
     # Copies: the file itself would stay mapped, and not every file system deletes a mapped file.
     return State({k: v.clone() for k, v in tensors.items()}, numbers)
 
 
 def numbers_of(path: Path) -> dict[str, Any]:
-    return json.loads(checked(path, NUMBERS).read_text(encoding="utf-8"))
+    """What `write` put there. Raises CheckpointError if it is incomplete, truncated or altered."""
+    try:
+        found = json.loads(read_text(checked(path, NUMBERS)))
+        if isinstance(found["numbers"], dict) and type(found["score"]) in (float, int, NoneType):
+            return found
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path}: {NUMBERS} is damaged ({error})") from error
+    raise CheckpointError(f"checkpoint {path}: {NUMBERS} is damaged: no numbers, or no score")
+
+
+@contextmanager
+def fitting(where: Path) -> Iterator[None]:
+    """What a state holds is taken up: it may be anyone's, and whatever comes of that is told.
+
+    Raises CheckpointError."""
+    try:
+        yield
+    except (CheckpointError, ConfigError):
+        raise
+    except KeyError as error:
+        raise CheckpointError(
+            f"{where}: written by another version of stepdistill (no {error}): go on with that "
+            f"one, or delete {where.parent} to start again"
+        ) from error
+    except Exception as error:  # whatever torch makes of what is not this run's
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"{where}: does not fit its config.yaml ({type(error).__name__}): delete "
+            f"{where.parent} to start again"
+        ) from error
 
 
 def checked(path: Path, name: str) -> Path:
     """A checkpoint's file. Raises CheckpointError unless it is there and as it was written."""
     try:
-        sums = (path / SUMS).read_text(encoding="utf-8").split("\n")
+        sums = read_text(path / SUMS, LONGEST).split("\n")
         if f"{sha256(path / name)}  {name}" not in sums:
             raise CheckpointError(f"checkpoint {path}: {name} was altered or truncated")
     except FileNotFoundError as error:

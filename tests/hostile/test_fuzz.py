@@ -4,12 +4,14 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from fuzz import FAMILIES, Case, Stock, case
+import torch
+from fuzz import FAMILIES, FOLDERS, Case, Stock, case
 from typer.testing import CliRunner
 
 from stepdistill import cli
@@ -19,7 +21,7 @@ from stepdistill.jobs import samplers as contenders
 from stepdistill.runs.stages import reopen
 from stepdistill.training.trainer import Trainer
 
-FIRST, ALL = 50, 300
+FIRST, ALL, FOREIGN = 50, 300, 200
 REFUSED = 0.85  # at least; the others happen to be good input
 
 
@@ -93,11 +95,13 @@ def fault_of(tried: Case, folder: Path, capfd: pytest.CaptureFixture) -> tuple[b
     return True, f"{'; '.join(found)}: {said}{answer.exception!r}" if found else ""
 
 
-def fuzz(numbers: range, stock: Stock, folder: Path, monkeypatch, capfd) -> float:
+def fuzz(
+    numbers: range, stock: Stock, folder: Path, monkeypatch, capfd, families=FAMILIES
+) -> float:
     """The share of cases that were refused; fails if one was refused badly."""
     bad, refused = [], 0
     for number in numbers:
-        tried, place = case(number, stock), folder / str(number)
+        tried, place = case(number, stock, families), folder / str(number)
         (place / "scratch").mkdir(parents=True)
         with monkeypatch.context() as here:
             here.chdir(place)
@@ -165,3 +169,26 @@ def test_300_bad_inputs_are_refused_by_one_line(
     share = fuzz(range(ALL), stock, tmp_path, monkeypatch, capfd)
     figure("share of inputs refused", share)
     assert share >= REFUSED
+
+
+@pytest.mark.full(shard="attack")
+def test_200_foreign_folders_run_no_code_and_unpickle_nothing(
+    stock, cut_short, tmp_path, monkeypatch, capfd, figure
+):
+    """Their code would leave a file, which `fuzz` sees."""
+    unpickled = []
+
+    def hear(event: str, arguments: tuple) -> None:
+        if event == "pickle.find_class":
+            unpickled.append(arguments)
+
+    def load(*arguments: object, **_: object) -> None:
+        unpickled.append(arguments)
+
+    sys.addaudithook(hear)
+    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(sys, "path", [*sys.path, ""])
+    share = fuzz(range(FOREIGN), stock, tmp_path, monkeypatch, capfd, FOLDERS)
+    figure("foreign folders", FOREIGN)
+    figure("share of these refused", share)
+    assert share >= REFUSED and unpickled == []

@@ -311,9 +311,13 @@ def test_too_many_of_them_in_a_row_end_training(tmp_path, monkeypatch):
     assert again.trainer.turn >= made.trainer.turn - 2 - made.setup.run.save_every
 
 
-def test_a_log_without_room_says_so(tmp_path):
-    made = session(tmp_path)
-    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+def test_a_log_without_room_says_so(tmp_path, monkeypatch):
+    made, real = session(tmp_path), Path.open
+
+    def full(path: Path, *how: str, **settings: str) -> io.IOBase:
+        return real(Path("/dev/full") if path.name == "log.jsonl" else path, *how, **settings)
+
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(DiskError) as raised:
         train(made, lambda _: None)
     assert f"{tmp_path / 'log.jsonl'} could not be written: No space" in str(raised.value)

@@ -5,6 +5,7 @@ Everything is imported once; every training is a fork of this process, which tra
 and so has no thread that a fork would lose. It ends with its stdin, and no child outlives LIMIT.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -24,19 +26,25 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from safetensors.torch import load_file
 
+from stepdistill.export import check_call
+from stepdistill.export import export as exporting
+from stepdistill.export.export import ExportError
 from stepdistill.files import DiskError
 from stepdistill.jobs import distill as job_of_a_run
 from stepdistill.runs.config import RunConfig, Stage, read
 from stepdistill.runs.log import Log
 from stepdistill.runs.loop import train
 from stepdistill.runs.stages import Stages
+from stepdistill.schema import ConfigError
 from stepdistill.training import checkpoint
 from stepdistill.training.players import Adapters
 from stepdistill.training.trainer import Optimiser, Trainer, Training
 
-FAILED, STOPPED, FULL = 1, 3, 4  # exit codes of a child: an error, Ctrl-C, no room on the disk
-LIMIT = 120  # seconds
+# Exit codes of a child: an error, Ctrl-C, no room on the disk, another one is at work.
+FAILED, STOPPED, FULL, REFUSED = 1, 3, 4, 5
+LIMIT = 300  # seconds
 
 
 OPTIMISER = Optimiser(lr=1e-3, schedule="cosine", warmup=2)
@@ -180,6 +188,118 @@ def weights(trainer: Trainer) -> str:
     return hashlib.sha256(b"".join(p.numpy().tobytes() for p in tensors)).hexdigest()
 
 
+# The whole job, as cheap as it can be.
+SMALL = replace(
+    SMOKE,
+    name="small",
+    stages=[replace(FIRST, training=replace(FIRST.training, updates=3))],
+    evaluation=replace(SMOKE.evaluation, n=20, teacher_steps=(1,)),
+    save_every=1,
+)
+WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod"}
+
+
+def is_write(event: str, arguments: tuple) -> bool:
+    """Whether an audited event changes what lies on the disk."""
+    if event != "open":
+        return event in WRITES
+    _, mode, flags = arguments
+    asked = flags & (os.O_WRONLY | os.O_RDWR) if isinstance(flags, int) else 0
+    return bool(asked) or (isinstance(mode, str) and bool({*"wax+"} & {*mode}))
+
+
+class Disk:
+    """Counts what this process writes below a folder, and lets something happen from one of them
+    on."""
+
+    def __init__(self, folder: Path, happen: Callable[[], None], call: int) -> None:
+        self.folder, self.happen, self.call = str(folder), happen, call
+        self.count, self.process = 0, os.getpid()
+        sys.addaudithook(self.hear)
+
+    def hear(self, event: str, arguments: tuple) -> None:
+        if is_write(event, arguments) and os.getpid() == self.process:
+            if place_of(event, arguments).startswith(self.folder):
+                self.count += 1
+                if self.count >= self.call:
+                    self.happen()
+
+
+def place_of(event: str, arguments: tuple) -> str:
+    """The path of what is written; deleting names a file within an open folder."""
+    path = arguments[0]
+    if isinstance(path, int):
+        return ""
+    if event in ("os.remove", "os.rmdir") and arguments[1] >= 0:
+        path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), os.fsdecode(path))
+    return os.path.abspath(os.fsdecode(path))
+
+
+def no_room() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def little_room() -> None:
+    """From now on no file grows beyond a page, as if the disk were full in the midst of it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+
+
+HAPPENINGS = {"die": die, "no room": no_room, "little room": little_room, "nothing": lambda: None}
+
+
+def plain_call(request: dict) -> dict[str, torch.Tensor]:
+    """`export.call_plainly` by a fork, which has imported everything."""
+    with tempfile.TemporaryDirectory(dir=Path(request["folder"]).parent) as scratch:
+        answer = Path(scratch) / "answer"
+        (code,) = codes([fork({}, lambda: check_call.main(request, answer) or 0)])
+        if code:
+            raise ExportError("the exported pipeline does not run")
+        return load_file(answer)
+
+
+def small_job(runs: Path, happening: str, call: int) -> int:
+    """The whole job of SMALL below `runs`; what happens from a write on that is counted from 1."""
+    disk = Disk(runs, HAPPENINGS[happening], call)
+    exporting.call_plainly = plain_call
+    code, message = 0, ""
+    try:
+        job_of_a_run.distill(SMALL, runs)
+    except DiskError as error:
+        code, message = FULL, str(error)
+    except ConfigError as error:
+        code, message = REFUSED, str(error)
+    except OSError as error:
+        code, message = FAILED, str(error)
+    told = {"message": message, "writes": disk.count}
+    disk.call = sys.maxsize
+    resource.setrlimit(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)[1:] * 2)
+    runs.with_name(f"{runs.name}.{os.getpid()}.json").write_text(json.dumps(told))
+    return code
+
+
+def small_jobs(
+    runs: str, happening: str = "nothing", call: int = 1, gaps: tuple = (), kill: float = 0
+) -> dict:
+    """As many jobs in one folder as there are gaps and one, each so many seconds after the last.
+
+    kill: seconds after which all are killed, 0 for never."""
+    start, pids = time.perf_counter(), []
+    for gap in (0, *gaps):
+        time.sleep(gap)
+        pids.append(fork({}, small_job, Path(runs), happening, call))
+    if kill:
+        time.sleep(kill)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+    found, told = codes(pids), []
+    for pid in pids:
+        file = Path(f"{runs}.{pid}.json")
+        told.append(json.loads(file.read_text()) if file.is_file() else {})
+        file.unlink(missing_ok=True)
+    return {"codes": found, "told": told, "seconds": time.perf_counter() - start}
+
+
 def job(runs: Path, accident: list | None) -> int:
     """The whole job of the smoke run, its accident after training."""
     if accident:
@@ -245,8 +365,9 @@ def run(
     return {"codes": codes(pids), "seconds": time.perf_counter() - start}
 
 
-def whole_job(runs: str, accident: list | None) -> dict:
-    return {"codes": codes([fork({}, job, Path(runs), accident)])}
+def whole_job(runs: str, accident: list | None, processes: int = 1) -> dict:
+    pids = [fork(rank, job, Path(runs), accident) for rank in ranks(processes)]
+    return {"codes": codes(pids)}
 
 
 def outlast(seconds: float, patience: float) -> dict:
@@ -277,7 +398,7 @@ def remove(file: str) -> dict:
     return {}
 
 
-REQUESTS = {f.__name__: f for f in (run, whole_job, outlast, mount, copy, remove)}
+REQUESTS = {f.__name__: f for f in (run, whole_job, small_jobs, outlast, mount, copy, remove)}
 
 
 def main() -> None:

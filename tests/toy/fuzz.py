@@ -5,10 +5,12 @@ is then called; the error must mention one of the words by which the damaged pla
 """
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from stepdistill.resources import PACKAGE, shipped, shipped_names
 from stepdistill.runs.yaml import load_values, written
 
+STATE = ("state.safetensors", "state.json")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 JUNK = ["naïve ☃", "\u202ertl", "💥" * 40, "[/bold] :boom: {x}", "a\tb\x1b[31m", " "]
 
@@ -44,11 +47,14 @@ class Stock:
     exported: Path
 
 
-def case(number: int, stock: Stock) -> Case:
+Family = Callable[[random.Random, Stock], Case]
+
+
+def case(number: int, stock: Stock, families: tuple[Family, ...] | None = None) -> Case:
     """Case `number`, the same on every machine."""
     rng = random.Random(f"fuzz {number}")
-    family = FAMILIES[number % len(FAMILIES)]
-    return family(rng, stock)
+    families = families or FAMILIES
+    return families[number % len(families)](rng, stock)
 
 
 def without_files(name: str, arguments: Words, word: str) -> Case:
@@ -527,6 +533,51 @@ def bad_rest(rng: random.Random, stock: Stock) -> Case:
     return Case(f"rest {seed}", ("run", "smoke"), prepare)
 
 
+EVIL = "from pathlib import Path\nPath('PWNED').touch()\n"
+MODULES = ("runs.smoke.evil", "evil", "runs", "this", "os.path")
+
+
+def received_run(rng: random.Random, stock: Stock) -> Case:
+    """A run's folder that names code, or holds what is no file, or what no run has written."""
+    module, kind = rng.choice(MODULES), rng.randrange(3)
+    file = rng.choice(["config.yaml", "checkpoints/000005/SHA256SUMS", "checkpoints/000005"])
+    key = rng.choice(["method: consistency", "source: digits", "backbone: null", "codec: null"])
+    special = rng.choice(["pipe", "/dev/zero", "/dev/urandom", "nowhere"])
+    state = rng.choice(["[" * 99_999, "[]", '{"score": 1, "numbers": {"stage": "x"}}', "{"])
+
+    def prepare(folder: Path) -> Words:
+        run = folder / "runs" / "smoke"
+        shutil.copytree(stock.run, run)
+        for place in (folder, folder / "runs", run):
+            (place / "evil.py").write_text(EVIL)
+            (place / "__init__.py").write_text(EVIL)
+        if kind == 0:
+            text = (run / "config.yaml").read_text()
+            (run / "config.yaml").write_text(text.replace(key, f"{key.split(':')[0]}: {module}"))
+            return (module,)
+        if kind == 1:
+            shutil.move(run / file, folder / "kept")
+            if special == "pipe":
+                os.mkfifo(run / file)
+            else:
+                (run / file).symlink_to(special)
+            return ("runs/smoke",)
+        checkpoint = run / "checkpoints" / "000005"
+        (checkpoint / "state.json").write_text(state)
+        sums = [sha256((checkpoint / n).read_bytes()).hexdigest() + f"  {n}\n" for n in STATE]
+        (checkpoint / "SHA256SUMS").write_text("".join(sums))
+        return ("runs/smoke",)
+
+    arguments = rng.choice(
+        [
+            ("sample", "runs/smoke", "out.png"),
+            ("export", "runs/smoke", "out"),
+            ("eval", "runs/smoke", "--n", "20", "--blocks", "2"),
+        ]
+    )
+    return Case(f"received {kind} {module} {key} {file} {special}", arguments, prepare)
+
+
 def no_such_thing(rng: random.Random, stock: Stock) -> Case:
     """Names of nothing, and of the wrong thing; places where nothing can be written."""
     arguments, word = rng.choice(
@@ -595,3 +646,5 @@ FAMILIES = (
     missing,
     no_such_thing,
 )
+# Of folders from somebody else.
+FOLDERS = (received_run, bad_teacher, bad_run, bad_export, bad_images, bad_rest)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,10 +26,13 @@ from stepdistill.export.export import (
     export,
     pipeline_for,
 )
+from stepdistill.export.model_card import licence_of
 from stepdistill.export.schedulers import stock_scheduler
 from stepdistill.jobs.samplers import of_folder
+from stepdistill.resources import PACKAGE
 from stepdistill.runs.config import read
 from stepdistill.runs.stages import Stages, TrainedRun
+from stepdistill.schema import ConfigError
 from stepdistill.solver import Sampler, sample
 from stepdistill.teachers.loading import load_pipeline, new_pipeline, trained_settings
 from stepdistill.teachers.schedulers import process_of
@@ -209,7 +214,22 @@ def test_a_clean_process_that_fails_says_why(tmp_path, monkeypatch):
     script.write_text("raise ValueError('not for 3 steps')")
     monkeypatch.setattr(exporting, "PACKAGE", tmp_path)
     with pytest.raises(ExportError, match="does not run: ValueError: not for 3 steps"):
-        call_plainly({})
+        call_plainly({"folder": str(tmp_path / "student")})
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(ExportError, match="its process was ended by SIGKILL, as the system does"):
+        call_plainly({"folder": str(tmp_path / "student")})
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_clean_process_ends_with_the_one_that_asked(tmp_path):
+    """Its input ends, whatever ended that one, and nothing of it is left."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    shutil.copy(PACKAGE / "export" / "check_call.py", scratch / "call.py")
+    (scratch / "ask").write_text(json.dumps({"folder": "/nowhere", "custom": False}))
+    command = [sys.executable, str(scratch / "call.py"), str(scratch / "ask"), "answer"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, cwd=scratch, capture_output=True)
+    assert ended.returncode == 1 and not ended.stderr and not scratch.exists()
 
 
 def test_a_mismatch_fails_and_leaves_nothing_behind(tmp_path, quick, monkeypatch):
@@ -238,6 +258,31 @@ def test_a_pipeline_somebody_else_made_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match="not an earlier export"):
         export(trained(tmp_path, "demo"), tmp_path / "theirs")
     assert (tmp_path / "theirs" / "unet" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("torn", [b"", b"Mod\xe8le", None, "set aside"])
+def test_what_was_torn_in_a_run_s_own_folder_is_made_anew(tmp_path, quick, torn):
+    made = trained(tmp_path, "demo")
+    out = made.folder.student
+    export(made, out)
+    whole = {p.name for p in out.iterdir()}
+    made.folder.results.write_text("")  # torn as well, and not yet the run's: it has no costs
+    if torn == "set aside":
+        out.rename(out.with_name(".student.old"))
+    elif torn is None:
+        (out / "README.md").unlink()
+    else:
+        (out / "README.md").write_bytes(torn)
+    export(made, out)
+    assert {p.name for p in out.iterdir()} == whole and not list(out.parent.glob(".*"))
+
+
+def test_a_card_that_is_no_text_is_none_of_ours(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "README.md").write_bytes(b"---\nlicense: mit\n---\nMod\xe8le")
+    with pytest.raises(ConfigError, match="not an earlier export"):
+        export(trained(tmp_path, "demo"), tmp_path / "theirs")
+    assert licence_of(str(tmp_path / "theirs")) == "mit"
 
 
 def test_half_of_the_numbers_are_the_averaged_students(tmp_path, quick):

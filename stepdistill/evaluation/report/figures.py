@@ -20,6 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 from PIL import Image
 from torch import Tensor
 
+from ...schema import printable
 from ...training.health.reference import Span, StageSpan
 from ..rows import REAL, STUDENT, TEACHER, Row
 from ..suite import Suite
@@ -244,7 +245,7 @@ def _name(model: str, source: str) -> str:
     """A legend's entry; of a long source the end, which tells runs apart."""
     if model != STUDENT or not source:
         return "real images at this n" if model == REAL else model
-    name = f"{model} {source}"
+    name = printable(f"{model} {source}")
     return name if len(name) <= NAME else f"{model} …{source[len(model) + 2 - NAME :]}"
 
 

@@ -20,14 +20,15 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
-from ...schema import ConfigError
+from ...files import read_text, write_whole
+from ...schema import ConfigError, printable
 from ...training.health.monitor import Record, Signal
 from ...training.health.reference import Span, StageSpan
 from ..rows import Row, read, written
 from ..suite import Suite
 from .figures import CurvePoint, mosaic, quality_panels, training_panels
 from .outliers import Outlier, Outliers
-from .table import columns_of, headline, notes_of
+from .table import columns_of, headline, in_markdown, notes_of
 
 HERE = files("stepdistill.evaluation.report")
 ACROSS, STRIP = 5, 10  # images in a row under the slider, and in a row of the static grid
@@ -98,14 +99,14 @@ def write_report(folder: Path, report: Report) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in made.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
 
 
 def read_results(path: Path) -> list[Row]:
     """The rows of a results.json, the floor last. Raises ConfigError if it holds none."""
     try:
-        return read(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        return read(json.loads(read_text(Path(path))))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged ({error}): delete it, and run again") from error
 
 
@@ -136,7 +137,11 @@ def page(report: Report) -> str:
     """The HTML page."""
     style, script = _asset("report.css"), _asset("report.js")
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     return environment.from_string(_asset("report.html.j2")).render(
         report=report,
@@ -224,13 +229,13 @@ def markdown(report: Report) -> str:
     lines = [
         f"# {_plain(report.title)}",
         "",
-        headline(report.rows, report.suite),
+        _plain(headline(report.rows, report.suite)),
         "",
         *([_plain(report.remark), ""] if report.remark else []),
         *(f"* **alarm**: {_plain(alarm)}" for alarm in report.health.alarms),
         *[""][: len(report.health.alarms)],
         *_table([c.name for c in columns], cells),
-        *(f"* {note}" for note in notes_of(report.rows, report.suite)),
+        *(f"* {_plain(note)}" for note in notes_of(report.rows, report.suite)),
         "",
     ]
     if report.health.signals:
@@ -252,7 +257,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split())
+    return in_markdown(" ".join(text.split()))
 
 
 # Texts of both

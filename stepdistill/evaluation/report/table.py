@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ...schema import printable
 from ..metric import Metric
 from ..numerals import number
 from ..rows import REAL, STUDENT, TEACHER, Row, Score
@@ -74,6 +75,11 @@ def notes_of(rows: Sequence[Row], suite: Suite) -> list[str]:
     notes = [_note(kind, metrics, suite) for kind, metrics in kinds.items() if kind.about]
     real = [REAL_NOTE] if any(row.model == REAL for row in rows) else []
     return [*notes, " ".join([N_NOTE, *real]), NFE_NOTE]
+
+
+def in_markdown(text: str) -> str:
+    """Anyone's words in a Markdown page: no tags, no entities, nothing that cannot be seen."""
+    return printable(text).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def value_text(score: Score | None) -> str:
