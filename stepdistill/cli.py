@@ -312,19 +312,28 @@ def with_streams() -> None:
     """Go on where nobody reads what is printed: no stream, a reader who left, a full disk."""
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
-    console.file, errors.file = Unread(sys.stdout), Unread(sys.stderr)
+    console.file, errors.file = Unread("stdout"), Unread("stderr")
 
 
 class Unread(io.TextIOBase):
-    """A stream that swallows what it cannot write, then and later."""
+    """The stream that `sys` has under a name, swallowing what it cannot write, then and later."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.isatty, self.fileno = stream.isatty, stream.fileno
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def stream(self) -> TextIO:
+        return getattr(sys, self.name)
 
     @property
     def encoding(self) -> str:
         return self.stream.encoding
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
 
     def write(self, text: str) -> int:
         try:

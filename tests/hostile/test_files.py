@@ -1,6 +1,5 @@
 """Files and folders that are there whole or not at all, locks, leftovers, signals and streams."""
 
-import io
 import os
 import re
 import signal
@@ -232,15 +231,15 @@ def test_a_closed_terminal_stops_as_a_signal_does_unless_nobody_listens():
 
 
 @pytest.mark.parametrize("gone", ["a reader", "room"])
-def test_what_nobody_reads_stops_nothing(tmp_path, gone):
+def test_what_nobody_reads_stops_nothing(monkeypatch, gone):
     if gone == "room":
         stream = open("/dev/full", "w")
     else:
         end, other = os.pipe()
         os.close(end)
         stream = os.fdopen(other, "w")
-    unread = cli.Unread(stream)
-    console = cli.PlainConsole(file=unread)
+    monkeypatch.setattr(sys, "stdout", stream)
+    console = cli.PlainConsole(file=cli.Unread("stdout"))
     for _ in range(3):
         console.print("words")
     stream.close()  # what was buffered has gone the same way
@@ -251,8 +250,8 @@ def test_commands_work_without_streams(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setattr(sys, "argv", ["stepdistill", "plan", str(tmp_path / "none.yaml")])
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for console in (cli.console, cli.errors):
-        monkeypatch.setattr(console, "file", io.StringIO())
+    for name in ("console", "errors"):  # `main` gives them streams, which others must not keep
+        monkeypatch.setattr(cli, name, cli.PlainConsole())
     with pytest.raises(SystemExit) as raised:
         cli.main()
     assert raised.value.code == 2

@@ -257,7 +257,7 @@ def test_a_bare_name_that_is_both_is_refused_and_a_path_is_a_path(tmp_path, monk
     ddpm(unet()).save_pretrained("digits")
     with pytest.raises(ValueError, match="write ./digits for the folder"):
         load_pipeline("digits")
-    assert of_folder(Path("digits"), 4)[1].size == (3, 8, 8)
+    assert of_folder(Path("digits"), 4)[1].event == (3, 8, 8)
     for path in (
         "./digits",
         "digits/",

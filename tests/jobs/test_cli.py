@@ -113,7 +113,7 @@ def test_plan_says_what_a_run_costs(tmp_path, monkeypatch):
     assert "1 forward+backward, 1 forward," in words and "2 teacher forward" in words
     assert "trajectories" not in words
     # 10 trajectories of 2 steps, in each an answer and Heun's two, of a guided teacher.
-    cache = "cache={samples: 10, steps: 2, solver: heun, guidance: [1, 2]}"
+    cache = "cache={samples: 10, steps: 2, solver: heun, guidance: [1, 3]}"
     few = call("plan", "digits-agd", cache)
     assert "teacher's trajectories 120 forward, 0.0 MB" in " ".join(few.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []

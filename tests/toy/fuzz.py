@@ -265,7 +265,7 @@ def wrong_base(rng: random.Random, stock: Stock) -> Case:
             ("digits-teacher", "stages.0.method=consistency", "stages.0.method"),
             ("digits-teacher", "network.unet.num_class_embeds=5", "classes"),
             ("digits-teacher", "network.unet.sample_size=16", "(1, 16, 16)"),
-            ("digits-teacher", "network.unet.in_channels=3", "(3, 8, 8)"),
+            ("digits-teacher", "network.unet.in_channels=3", "out_channels 1: needs 3"),
             ("digits-teacher", "network.unet.norm_num_groups=7", "network.unet"),
             ("digits-teacher", "network.unet.down_block_types=[DownBlock2D]", "network.unet"),
             ("digits-teacher", "network.scheduler=PNDMSchedule", "PNDMSchedule"),

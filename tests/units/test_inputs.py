@@ -176,8 +176,8 @@ def test_an_exported_student_comes_back_as_it_was(tmp_path, warm):
         stages("method: lcm, settings: {steps: 4, guidance: [1, 4], embedding: true}"),
     )
     export(finish(made).result(), tmp_path / "student")
-    contender, kind = of_folder(tmp_path / "student", 2)
-    assert kind.classes == 10 and contender.event == kind.size == (1, 8, 8)
+    contender, alone = of_folder(tmp_path / "student", 2)
+    assert alone.classes == 10 and contender.event == alone.event == (1, 8, 8)
     noise, asked = torch.randn(4, 1, 8, 8, generator=stream(1)), torch.arange(4)
     cond = {"label": asked}
     mine = made.setup.run.sampler.draw(made.student(), noise, 2, cond, stream(2)).clamp(-1, 1)
