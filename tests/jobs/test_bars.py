@@ -1,4 +1,4 @@
-"""The bars of the digits teachers, in full: what the shipped configs reach, and in what time.
+"""The bars of the shipped teachers, in full: what the shipped configs reach, and in what time.
 
 Run on an idle machine, in shards of their own, which give them every core.
 """
@@ -51,8 +51,8 @@ def measured(
     """What `run` gives, its distances and its seconds recorded."""
     rows, seconds = run(config, runs, *overrides)
     for (model, steps), row in rows.items():
-        figure(f"{model} {steps}, domain-cnn", row.value("frechet"))
-        figure(f"{model} {steps}, random-conv", row.value("frechet_random"))
+        figure(f"{model} {steps}, frechet", row.value("frechet"))
+        figure(f"{model} {steps}, frechet_random", row.value("frechet_random"))
     figure(config, seconds, "s")
     return rows, seconds
 
@@ -72,6 +72,21 @@ def test_the_demo(figure, tmp_path):
         figure(f"demo, {name}", spent, "s")
     # The time table adds up: start-up and imports are all that is left over.
     assert 0.85 * seconds <= sum(parts.values()) <= seconds
+
+
+@pytest.mark.full(shard="shapes-classes")
+def test_shapes_classes(figure, tmp_path):
+    rows, _ = measured("shapes-classes", tmp_path, figure)
+    for (model, steps), row in rows.items():
+        figure(f"{model} {steps}, accuracy", row.value("accuracy"))
+    assert within(rows["student", 1], rows["teacher", 8], 1.0)
+    assert within(rows["student", 2], rows["teacher", 32], 1.5)
+    for steps in (1, 2):
+        right = rows["student", steps].value("accuracy")
+        assert right >= rows["teacher", 32].value("accuracy") - 0.02
+    training = read_costs(tmp_path / "shapes-classes")["training"]
+    figure("shapes-classes, training", training, "s")
+    assert training <= 60 * 60
 
 
 @pytest.mark.full(shard="digits")
