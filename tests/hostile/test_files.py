@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -217,17 +217,23 @@ def test_a_cache_that_others_build_keeps_what_they_write(tmp_path):
 # Signals and streams.
 
 
-def test_a_closed_terminal_stops_as_a_signal_does_unless_nobody_listens():
+@pytest.fixture
+def hangup() -> Iterator[Callable[[signal.Handlers], object]]:
+    """Sets what a closed terminal does, which tests may have inherited from whoever began them."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_stops_as_a_signal_does_unless_nobody_listens(hangup):
+    hangup(signal.SIG_DFL)
     with pytest.raises(KeyboardInterrupt), deferred_stop(0) as asked:
         signal.raise_signal(signal.SIGHUP)
         assert asked.is_set()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        with deferred_stop(0) as asked:
-            signal.raise_signal(signal.SIGHUP)
-            assert not asked.is_set()
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    hangup(signal.SIG_IGN)  # as nohup does
+    with deferred_stop(0) as asked:
+        signal.raise_signal(signal.SIGHUP)
+        assert not asked.is_set()
 
 
 @pytest.mark.parametrize("gone", ["a reader", "room"])
