@@ -50,7 +50,8 @@ def regular(path: Path, most: int | None = None) -> Path:
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     if most is not None and found.st_size > most:
-        raise OSError(errno.EINVAL, f"larger than {most:,} bytes", str(path))
+        size = f"{most >> 20} MiB" if most >= 2**20 else f"{most >> 10} KiB"
+        raise OSError(errno.EINVAL, f"larger than {size}", str(path))
     return path
 
 

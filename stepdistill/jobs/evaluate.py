@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from ..evaluation.evaluate import Sampled, evaluate
+from ..evaluation.reference import Brought
 from ..evaluation.report.report import Report, write_report
 from ..evaluation.rows import TEACHER, Row
 from ..evaluation.suite import Suite
@@ -20,7 +21,7 @@ from ..schema import ConfigError
 from ..teachers.teacher import Teacher
 from .report_images import outliers_of, same_noise
 from .samplers import UNTRAINED, of_folder, of_run
-from .suites import brought, brought_by, kind_of, load, nothing_brought
+from .suites import brought, brought_by, kind_of, load
 
 SEED = 2000
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report
@@ -107,19 +108,19 @@ class Gathered:
 
     def suite(self, against: Against) -> Suite:
         """The suite that scores them. Raises ConfigError where the runs say several."""
-        name = against.suite or self._only("suite", [r.evaluation.suite for r in self.runs])
-        images = brought(against.reference, None, self.teacher)
-        if against.reference is None and self.runs:
-            data = {repr((run.data, run.evaluation.reference)) for run in self.runs}
-            images = brought_by(self.runs[0], self.teacher) if len(data) == 1 else nothing_brought
-        return load(name or DEFAULT, kind_of(self.teacher), images)
+        named = sorted({run.evaluation.suite for run in self.runs})
+        if against.suite is None and len(named) > 1:
+            several = ", ".join(named)
+            raise ConfigError(f"eval: one suite a table, got {several}: choose by --suite")
+        name = against.suite or (named[0] if named else DEFAULT)
+        return load(name, kind_of(self.teacher), self._images(against.reference))
 
-    @staticmethod
-    def _only(what: str, found: list[str]) -> str | None:
-        if len({*found}) > 1:
-            listed = ", ".join(sorted({*found}))
-            raise ConfigError(f"eval: one {what} a table, got {listed}: choose by --{what}")
-        return found[0] if found else None
+    def _images(self, reference: str | None) -> Brought:
+        """Those of a folder, else what the runs name, if all name the same."""
+        said = {repr((run.data, run.evaluation.reference)) for run in self.runs}
+        if reference is None and len(said) == 1:
+            return brought_by(self.runs[0], self.teacher)
+        return brought(reference, None, self.teacher)
 
 
 def title_of(sources: list[Path]) -> str:

@@ -8,7 +8,7 @@ import json
 from itertools import zip_longest
 from pathlib import Path
 
-from ..files import write_whole
+from ..files import read_text, write_whole
 from ..schema import ConfigError, shown
 
 
@@ -21,7 +21,7 @@ def keep(file: Path, names: tuple[str, ...]) -> None:
             write_whole(file, json.dumps(names, ensure_ascii=False, indent=1) + "\n")
         return
     try:
-        before = list(json.loads(file.read_text(encoding="utf-8")))
+        before = list(json.loads(read_text(file)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file}: damaged ({error}): delete it, run again") from error
     for label, (was, now) in enumerate(zip_longest(before, names)):

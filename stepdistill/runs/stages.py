@@ -22,7 +22,7 @@ from ..teachers.teacher import Teacher
 from ..training.checkpoint import State, best, finished, fitting, latest, read_state
 from ..training.players import PlayerSettings, make_players
 from ..training.trainer import Trainer
-from .config import RunConfig, Stage
+from .config import RunConfig, Stage, labelled
 from .folder import RunFolder
 from .setup import Setup
 
@@ -262,10 +262,8 @@ def reopen(
     trusted: modules that it may name, and which then are run, besides those that are shipped.
     Raises ConfigError if it is not one, or not finished, CheckpointError if it is damaged."""
     run = RunFolder(folder).read(trusted)
-    try:
+    with labelled(str(folder)):
         stages = Stages.of(run, folder, accelerator)
-    except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}") from error
     stages.restore()
     if not stages.finished:
         raise ConfigError(f"{folder}: its training is not finished; `stepdistill run` goes on")

@@ -32,7 +32,7 @@ INPUTS: dict[str, Any] = {
     "width": Width,
     "path": str,
     "blocks": list[str],
-    "shapes": list[list[Annotated[int, Range(1, 2**14)]]],
+    "shapes": list[list[Width]],
     "labels": Annotated[int, Range(0, 10**6)],
     "hidden": Width,
     "narrow": Width,

@@ -11,13 +11,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..files import read_text
 from ..resources import PACKAGE
 from ..schema import did_you_mean, shown
 
 INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-LARGEST_JSON = 2**24  # bytes
 
 
 def pipeline_folder(source: str) -> Path:
@@ -69,15 +69,9 @@ def cache_of(folder: Path) -> Path:
 def read_json(file: Path) -> dict[str, Any]:
     """The mapping in a JSON file. Raises ValueError naming the file if there is none."""
     try:
-        if file.exists() and not file.is_file():
-            raise ValueError(f"{file}: not a regular file")
-        if file.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"{file}: larger than {LARGEST_JSON >> 20} MiB, so no configuration")
-        text = file.read_text(encoding="utf-8")
+        values = json.loads(read_text(file))
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from error
-    try:
-        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not valid JSON ({error})") from error
     if not isinstance(values, dict):
