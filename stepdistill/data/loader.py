@@ -21,6 +21,8 @@ from ..solver import Trajectory
 from ..teachers.backbone import Asked
 from ..teachers.teacher import Teacher
 
+MOST = 10_000  # real images that are measured against
+
 
 class Drawn(NamedTuple):
     """Clean samples (size, *event), their conditions, and the trajectories that lead to them."""
@@ -82,14 +84,19 @@ class Source(ABC):
         raise ConfigError("source: keeps no samples for evaluation")
 
 
-def held_out(source: Source, teacher: Teacher, most: int = 10_000) -> Rows:
-    """The first `most` samples that a source keeps for evaluation: always the same, with nothing
+def held_out(source: Source, teacher: Teacher) -> Rows:
+    """The samples that a source keeps for evaluation, at most MOST: always the same, with nothing
     drawn at random, none of them in any training batch of the same settings.
 
     source: `run.data.build()`. The images are (n, c, h, w) float32 in [−1, 1]; `asked` has the
     labels (n,) int64, or is None. Raises ConfigError if it keeps none."""
-    samples = source.open_held_out(teacher)
-    return samples.rows(torch.arange(min(most, len(samples))))
+    return spread(source.open_held_out(teacher))
+
+
+def spread(samples: Samples, most: int = MOST) -> Rows:
+    """At most `most` samples, evenly spread over all: in a folder those of a class lie together."""
+    count = min(most, len(samples))
+    return samples.rows(torch.arange(count) * len(samples) // count)
 
 
 @dataclass(frozen=True)

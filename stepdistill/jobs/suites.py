@@ -4,22 +4,19 @@ and the real images that a user brings for it.
 
 from pathlib import Path
 
-import torch
-
-from ..data.loader import held_out
+from ..data.loader import held_out, spread
 from ..data.sources.folder import Folder
 from ..evaluation.features.space import FeatureSpace
 from ..evaluation.metric import Metric
 from ..evaluation.reference import Brought, Kind, RealImages, Task
 from ..evaluation.suite import Suite, SuiteSettings, Unfit, opened
-from ..runs.config import DataSettings, RunConfig, find, part
+from ..runs.config import DataSettings, RunConfig, find, labelled, part
 from ..runs.plan import rehearsal
 from ..runs.yaml import load_values
 from ..schema import ConfigError, fit
 from ..teachers.teacher import Teacher
 
 BESIDE_TEACHER = "teacher"  # the suite that takes any teacher
-MOST = 10_000  # real images of a folder, evenly spread over it
 Parts = tuple[SuiteSettings, Task, tuple[Metric, ...]]
 
 
@@ -35,10 +32,8 @@ def brought(reference: str | None, data: DataSettings | None, teacher: Teacher) 
 
     def read() -> RealImages:
         if reference is not None:
-            samples = Folder(path=reference).open(teacher)
-            count = min(MOST, len(samples))
-            rows = samples.rows(torch.linspace(0, len(samples) - 1, count).round().long())
-            return RealImages(*rows, f"{reference}, {count} images")
+            rows = spread(Folder(path=reference).open(teacher))
+            return RealImages(*rows, f"{reference}, {len(rows.images)} images")
         if data is not None:
             rows = held_out(data.build(), teacher)
             return RealImages(*rows, f"{len(rows.images)} images held out of the run's data")
@@ -83,9 +78,9 @@ def require_suite(run: RunConfig) -> Suite:
         return load(run.evaluation.suite, kind_of(teacher), brought_by(run, teacher))
 
 
-def require_images(run: RunConfig, teacher: Teacher) -> None:
-    """Raise ConfigError unless the real images that the run's suite needs can be read."""
-    _, task, _ = require(run.evaluation.suite)
+def require_images(task: Task, run: RunConfig, teacher: Teacher) -> None:
+    """Raise ConfigError unless the real images that the task of the run's suite needs can be
+    read."""
     if task.needs_images:
         try:
             brought_by(run, teacher)()
@@ -97,10 +92,8 @@ def require_images(run: RunConfig, teacher: Teacher) -> None:
 def require(name: str) -> Parts:
     """What a suite says and names. Raises ConfigError where there is none, or none of these."""
     path = find(name, "eval/suites", "suite")
-    try:
+    with labelled(f"suite {name}"):
         return parts(fit(SuiteSettings, load_values(path)))
-    except ConfigError as error:
-        raise ConfigError(f"suite {name}: {error}") from error
 
 
 def parts(settings: SuiteSettings) -> Parts:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from shelf import FORMS, NAMES, Looker, N, pixels, shown
 
-from stepdistill.data.loader import Drawn, Loader, Source, held_out, stream
+from stepdistill.data.loader import Drawn, InMemory, Loader, Source, held_out, spread, stream
 from stepdistill.resources import named, shipped_modules
 from stepdistill.schema import ConfigError
 
@@ -126,3 +126,10 @@ def test_nothing_is_copied_unasked(form, tmp_path, monkeypatch):
     before = {path.name for path in tmp_path.rglob("*")}
     form.open(Looker(1, 3)).rows(torch.arange(N))
     assert {path.name for path in tmp_path.rglob("*")} == before
+
+
+def test_of_more_than_are_measured_every_class_is_seen():
+    labels = torch.arange(5).repeat_interleave(7)  # as a folder has them
+    samples = InMemory(torch.zeros(35, 1, 2, 2), labels)
+    assert spread(samples, 10).asked.bincount().tolist() == [2] * 5
+    assert spread(samples).asked.equal(labels)
