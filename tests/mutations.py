@@ -948,8 +948,8 @@ MUTATIONS = (
     Mutation(
         "a suite that nobody reads before training",
         "jobs/distill.py",
-        "    require(run.evaluation.suite)\n",
-        "",
+        "    _, task, _ = require(run.evaluation.suite)\n",
+        "    task = __import__('unittest.mock').mock.Mock(needs_images=False)\n",
         ("jobs/test_suites.py::test_a_broken_suite_is_refused_before_training",),
     ),
     Mutation(
