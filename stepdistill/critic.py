@@ -6,6 +6,10 @@ the logits (DMD2, arXiv:2405.14867); on the teacher's frozen network the head is
 (LADD, arXiv:2403.12015; PCM, arXiv:2405.18407).
 """
 
+from copy import copy
+from dataclasses import replace
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +34,12 @@ class Discriminator:
     def process(self) -> NoiseProcess:
         return self.denoiser.process
 
+    def toward(self, s: Tensor) -> Self:
+        """The same with the input s (b,) of its network, of what is looked at from here on."""
+        other = copy(self)
+        other.denoiser = replace(self.denoiser, s=s)
+        return other
+
     def discriminate(self, x_t: Tensor, t: Tensor, cond: Cond = NOTHING) -> tuple[Estimate, Tensor]:
         """The estimate and the logits, (b,) a head, from one pass. Needs a head."""
         with self.taps.open(self.denoiser.net) as seen:
@@ -41,8 +51,9 @@ class Discriminator:
         self, x_t: Tensor, y_t: Tensor, t: Tensor, x_cond: Cond, y_cond: Cond
     ) -> tuple[Estimate, Tensor, Tensor]:
         """The estimate for x_t, its logits, and those of y_t at the same times, from one pass."""
-        states, cond = torch.cat([x_t, y_t]), join(x_cond, y_cond)
-        both, logits = self.discriminate(states, t.repeat(2), cond)
+        states, cond, s = torch.cat([x_t, y_t]), join(x_cond, y_cond), self.denoiser.s
+        twice = self if s is None else self.toward(s.repeat(2))
+        both, logits = twice.discriminate(states, t.repeat(2), cond)
         fake, real = logits.chunk(2)
         return Estimate(*(part[: len(x_t)] for part in both)), fake, real
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import Cond
+from ..critic import Critic
 from ..losses.denoising import denoising_error, lag
 from ..losses.gan import GanLoss, approximate_r1, discriminator_loss
 from ..losses.score import project
@@ -53,15 +54,15 @@ class Generating(Method):
         first = Turn(player, partial(loss, carried=True))
         return (Turn("student", self.student_loss), first, *[Turn(player, loss)] * (self.ratio - 1))
 
-    def noised(self, p: Players, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(x, x_t, t): the student's sample, with its graph, noised by the student's law of t."""
-        x = self.generate(p, batch)
-        t = self.time.draw(p.student.process, len(x), batch.local)
-        return x, p.student.process.add_noise(x, batch.noise(), t), t
+    def noised(self, p: Players, batch: Batch) -> tuple[Sample, Tensor, Tensor]:
+        """(made, x_t, t): what the student made, with its graph, noised by its law of t."""
+        made = self.generate(p, batch)
+        t = self.time.draw(p.student.process, len(made.x), batch.local)
+        return made, p.student.process.add_noise(made.x, batch.noise(), t), t
 
-    def generate(self, p: Players, batch: Batch) -> Tensor:
-        """The student's samples (b, *event), with a gradient through their last step."""
-        return self.simulate(p, batch, self.exit_times(p, batch))
+    def generate(self, p: Players, batch: Batch) -> Sample:
+        """What the student makes, with a gradient through its last step."""
+        return Sample(self.simulate(p, batch, self.exit_times(p, batch)), batch.cond)
 
     def simulate(self, p: Players, batch: Batch, times: Tensor) -> Tensor:
         """`generate`, up to the last of `times`."""
@@ -73,7 +74,7 @@ class Generating(Method):
 
     @torch.no_grad()
     def fresh(self, p: Players, batch: Batch) -> Sample:
-        return Sample(self.generate(p, batch), batch.cond)
+        return self.generate(p, batch)
 
     def exit_times(self, p: Players, batch: Batch) -> Tensor:
         """The first k of the times of n steps, n and k at random: what is simulated this turn."""
@@ -106,11 +107,12 @@ class Matching(Generating):
         return self.cycle("critic", self.critic_loss)
 
     def critic_loss(self, p: Players, batch: Batch, carried: bool = False) -> Loss:
-        x, cond = self.sample(p, batch, carried)
+        x, cond, step = self.sample(p, batch, carried)
+        critic = told(p.critic, step)
         cond, eps = self.critic_cond(p, cond, batch), batch.noise()
-        t = self.critic_time.draw(p.critic.process, len(x), batch.local)
-        guess = p.critic(p.critic.process.add_noise(x, eps, t), t, cond)
-        error = denoising_error(p.critic.denoiser, guess, x, eps, t)
+        t = self.critic_time.draw(critic.process, len(x), batch.local)
+        guess = critic(critic.process.add_noise(x, eps, t), t, cond)
+        error = denoising_error(critic.denoiser, guess, x, eps, t)
         return Loss({"denoising": error.square().mean()}, {"lag": lag(error)})
 
     def critic_cond(self, p: Players, cond: Cond, batch: Batch) -> Cond:
@@ -123,6 +125,11 @@ class Matching(Generating):
         return Passes(trained=1 + self.ratio, frozen=before + 1 + fresh, teacher=1)
 
 
+def told(critic: Critic, step: Tensor | None) -> Critic:
+    """The critic of what one step of the student's makes, (b,) its time; None for of all steps."""
+    return critic if step is None else critic.toward(step)
+
+
 @dataclass(frozen=True)
 class WithDiscriminator(Matching):
     """Matching by a critic with a discriminator's head: one pass of it serves both.
@@ -131,7 +138,9 @@ class WithDiscriminator(Matching):
     features the head sees, None for the backbone's own; one near the output sees texture. r1:
     weight of the approximate R1 penalty, with perturbations of std `r1_width`. clip: whether
     samples are kept in [−1, 1], as their images will be; without it their background gives them
-    away.
+    away. told: whether the critic is told which step made a sample. If not, it follows what all
+    steps make together, and that is all that is matched: one step may err as long as another errs
+    the other way, by as much as it is trained less often.
     """
 
     ratio: Count = 5
@@ -142,6 +151,7 @@ class WithDiscriminator(Matching):
     r1: NotNegative = 0.0
     r1_width: Positive = 0.1
     clip: bool = False
+    told: bool = False
 
     renamed = {"block": "tap"}
 
@@ -157,28 +167,32 @@ class WithDiscriminator(Matching):
 
     @property
     def needs(self) -> Needs:
-        return Needs(MATCHING, discriminator="critic" if self.adversarial else None, tap=self.tap)
+        judged = "critic" if self.adversarial else None
+        return Needs(MATCHING, discriminator=judged, tap=self.tap, told=self.told)
 
-    def generate(self, p: Players, batch: Batch) -> Tensor:
-        x = super().generate(p, batch)
-        return project(x) if self.clip else x
+    def generate(self, p: Players, batch: Batch) -> Sample:
+        times = self.exit_times(p, batch)
+        x = self.simulate(p, batch, times)
+        step = times[-1].to(x).expand(len(x)) if self.told else None
+        return Sample(project(x) if self.clip else x, batch.cond, step)
 
     def critic_loss(self, p: Players, batch: Batch, carried: bool = False) -> Loss:
         if not self.adversarial:
             return super().critic_loss(p, batch, carried)
-        x, cond = self.sample(p, batch, carried)
-        eps, t = batch.noise(), self.critic_time.draw(p.critic.process, len(x), batch.local)
-        x_t = p.critic.process.add_noise(x, eps, t)
-        y_t = p.critic.process.add_noise(batch.x0, batch.noise(), t)
+        x, cond, step = self.sample(p, batch, carried)
+        critic = told(p.critic, step)
+        eps, t = batch.noise(), self.critic_time.draw(critic.process, len(x), batch.local)
+        x_t = critic.process.add_noise(x, eps, t)
+        y_t = critic.process.add_noise(batch.x0, batch.noise(), t)
 
-        estimate, fake, real = p.critic.discriminate_both(x_t, y_t, t, cond, batch.cond)
-        error = denoising_error(p.critic.denoiser, estimate, x, eps, t)
+        estimate, fake, real = critic.discriminate_both(x_t, y_t, t, cond, batch.cond)
+        error = denoising_error(critic.denoiser, estimate, x, eps, t)
         terms = {
             "denoising": error.square().mean(),
             "realness": self.gan_critic * discriminator_loss(fake, real, self.gan_loss),
         }
         if self.r1 > 0:
-            _, there = p.critic.discriminate(y_t + self.r1_width * batch.noise(), t, batch.cond)
+            _, there = critic.discriminate(y_t + self.r1_width * batch.noise(), t, batch.cond)
             terms["r1"] = self.r1 * approximate_r1(real, there, self.r1_width)
         shown = {"lag": lag(error), "real": real.mean(), "fake": fake.mean()}
         return Loss(terms, shown)

@@ -14,7 +14,7 @@ import torch
 
 from ..families.matching import Matching
 from ..losses.score import pull
-from ..method import Batch, Loss, Players, Sample
+from ..method import Batch, Loss, Players
 from ..times import TimeLaw
 
 
@@ -28,8 +28,9 @@ class DiffInstruct(Matching):
     paper = "Diff-Instruct (arXiv:2305.18455)"
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
-        x, x_t, t = self.noised(p, batch)
+        made, x_t, t = self.noised(p, batch)
+        x = made.x
         with torch.no_grad():
             real, fake = p.teacher(x_t, t, batch.cond).x0, p.critic(x_t, t, batch.cond).x0
         loss = x[0].numel() * pull(x, fake - real)
-        return Loss({"kl": loss}, carry=Sample(x.detach(), batch.cond))
+        return Loss({"kl": loss}, carry=made.detached())

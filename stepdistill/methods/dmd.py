@@ -16,7 +16,7 @@ from torch import Tensor
 from ..families.matching import MATCHING, Matching
 from ..losses.distances import Distance, distance, require_weights
 from ..losses.score import matching_direction, pull
-from ..method import Batch, Loss, Needs, Passes, Players, Sample
+from ..method import Batch, Loss, Needs, Passes, Players
 from ..process import NoiseProcess
 from ..schema import NotNegative
 from ..solver import Sampler, clean_end
@@ -40,7 +40,8 @@ class Dmd(Matching):
             require_weights()
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
-        x, x_t, t = self.noised(p, batch)
+        made, x_t, t = self.noised(p, batch)
+        x = made.x
         with torch.no_grad():
             real, fake = p.teacher(x_t, t, batch.cond).x0, p.critic(x_t, t, batch.cond).x0
         dmd = pull(x, matching_direction(x, real, fake))
@@ -49,7 +50,7 @@ class Dmd(Matching):
         guess = clean_end(p.student, z, batch.path.times[0], batch.cond)
         regression = distance(self.distance, guess, y, self.huber).mean()
         terms = {"dmd": dmd, "regression": self.regression * regression}
-        return Loss(terms, carry=Sample(x.detach(), batch.cond))
+        return Loss(terms, carry=made.detached())
 
     def trained_times(self, process: NoiseProcess, sampler: Sampler) -> Tensor:
         if sampler.steps != (1,):

@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..families.matching import WithDiscriminator
+from ..families.matching import WithDiscriminator, told
 from ..losses.gan import generator_loss
 from ..losses.score import matching_direction, pull
-from ..method import Batch, Loss, Players, Sample
+from ..method import Batch, Loss, Players
 from ..solver import Sampler, clean_end
 
 
@@ -39,16 +39,16 @@ class Dmd2(WithDiscriminator):
     paper = "DMD2 (arXiv:2405.14867)"
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
-        x, x_t, t = self.noised(p, batch)
-        carry = Sample(x.detach(), batch.cond)
+        made, x_t, t = self.noised(p, batch)
+        x, carry, critic = made.x, made.detached(), told(p.critic, made.step)
 
         with torch.no_grad():
             real = p.teacher(x_t, t, batch.cond).x0
         if not self.adversarial:
             with torch.no_grad():
-                fake = p.critic(x_t, t, batch.cond).x0
+                fake = critic(x_t, t, batch.cond).x0
             return Loss({"dmd": pull(x, matching_direction(x, real, fake))}, carry=carry)
-        estimate, realness = p.critic.discriminate(x_t, t, batch.cond)
+        estimate, realness = critic.discriminate(x_t, t, batch.cond)
         dmd = pull(x, matching_direction(x, real, estimate.x0))
         gan = generator_loss(realness, self.gan_loss)
         return Loss({"dmd": dmd, "gan": self.gan * gan}, carry=carry)

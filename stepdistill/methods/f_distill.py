@@ -26,10 +26,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..families.matching import WithDiscriminator
+from ..families.matching import WithDiscriminator, told
 from ..losses.gan import generator_loss
 from ..losses.score import matching_direction, pull
-from ..method import Batch, Loss, Needs, Players, Sample, Turn
+from ..method import Batch, Loss, Needs, Players, Turn
 from ..process import NoiseProcess, per_sample
 from ..schema import Decay, Whole
 
@@ -82,15 +82,16 @@ class FDistill(WithDiscriminator):
 
     def rows(self, p: Players, batch: Batch) -> Tensor:
         """What `student_loss` pools."""
-        _, x_t, t = self.noised(p, batch)
-        _, realness = p.critic.discriminate(x_t, t, batch.cond)
+        made, x_t, t = self.noised(p, batch)
+        _, realness = told(p.critic, made.step).discriminate(x_t, t, batch.cond)
         return self.ratios(realness, t, p.student.process)
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
-        x, x_t, t = self.noised(p, batch)
+        made, x_t, t = self.noised(p, batch)
+        x, critic = made.x, told(p.critic, made.step)
         with torch.no_grad():
             real = p.teacher(x_t, t, batch.cond).x0
-        estimate, realness = p.critic.discriminate(x_t, t, batch.cond)
+        estimate, realness = critic.discriminate(x_t, t, batch.cond)
 
         rows = self.ratios(realness.detach(), t, p.student.process)
         turn = batch.pool(rows)
@@ -99,7 +100,7 @@ class FDistill(WithDiscriminator):
         f = pull(x, h * matching_direction(x, real, estimate.x0))
         terms = {"f": f, "gan": self.gan * generator_loss(realness, self.gan_loss)}
         kept = {"bins": means} if self.memory > 0 else {}
-        return Loss(terms, {"h": h.std(correction=0)}, Sample(x.detach(), batch.cond), kept)
+        return Loss(terms, {"h": h.std(correction=0)}, made.detached(), kept)
 
     def ratios(self, realness: Tensor, t: Tensor, process: NoiseProcess) -> Tensor:
         """(b, 2): r of logits (b,), and the number of the part of time that t (b,) lies in."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..families.matching import Generating
 from ..losses.gan import GanLoss, discriminator_loss, generator_loss
-from ..method import Batch, Loss, Needs, Passes, Players, Sample, Turn
+from ..method import Batch, Loss, Needs, Passes, Players, Turn
 from ..solver import Sampler
 from ..times import TimeLaw
 
@@ -38,13 +38,13 @@ class Ladd(Generating):
         return self.cycle("discriminator", self.discriminator_loss)
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
-        x, x_t, t = self.noised(p, batch)
+        made, x_t, t = self.noised(p, batch)
         _, realness = p.discriminator.discriminate(x_t, t, batch.cond)
         loss = generator_loss(realness, self.gan_loss)
-        return Loss({"gan": loss}, carry=Sample(x.detach(), batch.cond))
+        return Loss({"gan": loss}, carry=made.detached())
 
     def discriminator_loss(self, p: Players, batch: Batch, carried: bool = False) -> Loss:
-        x, cond = self.sample(p, batch, carried)
+        x, cond, _ = self.sample(p, batch, carried)
         process = p.discriminator.process
         t = self.discriminator_time.draw(process, len(x), batch.local)
         x_t, y_t = (process.add_noise(v, batch.noise(), t) for v in (x, batch.x0))

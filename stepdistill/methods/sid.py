@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ..families.matching import Matching
 from ..losses.score import normaliser
-from ..method import Batch, Loss, Passes, Players, Sample
+from ..method import Batch, Loss, Passes, Players
 from ..schema import NotNegative
 from ..solver import Sampler
 from ..times import TimeLaw
@@ -35,11 +35,12 @@ class Sid(Matching):
     paper = "SiD (arXiv:2404.04057)"
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
-        x, x_t, t = self.noised(p, batch)
+        made, x_t, t = self.noised(p, batch)
+        x = made.x
         real, fake = p.teacher(x_t, t, batch.cond).x0, p.critic(x_t, t, batch.cond).x0
         u = real - fake
         loss = (u * ((real - x) - self.a * u) / normaliser(x, real)).mean()
-        return Loss({"fisher": loss}, carry=Sample(x.detach(), batch.cond))
+        return Loss({"fisher": loss}, carry=made.detached())
 
     def passes(self, sampler: Sampler) -> Passes:
         before = self.steps_before(sampler)

@@ -25,7 +25,7 @@ from ..conditions import Cond, choose, move
 from ..denoiser import AnyDenoiser, Guided
 from ..families.matching import MATCHING, Matching
 from ..losses.score import pull
-from ..method import Batch, Loss, Needs, Passes, Players, Sample
+from ..method import Batch, Loss, Needs, Passes, Players
 from ..process import per_sample
 from ..schema import Positive, Share
 from ..solver import Sampler
@@ -49,14 +49,15 @@ class Vsd(Matching):
         return Needs(MATCHING, data=False, guidance=self.guidance)
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
-        x, x_t, t = self.noised(p, batch)
+        made, x_t, t = self.noised(p, batch)
+        x = made.x
         teacher = self.drawn(p.teacher, batch)
         with torch.no_grad():
             real = teacher(x_t, t, batch.cond).eps
             fake = self.alike(p.critic.denoiser, teacher)(x_t, t, batch.cond).eps
         (variance,) = per_sample(x, p.student.process.scales(t)[1].square())
         loss = pull(x, variance * (real - fake))
-        return Loss({"vsd": loss}, carry=Sample(x.detach(), batch.cond))
+        return Loss({"vsd": loss}, carry=made.detached())
 
     def drawn(self, teacher: AnyDenoiser, batch: Batch) -> AnyDenoiser:
         """The teacher, at a guidance of each sample's own if it is drawn."""

@@ -84,9 +84,7 @@ def make_players(method: Method, teacher: Teacher, settings: PlayerSettings) -> 
         torch.default_generator.manual_seed(stream(*settings.seed, 3).initial_seed())
         student = replace(base, net=student_of(teacher, settings), skip=settings.skip, w=teacher.w)
         if settings.start is not None:
-            # What the last stage's student did not have stays as it was made.
-            own = own_tensors(student.net)
-            load_own(student.net, {name: settings.start.get(name, own[name]) for name in own})
+            load_known(student.net, settings.start)
         critic = critic_of(needs, teacher, settings) if "critic" in needs.players else None
         discriminator = None
         if needs.discriminator == "teacher":
@@ -102,6 +100,12 @@ def make_players(method: Method, teacher: Teacher, settings: PlayerSettings) -> 
         discriminator,
         sampler=settings.sampler,
     )
+
+
+def load_known(net: nn.Module, start: dict[str, Tensor]) -> None:
+    """Begin with `start`; what whoever it is from did not have stays as it was made."""
+    own = own_tensors(net)
+    load_own(net, {name: start.get(name, own[name]) for name in own})
 
 
 def network(base: nn.Module, role: str, settings: PlayerSettings) -> nn.Module:
@@ -176,9 +180,12 @@ def copy_of(student: Denoiser, role: str, settings: PlayerSettings) -> Denoiser:
 def critic_of(needs: Needs, teacher: Teacher, settings: PlayerSettings) -> Critic:
     """The teacher's copy or the last stage's critic, with a discriminator's head if needed."""
     denoiser = teacher.denoiser
-    denoiser = replace(denoiser, net=network(denoiser.net, "critic", settings))
+    net = network(denoiser.net, "critic", settings)
+    if needs.told:
+        net = WithInputs(net, extra_inputs(teacher, ("s",))).to(teacher.device)
+    denoiser = replace(denoiser, net=net)
     if settings.critic is not None:
-        load_own(denoiser.net, settings.critic)
+        load_known(net, settings.critic)
     if needs.discriminator != "critic":
         return Critic(denoiser)
     taps = taps_of(teacher, (needs.tap or teacher.backbone.tap,), HEAD)

@@ -192,6 +192,7 @@ class Trainer:
         for k, carried in enumerate(self.carries):
             if carried is not None:
                 parts = {"x": carried.x} | {f"cond/{n}": v for n, v in carried.cond.items()}
+                parts |= {} if carried.step is None else {"step": carried.step}
                 tensors |= {f"carry/{k}/{name}": gather(part) for name, part in parts.items()}
         for player, net in self.nets.items():
             tensors |= {f"net/{player}/{k}": v for k, v in own_tensors(net).items()}
@@ -236,8 +237,8 @@ class Trainer:
         own = {name: self._own_part(gathered) for name, gathered in own.items()}
         if not own:
             return None
-        x = own.pop("x")
-        return Sample(x, {name.removeprefix("cond/"): value for name, value in own.items()})
+        x, step = own.pop("x"), own.pop("step", None)
+        return Sample(x, {n.removeprefix("cond/"): value for n, value in own.items()}, step)
 
     def _own_part(self, gathered: Tensor) -> Tensor:
         rank, size = self.accelerator.process_index, self.training.batch

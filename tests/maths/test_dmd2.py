@@ -878,7 +878,7 @@ def test_only_the_last_evaluation_has_a_gradient():
     p, net = alone((4,), net=Bank(times))
     for shared in range(20):
         net.calls.clear()
-        Dmd2().generate(p, batch_of((3, 2), shared=shared)).square().sum().backward()
+        Dmd2().generate(p, batch_of((3, 2), shared=shared)).x.square().sum().backward()
         moved = net.net.scale.grad != 0
         assert moved.nonzero().flatten().tolist() == [len(net.calls) - 1]
         net.net.scale.grad = None
@@ -892,7 +892,7 @@ def test_the_student_is_trained_on_the_states_of_its_own_sampler(gamma, process,
     p, net = alone(steps, gamma, process, grid)
     for shared in range(16):
         net.calls.clear()
-        x = Dmd2().generate(p, batch_of((3, 2), shared=shared))
+        x = Dmd2().generate(p, batch_of((3, 2), shared=shared)).x
         mine, local = list(net.calls), stream(2, 0)
         times = torch.stack([call.t[0] for call in mine])
         grids = {n: p.sampler.times(p.student.process, n)[: len(times)] for n in steps}
@@ -919,7 +919,7 @@ def test_a_teacher_played_as_a_student_collapses():
     p = Players(exact, sampler=sampler)
     shared = next(k for k in count() if len(Dmd2().exit_times(p, batch_of((1, 1), shared=k))) == 4)
     made = {
-        "method": Dmd2().generate(p, batch_of((n, 1), shared=shared)),
+        "method": Dmd2().generate(p, batch_of((n, 1), shared=shared)).x,
         "draw": sampler.draw(exact, normal(1, n, 1), 4, None, stream(5)),
         "rollout": rollout(exact, normal(2, n, 1), at(times), generator=stream(6)),
     }
@@ -935,7 +935,7 @@ def test_noised_data_is_what_the_student_gets_where_asked():
     seen = set()
     for shared in range(16):
         net.calls.clear()
-        x = Dmd2(rollout="noised_data").generate(p, batch_of(None, shared=shared, x0=data))
+        x = Dmd2(rollout="noised_data").generate(p, batch_of(None, shared=shared, x0=data)).x
         (call,) = net.calls
         assert call.graph and x.requires_grad
         t = float(call.t[0])

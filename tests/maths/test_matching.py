@@ -131,7 +131,8 @@ def test_sid_without_a_gradient_through_the_networks_is_noticed(monkeypatch):
     """T6: ∂/∂v would be .7384615 at a = 1, were x_t detached."""
     monkeypatch.setattr(sid_module, "normaliser", lambda x, real: torch.ones(1))
     student, given = Affine(), design()
-    x, x_t, t = Sid(time=NOISY).noised(one_step(student, None, Posterior(MU, V)), given)
+    made, x_t, t = Sid(time=NOISY).noised(one_step(student, None, Posterior(MU, V)), given)
+    x = made.x
     real, fake = (view(Posterior(*pair))(x_t.detach(), t).x0.detach() for pair in ((M, S), (MU, V)))
     (found,) = gradients(((real - fake) * ((real - x) - (real - fake))).mean(), student.std)
     assert float(found) == pytest.approx(0.7384615, abs=1e-7)
@@ -486,7 +487,8 @@ def test_vsds_gradient_under_guidance_is_the_formulas(settings, w, critics):
 
     given = batch_of((6, 1), cond=cond)
     with torch.no_grad():
-        x, x_t, t = method.noised(p, given)
+        made, x_t, t = method.noised(p, given)
+        x = made.x
     drawn = given.uniform(2.0, 5.0).double() if "guidance" in settings else at(w, 6)
     w_fake = drawn if critics is None else at(critics, 6)
     none = labels(2, n=6)

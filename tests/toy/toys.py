@@ -133,7 +133,7 @@ class AdversarialCycle(Method):
         return Loss({"dmd": dmd, "gan": self.gan * gan}, carry=carry)
 
     def critic_loss(self, p: Players, batch: Batch) -> Loss:
-        process, (x, cond) = p.critic.process, p.carry
+        process, (x, cond, _) = p.critic.process, p.carry
         t = self.time.draw(process, len(x), batch.local)
         score = denoising_loss(p.critic.denoiser, x, batch.noise(), t, cond)
         _, fake = p.critic.discriminate(process.add_noise(x, batch.noise(), t), t, cond)
