@@ -71,6 +71,8 @@ REFERENCE = "A folder of real images, for suites that need one; else what the ru
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 TRUSTED = "A module of yours that a run's folder names; such folders run no others."
 Trust = Annotated[list[str] | None, typer.Option("--trust-method", metavar="NAME", help=TRUSTED)]
+LONGER = "Go on with a run whose last stage is now longer, or that is scored otherwise."
+Extend = Annotated[bool, typer.Option("--extend", help=LONGER)]
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
 
 
@@ -131,6 +133,7 @@ def run(
     config: Config,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
+    extend: Extend = False,
     debug: Debug = False,
 ) -> None:
     """Train, export, evaluate and report: the whole job, resumable."""
@@ -139,7 +142,7 @@ def run(
         from .jobs.distill import distill
         from .runs.config import read
 
-        result = distill(read(config, tuple(overrides or ())), runs, console)
+        result = distill(read(config, tuple(overrides or ())), runs, console, extend)
         console.print(table(result.rows))
         console.print(f"report: {result.folder / 'report.html'}   student: {result.student}")
 
@@ -149,6 +152,7 @@ def train(
     config: Config,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
+    extend: Extend = False,
     debug: Debug = False,
 ) -> None:
     """Train only; `export` and `eval` take the run's folder."""
@@ -158,7 +162,7 @@ def train(
         from .runs.config import read
 
         settings = read(config, tuple(overrides or ()))
-        stages = train_run(settings, runs / settings.name, console)
+        stages = train_run(settings, runs / settings.name, console, extend)
         stages.setup.accelerator.end_training()
         console.print(f"trained: {stages.folder.path}")
 
