@@ -68,6 +68,9 @@ BUDGET = "Network passes of one sample to train each config with; may be given s
 SEEDS = "Seeds at every budget; 3 if none is said."
 SUITE = "What scores them: a shipped suite, or a YAML file; by default what their runs say."
 REFERENCE = "A folder of real images, for suites that need one; else what the runs' data hold out."
+PROMPTS = "A file of prompts (.txt, .csv, .jsonl, .parquet) for models that take them."
+GUIDANCE = "Guidance of pipelines that are not ours; by default their own."
+CODE = "Run the code that lies in the folders of pipelines that are not ours."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 TRUSTED = "A module of yours that a run's folder names; such folders run no others."
 Trust = Annotated[list[str] | None, typer.Option("--trust-method", metavar="NAME", help=TRUSTED)]
@@ -180,8 +183,8 @@ def sample(
     """Write a grid of samples as one PNG."""
     with guarded(debug):
         require_writable(out.parent)
-        from .jobs.evaluate import Opening
         from .jobs.sample import draw_grid
+        from .jobs.sources import Opening
 
         draw_grid(source, out, Opening(steps, tuple(trust or ())), count, seed)
         console.print(f"{count} images: {out}")
@@ -211,23 +214,35 @@ def export(
 
 @app.command(name="eval")
 def evaluate(
-    sources: Annotated[list[Path], typer.Argument(help="Run folders or exported pipelines.")],
+    sources: Annotated[list[Path], typer.Argument(help="Runs, pipelines, folders of images.")],
     suite: Annotated[str | None, typer.Option(help=SUITE)] = None,
     out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("evaluation"),
     n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 1000,
     blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
     reference: Annotated[str | None, typer.Option(help=REFERENCE)] = None,
+    prompts: Annotated[str | None, typer.Option(help=PROMPTS)] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, max=1000, help=GUIDANCE)] = None,
     trust: Trust = None,
+    code: Annotated[bool, typer.Option("--trust-remote-code", help=CODE)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Score students side by side and write one report."""
+    """Score models side by side and write one report.
+
+    A source is a run's folder, an exported student, any diffusers pipeline, or a folder of images.
+    """
     with guarded(debug):
         require_writable(out)
-        from .jobs.evaluate import Against, Opening, score
+        from .jobs.evaluate import score
+        from .jobs.sources import Against, Opening
 
-        opening, against = Opening(steps, tuple(trust or ())), Against(suite, reference)
-        rows = score(sources, against, out, (n, blocks), opening, console)
+        opening = Opening(steps, tuple(trust or ()), guidance, code)
+        against = Against(suite, reference, prompts)
+        rows = score(sources, against, out, (n, blocks), opening, errors if as_json else console)
+        if as_json:
+            print((out / "results.json").read_text(encoding="utf-8"), end="")
+            return
         console.print(table(rows))
         console.print(f"report: {out / 'report.html'}")
 

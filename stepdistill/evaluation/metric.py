@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from statistics import fmean
 from typing import ClassVar
 
@@ -50,11 +51,18 @@ class Made:
         return None if reader is None else reader.read(self.features(reader.space))
 
     def classes(self) -> Tensor:
-        """Labels asked for, else classes seen, else 0 for all: (b,)."""
+        """Labels asked for, or a number for each prompt, else classes seen, else 0: (b,)."""
         if isinstance(self.asked, Tensor):
             return self.asked
+        if self.asked is not None:
+            return torch.tensor([numbered(prompt) for prompt in self.asked])
         seen = self.read()
         return torch.zeros(len(self.images), dtype=torch.long) if seen is None else seen
+
+
+def numbered(prompt: str) -> int:
+    """The same number for the same prompt, on every machine."""
+    return int.from_bytes(blake2b(prompt.encode(), digest_size=7).digest(), "big")
 
 
 class Metric(ABC):

@@ -34,7 +34,8 @@ from ..runs.log import seconds_of
 from ..runs.plan import rehearsal, walk
 from ..schema import ConfigError
 from .compare import modules_named, require_all, require_comparable, train_all
-from .evaluate import Opening, score
+from .evaluate import score
+from .sources import Opening
 from .suites import require_suite
 
 TOLERANCE = 0.05  # of a budget
