@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data.listing import files, folders, listed
 from ..data.pictures import FORMATS, SUFFIXES, Fit
 from ..data.prompts import COLUMNS, LARGEST, LONGEST
-from ..files import read_text
+from ..files import read_text, whole
 from ..schema import ConfigError, shown
 
 METADATA, CAPTIONS, SAMPLES = "metadata.jsonl", "captions.txt", "samples"
@@ -150,3 +150,10 @@ def size_of(file: Path) -> tuple[int, int]:
             return image.height, image.width
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
         raise ConfigError(f"{file}: not a readable PNG, JPEG or WebP image") from error
+
+
+def save(file: Path, image: Tensor) -> None:
+    """Write an image (c, h, w) uint8 as a PNG, whole or not at all."""
+    pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
+    with whole(file) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")

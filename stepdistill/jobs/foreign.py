@@ -22,15 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 from torch import Tensor, nn
 
-from ..evaluation.collection import Collection
+from ..evaluation.collection import Collection, save
 from ..evaluation.evaluate import Request, Sampled
 from ..evaluation.reference import Asked, Kind
 from ..evaluation.rows import STUDENT
 from ..files import sha256 as hash_of
-from ..files import whole, write_whole
+from ..files import write_whole
 from ..schema import ConfigError
 from ..teachers.folder import require_own_files
 from ..teachers.loading import FEW_STEP, foreign
@@ -215,13 +214,6 @@ def collect(
                 save(file, image)
         advance(len(files[rows]))
     return Collection(files, None, tuple(model.kind.size[1:]))
-
-
-def save(file: Path, image: Tensor) -> None:
-    """An image (c, h, w) uint8 as a whole PNG."""
-    pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
-    with whole(file) as partial:
-        Image.fromarray(pixels).save(partial, format="PNG")
 
 
 def sampled(model: Foreign, collection: Collection, requests: Sequence[Request]) -> Sampled:
