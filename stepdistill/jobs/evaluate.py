@@ -3,12 +3,14 @@
 A run, a student that we exported, any other pipeline of diffusers, or a folder of images.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from ..evaluation.evaluate import Sampled, evaluate, requests
+from ..evaluation.evaluate import Sampled, requests
+from ..evaluation.evaluate import evaluate as score_all
 from ..evaluation.report.report import Report, write_report
 from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
@@ -23,6 +25,25 @@ SEED = 2000
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report
 IMAGES = "images"  # in the report's folder, those of pipelines that are not ours
 NAMED = 8  # sources that a report names in its heading
+
+
+def evaluate(
+    sources: Sequence[str | Path],
+    suite: str | None = None,
+    out: str | Path = "evaluation",
+    size: tuple[int, int] = (1000, 3),
+    steps: int | None = None,
+    reference: str | None = None,
+    prompts: str | None = None,
+) -> list[Row]:
+    """Score models side by side as `stepdistill eval` does, and write the report to `out`.
+
+    sources: folders of runs, of pipelines or of images. suite: a shipped one or a YAML file, None
+    for what fits. size: images in a fresh seed block, and blocks. steps: of pipelines, None for the
+    fewest or their own. reference: a folder of real images. prompts: a file. Raises ConfigError for
+    bad input."""
+    against, paths = Against(suite, reference, prompts), [Path(source) for source in sources]
+    return score(paths, against, Path(out), size, Opening(steps), Console(quiet=True))
 
 
 def score(
@@ -51,7 +72,7 @@ def score(
         with progress(console, "making images") as observe:
             samplers = gathered.all(wanted, measured.batch, out / IMAGES, observe)
         with progress(console, "evaluating") as observe:
-            rows = evaluate(samplers, measured, *size, SEED, observe, out / SCORED)
+            rows = score_all(samplers, measured, *size, SEED, observe, out / SCORED)
         made = report(sources, samplers, rows, measured, size[0])
         write_report(out, replace(made, costs=costs or {}))
         (out / SCORED).unlink()
