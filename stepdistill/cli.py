@@ -70,6 +70,7 @@ SUITE = "What scores them: a shipped suite, or a YAML file; by default what thei
 REFERENCE = "A folder of real images, for suites that need one; else what the runs' data hold out."
 PROMPTS = "A file of prompts (.txt, .csv, .jsonl, .parquet) for models that take them."
 GUIDANCE = "Guidance of pipelines that are not ours; by default their own."
+LAYOUT = "Copy images of prompts as other scorers expect them: geneval or compbench."
 CODE = "Run the code that lies in the folders of pipelines that are not ours."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 TRUSTED = "A module of yours that a run's folder names; such folders run no others."
@@ -223,6 +224,7 @@ def evaluate(
     reference: Annotated[str | None, typer.Option(help=REFERENCE)] = None,
     prompts: Annotated[str | None, typer.Option(help=PROMPTS)] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=1000, help=GUIDANCE)] = None,
+    layout: Annotated[str | None, typer.Option(help=LAYOUT)] = None,
     trust: Trust = None,
     code: Annotated[bool, typer.Option("--trust-remote-code", help=CODE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -237,8 +239,10 @@ def evaluate(
         from .jobs.evaluate import score
         from .jobs.sources import Against, Opening
 
+        if layout not in (None, "geneval", "compbench"):
+            raise ConfigError(f"--layout {shown(layout)}: geneval or compbench")
         opening = Opening(steps, tuple(trust or ()), guidance, code)
-        against = Against(suite, reference, prompts)
+        against = Against(suite, reference, prompts, layout)
         rows = score(sources, against, out, (n, blocks), opening, errors if as_json else console)
         if as_json:
             print((out / "results.json").read_text(encoding="utf-8"), end="")

@@ -18,8 +18,9 @@ from ..files import LOCK, sweep
 from ..runs.config import find
 from ..runs.folder import alone, versions_line
 from ..runs.progress import progress
+from ..schema import ConfigError
 from .report_images import outliers_of, same_noise
-from .sources import Against, Opening, gather, require_images
+from .sources import Against, Opening, gather, lay_all, require_images
 
 SEED = 2000
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report
@@ -60,6 +61,8 @@ def score(
     Stopped, the same call goes on. size: (n, blocks). Raises ConfigError for a suite that does not
     exist or does not fit, sources that are neither run nor pipeline, or of several kinds.
     """
+    if against.layout is not None and against.prompts is None:
+        raise ConfigError(f"--layout {against.layout}: lays out images of prompts: --prompts FILE")
     if against.suite is not None:
         find(against.suite, "eval/suites", "suite")  # before anything is loaded
     gathered = gather(sources, opening)
@@ -71,6 +74,7 @@ def score(
         sweep(out)
         with progress(console, "making images") as observe:
             samplers = gathered.all(wanted, measured.batch, out / IMAGES, observe)
+        lay_all(gathered, against, wanted, out)
         with progress(console, "evaluating") as observe:
             rows = score_all(samplers, measured, *size, SEED, observe, out / SCORED)
         made = report(sources, samplers, rows, measured, size[0])

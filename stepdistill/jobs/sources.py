@@ -1,7 +1,7 @@
 """What `stepdistill eval` scores: runs, our students, other pipelines, and folders of images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from ..teachers.schedulers import FEW_STEP_SCHEDULER
 from ..teachers.teacher import Teacher
 from .foreign import Call, Foreign, collect
 from .foreign import sampled as of_pipeline
+from .layouts import Layout, lay_out
 from .samplers import UNTRAINED, of_folder, of_run
 from .suites import brought, brought_by, kind_of, load, shape_of
 
@@ -47,17 +48,19 @@ class Opening:
 class Against(NamedTuple):
     """What sources are measured against; None for what their own runs say.
 
-    suite: a shipped one, or a YAML file. reference: a folder of real images. prompts: a file."""
+    suite: a shipped one, or a YAML file. reference: a folder of real images. prompts: a file.
+    layout: how images of other pipelines are laid out for other people's scorers, too."""
 
     suite: str | None = None
     reference: str | None = None
     prompts: str | None = None
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
 class Gathered:
     """What sources hold. kind: of all. samplers, teacher, runs: of our students and runs. others:
-    pipelines that are not ours. collections: folders of images."""
+    pipelines that are not ours. collections: folders of images. made: what others made."""
 
     kind: Kind
     samplers: list[Sampled]
@@ -65,6 +68,7 @@ class Gathered:
     runs: list[RunConfig]
     others: list[Foreign]
     collections: dict[Path, Collection]
+    made: dict[Path, Collection] = field(default_factory=dict)
 
     def suite(self, against: Against) -> Suite:
         """The suite that scores them. Raises ConfigError where the runs say several."""
@@ -105,6 +109,7 @@ class Gathered:
 
         for model in self.others:
             collection = collect(model, wanted, batch, store, advance=advance)
+            self.made[model.folder] = collection
             found.append(of_pipeline(model, collection, wanted))
         return found + [of_collection(path, c) for path, c in self.collections.items()]
 
@@ -140,6 +145,18 @@ def gather(sources: list[Path], opening: Opening) -> Gathered:
     if len(teachers) > 1:
         raise ConfigError(f"eval: one teacher a table, got {'; '.join(sorted(teachers))}")
     return Gathered(kind, list(found.values()), teacher, runs, others, collections)
+
+
+def lay_all(gathered: Gathered, against: Against, wanted: list[Request], out: Path) -> None:
+    """Write what other pipelines made in the layout that is asked for, a folder each.
+
+    Raises ConfigError without prompts, and where one is there already."""
+    if against.layout is None:
+        return
+    prompts = [request.asked for request in wanted]
+    for folder, collection in gathered.made.items():
+        place = out / against.layout / folder.name
+        lay_out(against.layout, collection.files, prompts, place, Path(against.prompts))
 
 
 def one_kind(kinds: set[Kind], collections: dict[Path, Collection]) -> Kind:

@@ -151,6 +151,7 @@ def test_one_table_of_pipelines_and_a_folder_of_images(tmp_path):
         save(images / f"{i}.png", np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8))
     command = ["eval", *map(str, (one, other, images)), "--prompts", str(prompts), "--n", "20"]
     command += ["--blocks", "2", "--steps", "1", "--out", str(tmp_path / "out"), "--json"]
+    command += ["--layout", "geneval"]
     answer = CliRunner().invoke(cli.app, command)
     assert answer.exit_code == 0, answer.output
     rows = json.loads(answer.stdout)["rows"]
@@ -160,7 +161,9 @@ def test_one_table_of_pipelines_and_a_folder_of_images(tmp_path):
     assert "<b>bold" not in page
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "images").glob("*/*.png")}
     assert len(before) == 80
-    assert CliRunner().invoke(cli.app, command).stdout == answer.stdout
+    laid = collection_of(tmp_path / "out" / "geneval" / "one")
+    assert len(laid) == 40 and laid.prompts[0] == "<b>bold</b> & more"
+    assert CliRunner().invoke(cli.app, command[:-2]).stdout == answer.stdout
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
