@@ -1,0 +1,59 @@
+"""What to write into scheduler_config.json, or into a call, to ask at a student's times."""
+
+import json
+from typing import Any
+
+from .case import Case
+from .opened import FLOW, accepted
+
+FILE = "scheduler_config.json"
+EXACT = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
+TRAILING = {"timestep_spacing": "trailing"}
+
+
+def even(case: Case, n: int) -> str:
+    """Settings under which n steps are evenly spread from pure noise, before a flow's shift."""
+    if case.trained is not None and case.trained.set:
+        given = settings(case.trained.set)
+    elif case.process != FLOW:
+        given = settings(TRAILING)
+    else:
+        given = "the shift it was trained with"
+    return f"{FILE}: {given}{even_call(case, n)}"
+
+
+def even_call(case: Case, n: int) -> str:
+    """What a flow's call needs beside its scheduler, which shifts evenly spread sigmas if it is
+    given them, and else spreads them to its smallest σ."""
+    kind = type(case.scheduler).__name__
+    if case.process != FLOW or not kind.startswith("FlowMatch") or spreads(case):
+        return ""
+    if "sigmas" in accepted(case.folder.kind.__call__):
+        return f"; call: sigmas={[round(1 - i / n, 4) for i in range(n)]}"
+    solver = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}
+    shift = case.trained.shift if case.trained.grid else case.scheduler.config.get("shift", 1.0)
+    flow = {"prediction_type": "flow_prediction", "flow_shift": shift}
+    return f"; {settings(solver | flow)}"
+
+
+def spreads(case: Case) -> bool:
+    """Whether a pipeline hands evenly spread sigmas to its scheduler unasked."""
+    return not case.folder.kind.__name__.startswith(("StableDiffusion3", "Sana", "Wan"))
+
+
+def exact(case: Case, times: tuple[float, ...]) -> str:
+    """How a pipeline is brought to ask at these very times."""
+    known = accepted(case.folder.kind.__call__)
+    listed = [round(t, 6) for t in times]
+    if case.trained.grid:
+        return even(case, len(times))
+    if case.process == FLOW and "sigmas" in known:
+        return f"{FILE}: {settings(EXACT)}; call: sigmas={listed}"
+    if case.process != FLOW and "timesteps" in known:
+        return f"{FILE}: {settings({'_class_name': 'LCMScheduler'})}; call: timesteps={listed}"
+    return even(case, len(times))
+
+
+def settings(values: dict[str, Any]) -> str:
+    """As they stand in a JSON."""
+    return ", ".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
