@@ -30,10 +30,18 @@ def even_call(case: Case, n: int) -> str:
         return ""
     if "sigmas" in accepted(case.folder.kind.__call__):
         return f"; call: sigmas={[round(1 - i / n, 4) for i in range(n)]}"
-    solver = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}
-    shift = case.trained.shift if case.trained.grid else case.scheduler.config.get("shift", 1.0)
-    flow = {"prediction_type": "flow_prediction", "flow_shift": shift}
-    return f"; {settings(solver | flow)}"
+    return f" under UniPCMultistepScheduler, which needs {settings(solver(case))}"
+
+
+def flow(case: Case) -> str:
+    """Settings under which a solver of tables walks a flow."""
+    return f"{FILE}: {settings(solver(case))}"
+
+
+def solver(case: Case) -> dict[str, Any]:
+    known = case.trained is not None and bool(case.trained.grid)
+    shift = case.trained.shift if known else case.scheduler.config.get("shift", 1.0)
+    return {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
 
 
 def spreads(case: Case) -> bool:

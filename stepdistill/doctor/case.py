@@ -49,8 +49,9 @@ class Case:
 
     @property
     def timed(self) -> list[Recording]:
-        """Recordings whose trained times are known, the judged one first."""
-        return [seen for seen in self.seen if self.expected(seen) is not None]
+        """Recordings whose trained times are known: the judged one, or else all others."""
+        found = [seen for seen in self.seen if self.expected(seen) is not None]
+        return found[:1] if self.judged in found else found
 
     @property
     def few(self) -> Recording | None:

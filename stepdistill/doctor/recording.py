@@ -92,11 +92,11 @@ class Ear:
     def __init__(self) -> None:
         self.calls: list[Heard] = []
         self.steps, self.finite, self.w = 0, True, None
-        self.scheduler: SchedulerMixin | None = None
+        self.pipe: DiffusionPipeline | None = None
 
-    def follow(self, scheduler: SchedulerMixin) -> None:
-        """Count its steps. Pipelines look at the signature of `step`, which stays what it was."""
-        step = scheduler.step
+    def follow(self, pipe: DiffusionPipeline) -> None:
+        """Count its scheduler's steps; pipelines look at the signature of `step`, which stays."""
+        step, self.pipe = pipe.scheduler.step, pipe
 
         @wraps(step)
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -104,7 +104,11 @@ class Ear:
             self.steps += 1
             return after
 
-        scheduler.step, self.scheduler = counted, scheduler
+        pipe.scheduler.step = counted
+
+    @property
+    def scheduler(self) -> SchedulerMixin:
+        return self.pipe.scheduler
 
     def __call__(self, asked: dict[str, Any]) -> None:
         if set(asked) == {"guidance"}:  # of an exported student's extra inputs
@@ -117,7 +121,7 @@ class Ear:
         self.finite &= told - told == 0
         w = self.w if asked.get("guidance") is None else number(asked["guidance"])
         if asked.get("timestep_cond") is not None:
-            w = w or 0.0
+            w = float(self.pipe.guidance_scale)  # what is embedded there
         timestep, sigma = (
             timestep_of(self.scheduler, self.steps),
             sigma_of(self.scheduler, self.steps),
@@ -148,7 +152,7 @@ def record(folder: Opened, call: dict[str, Any]) -> Recording:
     """Run one call of a folder's pipeline. Raises Unknown where it needs more than words."""
     ear = Ear()
     pipe = folder.pipeline(ear)
-    ear.follow(pipe.scheduler)
+    ear.follow(pipe)
     pipe.set_progress_bar_config(disable=True)
     arguments = plain_arguments(folder, pipe) | call
     with torch.random.fork_rng(devices=[]):
@@ -188,7 +192,8 @@ def written(call: dict[str, Any], ear: Ear, finite: bool) -> Recording:
     times = [BACK[unit](c.told, length) for c in first]
     if process_of(ear.scheduler) == FLOW:
         times = [t / length for t in times]
-    sigmas = tuple(c.sigma for c in first if c.sigma is not None)
+    # Our own pipeline walks by itself: its scheduler stands still.
+    sigmas = tuple(c.sigma for c in first if c.sigma is not None and ear.steps)
     passes = max(sum(c.rows for c in calls) for calls in steps)
     return Recording(call, tuple(times), sigmas, passes, first[0].w, unit, finite)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import advice
+from .advice import FILE
 from .case import CLEAN, NOISE, Case
 from .evidence import OWN, published
 from .opened import FLOW, TABLE
@@ -43,7 +44,7 @@ def clipped_latents(case: Case) -> Iterator[Fault]:
     if "vae" in case.folder.parts and kind in CLIPPING and config.get("clip_sample"):
         bound = config.get("clip_sample_range", 1.0)
         what = f"{kind}Scheduler clips latents to ±{bound:g} at every step"
-        yield Fault("clipped latents", what, "scheduler_config.json: clip_sample: false")
+        yield Fault("clipped latents", what, f"{FILE}: clip_sample: false")
 
 
 def another_process(case: Case) -> Iterator[Fault]:
@@ -51,8 +52,7 @@ def another_process(case: Case) -> Iterator[Fault]:
     kind, name = case.folder.network()[0].__name__, type(case.scheduler).__name__
     if case.process == TABLE and family_is(case, "flows"):
         what = f"{kind} is a flow; {name} walks it as a table of ᾱ with noise predictions"
-        settings = "use_flow_sigmas: true, prediction_type: flow_prediction, flow_shift: the shift"
-        yield Fault("another process", what, f"scheduler_config.json: {settings}")
+        yield Fault("another process", what, advice.flow(case))
     if case.process == FLOW and family_is(case, "tables"):
         what = f"{kind} was trained on a table of ᾱ; {name} walks it as a flow"
         yield Fault("another process", what, "take DDIMScheduler or another scheduler of tables")
@@ -64,10 +64,8 @@ def lost_shift(case: Case) -> Iterator[Fault]:
     if type(case.scheduler).__name__.startswith("FlowMatch") and "flow_shift" in config:
         said, used = config["flow_shift"], config.get("shift", 1.0)
         if said != used:
-            what = (
-                f"the config says flow_shift {said}, which this scheduler does not read: {used:g}"
-            )
-            yield Fault("lost shift", what, f"scheduler_config.json: shift: {said}")
+            what = f"flow_shift {said} is not read by this scheduler, whose shift is {used:g}"
+            yield Fault("lost shift", what, f"{FILE}: shift: {said}")
 
 
 def no_signal(case: Case) -> Iterator[Fault]:
@@ -80,7 +78,7 @@ def no_signal(case: Case) -> Iterator[Fault]:
     if 0 <= first < len(table) and float(table[first]) <= NO_SIGNAL:
         what = f"noise is predicted at t = {first}, where no signal is left: x̂₀ is 0/0"
         right = "prediction_type: v_prediction if it was trained so, else "
-        change = f"scheduler_config.json: {right}rescale_betas_zero_snr: false"
+        change = f"{FILE}: {right}rescale_betas_zero_snr: false"
         yield Fault("noise prediction without signal", what, change)
 
 
@@ -103,7 +101,7 @@ def not_finite(case: Case) -> Iterator[Fault]:
         fails = not seen.finite or (seen.error and case.scheduler.config.get(terminal))
         if asked and fails:
             what = f"{named(seen.call)}: {seen.error or 'states or times are not finite'}"
-            yield Fault("not finite", what, f"scheduler_config.json: {terminal}: null")
+            yield Fault("not finite", what, f"{FILE}: {terminal}: null")
             return
 
 
@@ -140,11 +138,11 @@ def cause(case: Case, seen: Recording, expected: tuple[float, ...]) -> str:
         return "sigmas shifted again"
     if config.get("use_dynamic_shifting") or config.get("shift_terminal"):
         return "the base's scheduler"
+    if seen.times[0] < NOISE * case.span < expected[0]:
+        return "late start"
     if seen.steps > 1 and seen.times[-1] < CLEAN * case.span < expected[-1]:
         return "wasted evaluation"
-    if case.process == FLOW:
-        return "wrong shift"
-    return "late start" if seen.times[0] < NOISE * case.span else "timestep spacing"
+    return "wrong shift" if case.process == FLOW else "timestep spacing"
 
 
 def further_passes(case: Case) -> Iterator[Fault]:
@@ -175,7 +173,7 @@ def other_prediction(case: Case) -> Iterator[Fault]:
     used = case.scheduler.config.get("prediction_type", "epsilon")
     if said and said != used and case.process == TABLE:
         what = f"its output is taken for {used}, but is {said}"
-        yield Fault("another prediction", what, f"scheduler_config.json: prediction_type: {said}")
+        yield Fault("another prediction", what, f"{FILE}: prediction_type: {said}")
 
 
 RULES: tuple[Callable[[Case], Iterator[Fault]], ...] = (

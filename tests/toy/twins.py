@@ -176,6 +176,36 @@ def zimage() -> d.DiffusionPipeline:
     )
 
 
+def sana() -> d.DiffusionPipeline:
+    net = d.SanaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+        sample_size=32,
+    )
+    coder = d.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock",) * 2,
+        decoder_block_types=("ResBlock",) * 2,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+    )
+    scheduler = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return d.SanaPipeline(transformer=net, vae=coder, scheduler=scheduler, **NO_TEXT)
+
+
 def ddpm() -> d.DiffusionPipeline:
     net = d.UNet2DModel(
         sample_size=8,
@@ -192,14 +222,20 @@ def ddpm() -> d.DiffusionPipeline:
 
 
 TWINS: dict[str, Callable[[], d.DiffusionPipeline]] = {
-    make.__name__: make for make in (sd15, sd21, sdxl, dit, sd3, flux, wan, zimage, ddpm)
+    make.__name__: make for make in (sd15, sd21, sdxl, dit, sd3, flux, wan, zimage, sana, ddpm)
 }
 TWINS["schnell"] = lambda: flux(guidance=False)
 
 
 def edit(file: Path, **values: Any) -> None:
-    """Change entries of a JSON file; None of a key that is there, too."""
+    """Set entries of a JSON file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | values, indent=2))
+
+
+def reschedule(folder: Path, scheduler: d.SchedulerMixin) -> None:
+    """Put another scheduler into a folder, as `pipe.scheduler = …` and saving does."""
+    scheduler.save_pretrained(folder / "scheduler")
+    edit(folder / "model_index.json", scheduler=["diffusers", type(scheduler).__name__])
 
 
 def student_card(folder: Path, call: str, base: str = "someone/base") -> None:
