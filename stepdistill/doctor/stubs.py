@@ -2,11 +2,12 @@
 
 A stub of a network or a VAE is of the very class that the pipeline asks for, made without its
 `__init__`: no layer is built, however large the configuration says it is. Networks tell who listens
-what they are asked, and answer zeros of the right shape; texts become zeros of the right length.
+what they are asked, and answer a ramp of the right shape; texts become zeros of the right length.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,14 +46,14 @@ def hollow(kind: type, config: Mapping[str, Any], acts: dict[str, Callable]) -> 
 
 
 def network(kind: type, config: Mapping[str, Any], heard: Heard) -> nn.Module:
-    """A network that tells `heard` the arguments of every call, by name, and answers zeros."""
+    """A network that tells `heard` the arguments of every call, by name, and answers a ramp."""
     names = signature(kind.forward)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Answer:
         asked = dict(names.bind(self, *args, **kwargs).arguments)
         heard(asked)
         x = asked[[*names.parameters][1]]
-        return Answer(([torch.zeros_like(each) for each in x] if listed(x) else like(self, x),))
+        return Answer(([ramp(each.shape) for each in x] if listed(x) else answer(self, x),))
 
     net = hollow(kind, config, {"forward": forward})
     if "addition_time_embed_dim" in net.config:  # SDXL's pipelines look at this layer
@@ -65,21 +66,31 @@ def listed(x: Any) -> bool:
     return isinstance(x, list | tuple)
 
 
-def like(net: nn.Module, x: Tensor) -> Tensor:
-    """Zeros in the shape of an output: pictures may have other channels than x, tokens not."""
+def answer(net: nn.Module, x: Tensor) -> Tensor:
+    """An output for states x: pictures may have other channels, tokens have not."""
     out = net.config.get("out_channels")
     if x.ndim < 4 or out is None or x.shape[1] != net.config.get("in_channels"):
-        return torch.zeros_like(x)
-    return torch.zeros(x.shape[0], out, *x.shape[2:])
+        return ramp(x.shape)
+    return ramp((x.shape[0], out, *x.shape[2:]))
+
+
+def ramp(shape: Sequence[int]) -> Tensor:
+    """−1 … 1: neither zero nor constant, as guidance may divide by norms and deviations."""
+    return torch.linspace(-1, 1, prod(shape)).reshape(tuple(shape))
 
 
 def autoencoder(kind: type, config: Mapping[str, Any]) -> nn.Module:
-    """A VAE whose images are black: pipelines that can leave their latents alone do so."""
+    """A VAE that decodes to nothing: pipelines that can leave their latents alone do so."""
 
     def decode(self: nn.Module, z: Tensor, *args: Any, **kwargs: Any) -> Answer:
         return Answer((torch.zeros(len(z), 3, 8, 8) * z.mean(),))
 
-    return hollow(kind, config, {"decode": decode})
+    part = hollow(kind, config, {"decode": decode})
+    scaling = part.config.get("spatio_temporal_scaling")
+    if scaling:  # LTX's pipelines look at what its VAE makes of these
+        part.spatial_compression_ratio = part.config.patch_size * 2 ** sum(scaling)
+        part.temporal_compression_ratio = part.config.patch_size_t * 2 ** sum(scaling)
+    return part
 
 
 class Tokens:
@@ -103,6 +114,9 @@ class Tokens:
 
     def tokenize(self, text: str) -> list[str]:
         return []
+
+    def encode(self, text: str) -> list[int]:
+        return [0] * LENGTH
 
     def batch_decode(self, ids: Tensor, **other: Any) -> list[str]:
         return [""] * len(ids)

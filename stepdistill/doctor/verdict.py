@@ -96,9 +96,10 @@ def told_otherwise(case: Case) -> Iterator[Fault]:
 def not_finite(case: Case) -> Iterator[Fault]:
     """P6: shift_terminal has no times for one step, and other divisions by zero."""
     wanted, terminal = case.trained.steps if case.trained else (), "shift_terminal"
+    others = case.scheduler.config.get(terminal) and not all(seen.error for seen in case.seen)
     for seen in case.seen:
         asked = seen is case.judged or seen.call.get("num_inference_steps") in wanted
-        fails = not seen.finite or (seen.error and case.scheduler.config.get(terminal))
+        fails = not seen.finite or (seen.error and others)
         if asked and fails:
             what = f"{named(seen.call)}: {seen.error or 'states or times are not finite'}"
             yield Fault("not finite", what, f"{FILE}: {terminal}: null")

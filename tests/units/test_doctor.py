@@ -20,7 +20,8 @@ from twins import TWINS, edit, reschedule, student_card
 from typer.testing import CliRunner
 
 from stepdistill.cli import app
-from stepdistill.doctor.opened import opened
+from stepdistill.doctor import evidence, verdict
+from stepdistill.doctor.opened import Opened, opened
 from stepdistill.doctor.recording import record
 from stepdistill.jobs.doctor import Diagnosis, diagnose
 from stepdistill.schema import ConfigError
@@ -172,6 +173,17 @@ def shift_of_the_base(folder: Path, family: str) -> None:
     called(folder, family)
 
 
+def another_number(folder: Path, family: str) -> None:
+    edit(folder / "model_index.json", distilled_sigmas=[1.0, 0.5])
+    called(folder, family, 8)
+
+
+def another_prediction(folder: Path, family: str) -> None:
+    settle(folder, timestep_spacing="trailing")
+    (folder / "sdxl_lightning_1step_lora.safetensors").write_bytes(b"")
+    called(folder, family, 1)
+
+
 PLANTS: dict[str, tuple[Plant, tuple[str, ...], str]] = {
     "P1": (clipped, TABLES, "clipped latents"),
     "P2 process": (as_table, FLOWS, "another process"),
@@ -183,6 +195,8 @@ PLANTS: dict[str, tuple[Plant, tuple[str, ...], str]] = {
     "P6": (terminal, ("flux", "zimage"), "not finite"),
     "P7": (wasted, ("sd3", "wan", "sana"), "wasted evaluation"),
     "P7 table": (linspace, ("sd21", "sdxl", "dit"), "wasted evaluation"),
+    "steps": (another_number, ("sdxl", "zimage", "wan"), "another number of steps"),
+    "prediction": (another_prediction, ("sdxl",), "another prediction"),
     "P10": (guided, ("zimage",), "guided twice"),
     "guided": (guided_anyway, (*TABLES, "sd3", "wan", "zimage", "sana"), "guided twice"),
     "eps at zero SNR": (no_signal, TABLES, "noise prediction without signal"),
@@ -212,6 +226,21 @@ def test_a_planted_fault_is_found(twin, plant: str, family: str):
 @pytest.mark.parametrize(("plant", "family"), [each for each in MATRIX if each not in FAST])
 def test_a_planted_fault_is_found_in_every_family(twin, plant: str, family: str):
     check_plant(twin(family), plant, family)
+
+
+@pytest.mark.full(shard="doctor")
+@pytest.mark.parametrize("rule", [rule.__name__ for rule in verdict.RULES])
+def test_no_rule_is_idle(twin, monkeypatch: pytest.MonkeyPatch, rule: str):
+    """Without it at least one planted fault is not named any more."""
+    kept = tuple(each for each in verdict.RULES if each.__name__ != rule)
+    monkeypatch.setattr(verdict, "RULES", kept)
+    missed = []
+    for plant, family in FAST:
+        folder = twin(family)
+        PLANTS[plant][0](folder, family)
+        missed += [plant] if PLANTS[plant][2] not in faults(diagnose(str(folder))) else []
+        shutil.rmtree(folder)
+    assert missed
 
 
 # ---- folders that are right -------------------------------------------------------------------
@@ -350,6 +379,60 @@ def test_what_is_recorded_of_our_pipeline_is_what_it_was_trained_at(tmp_path: Pa
     assert by[()].times == (1.0,)
     assert by[(("num_inference_steps", 2),)].times == (1.0, 0.6)
     assert "trained for 1, 2" in by[(("num_inference_steps", 4),)].error
+
+
+# ---- published students -----------------------------------------------------------------------
+
+
+def test_every_published_student_is_whole():
+    known = {"name", "match", "in", "not_in", "steps", "grid", "shift", "times"}
+    known |= {"guidance", "set", "says"}
+    classes = [name for name in dir(d) if name.endswith("Pipeline")]
+    for student in evidence.published()["students"]:
+        assert student.keys() <= known and student["says"], student["name"]
+        assert student["guidance"] in ("none", "input", "any")
+        assert student.get("grid", "own") in ("trailing", "lcm", "even", "own")
+        assert any(name.startswith(student["in"]) for name in classes), student["name"]
+        for n, times in student.get("times", {}).items():
+            assert len(times) == n in student["steps"] and times == sorted(times, reverse=True)
+        assert all(getattr(d, c, None) for k, c in student["set"].items() if k == "_class_name")
+
+
+def test_grids_are_those_of_diffusers_schedulers():
+    lcm, euler = d.LCMScheduler(), d.EulerDiscreteScheduler(timestep_spacing="trailing")
+    for n in (1, 2, 3, 4, 8):
+        for grid, scheduler in (("lcm", lcm), ("trailing", euler)):
+            scheduler.set_timesteps(n)
+            trained = evidence.Trained("a test", grid=grid)
+            assert trained.at(n, 1000) == tuple(map(float, scheduler.timesteps))
+        flow = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        flow.set_timesteps(sigmas=[1 - i / n for i in range(n)])
+        even = evidence.Trained("a test", grid="even", shift=3.0).at(n, 1000)
+        assert even == pytest.approx(flow.sigmas[:-1].tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline", "student"),
+    [
+        ("ByteDance/SDXL-Lightning/sdxl_lightning_4step_unet", "StableDiffusionXLPipeline", (4,)),
+        ("dmd2_sdxl_4step_lora", "StableDiffusionXLPipeline", (4,)),
+        ("Hyper-SDXL-8steps-lora", "StableDiffusionXLPipeline", (8,)),
+        ("Qwen-Image-Lightning-8steps-V1.0", "QwenImagePipeline", (8,)),
+        ("black-forest-labs/FLUX.2-klein-4B", "Flux2KleinPipeline", (4,)),
+        ("black-forest-labs/FLUX.2-klein-base-4B", "Flux2KleinPipeline", None),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "StableDiffusionXLPipeline", None),
+        ("runwayml/stable-diffusion-v1-5", "StableDiffusionPipeline", None),
+        ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "WanPipeline", None),
+        ("Tongyi-MAI/Z-Image", "ZImagePipeline", None),
+        ("a" * 10**6, "StableDiffusionPipeline", None),
+    ],
+)
+def test_names_are_known_and_bases_are_not(
+    tmp_path: Path, name: str, pipeline: str, student: tuple[int, ...] | None
+):
+    folder = Opened(tmp_path, {"_name_or_path": name}, getattr(d, pipeline), {})
+    found = evidence.known(folder)
+    assert (found and found.steps) == student
 
 
 # ---- what is recorded -------------------------------------------------------------------------
