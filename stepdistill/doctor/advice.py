@@ -26,6 +26,8 @@ def even_call(case: Case, n: int) -> str:
     """What a flow's call needs beside its scheduler, which shifts evenly spread sigmas if it is
     given them, and else spreads them to its smallest σ."""
     kind = type(case.scheduler).__name__
+    if case.trained is not None:
+        kind = case.trained.set.get("_class_name", kind)
     if case.process != FLOW or not kind.startswith("FlowMatch") or spreads(case):
         return ""
     if "sigmas" in accepted(case.folder.kind.__call__):
@@ -63,5 +65,8 @@ def exact(case: Case, times: tuple[float, ...]) -> str:
 
 
 def settings(values: dict[str, Any]) -> str:
-    """As they stand in a JSON."""
-    return ", ".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
+    """As they stand in a JSON; a class stands in two."""
+    texts = {key: json.dumps(value) for key, value in values.items()}
+    if "_class_name" in texts:
+        texts["_class_name"] += " (and in model_index.json)"
+    return ", ".join(f"{key}: {text}" for key, text in texts.items())

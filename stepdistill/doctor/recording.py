@@ -24,6 +24,7 @@ from .opened import FLOW, Opened, Unknown, accepted, process_of
 
 COUNTS = (1, 2, 4, 8)  # steps of the calls that are recorded beside the user's own
 MOST = 8  # of the numbers of steps that a student was trained for
+MOST_STEPS = 1000  # of a call
 LISTS = ("sigmas", "timesteps")  # arguments that say the number of steps, too
 UNITS: dict[str, Callable[[float, float], float]] = {
     "t": lambda t, length: t,
@@ -214,6 +215,7 @@ def recordings(
     """The call as it is, and with COUNTS and `steps` steps where its pipeline can be told."""
     kept = {k: v for k, v in call.items() if k not in LISTS}
     tells = "num_inference_steps" in accepted(folder.kind.__call__)
-    counts = sorted({*COUNTS, *steps[:MOST]}) if tells else ()
+    trained = [n for n in steps[:MOST] if n <= MOST_STEPS]
+    counts = sorted({*COUNTS, *trained}) if tells else ()
     others = [{**kept, "num_inference_steps": n} for n in counts]
     return [record(folder, each) for each in [call, *(o for o in others if o != call)]]

@@ -223,6 +223,8 @@ def keeps_settings(case: Case) -> tuple[str, str]:
     """Of a student whose makers leave the times to a scheduler: whether this is that scheduler."""
     config = {"_class_name": type(case.scheduler).__name__, **case.scheduler.config}
     other = {k: v for k, v in case.trained.set.items() if config.get(k) != v}
+    if not case.trained.set:
+        return UNKNOWN, "a published student, whose times are told in its call alone"
     if other:
         return UNKNOWN, f"its makers' scheduler has {advice.settings(other)}"
     return RIGHT, "asked as its makers' scheduler asks it"

@@ -9,10 +9,12 @@ from typing import Any
 
 from ..doctor.case import Case
 from ..doctor.evidence import ARGUMENTS, believed, card_text, evidence, shown_call
-from ..doctor.opened import Opened, Unknown, accepted, opened, process_of
-from ..doctor.recording import Recording, recordings
+from ..doctor.opened import FLOW, Opened, Unknown, accepted, opened
+from ..doctor.recording import LISTS, MOST_STEPS, Recording, recordings
 from ..doctor.verdict import UNKNOWN, WRONG, Fault, faults, judge, named, shortened
 from ..schema import ConfigError, shown
+
+STEPS = "num_inference_steps"
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,15 @@ def diagnosed(folder: Opened, call: dict[str, Any]) -> Diagnosis:
     case = Case(folder, scheduler, seen[0], seen, trained)
     wrong = faults(case)
     verdict, why = judge(case, wrong)
+    velocity = "flow_prediction" if case.process == FLOW else "its network's own"
     return Diagnosis(
         verdict,
         why,
         tuple(wrong),
         folder.kind.__name__,
         type(scheduler).__name__,
-        process_of(scheduler),
-        scheduler.config.get("prediction_type", "its network's own"),
+        case.process,
+        scheduler.config.get("prediction_type", velocity),
         tuple(each.source for each in found),
         tuple(seen),
     )
@@ -99,13 +102,30 @@ def judged_call(folder: Opened, call: str | None) -> dict[str, Any]:
     """The arguments of the call in question."""
     known = accepted(folder.kind.__call__)
     if call is None:
-        return {k: v for k, v in shown_call(card_text(folder)).items() if k in known}
+        told = shown_call(card_text(folder))
+        return {k: v for k, v in told.items() if k in known and fits(k, v)}
     given = dict(arguments(call))
-    for name in given:
+    for name, value in given.items():
         if name not in ARGUMENTS or name not in known:
             offered = ", ".join(name for name in ARGUMENTS if name in known)
             raise ConfigError(f"--call: {shown(name)}: {folder.kind.__name__} takes {offered}")
+        if not fits(name, value):
+            kind = f"1 to {MOST_STEPS} steps" if name in (*LISTS, STEPS) else "a number"
+            raise ConfigError(f"--call: {name}: {shown(value)} is not {kind}")
     return given
+
+
+def fits(name: str, value: object) -> bool:
+    """Whether an argument is of its kind, and no more steps than can be waited for."""
+    if name in LISTS:
+        return isinstance(value, list) and 0 < len(value) <= MOST_STEPS and are_numbers(value)
+    if name == STEPS:
+        return type(value) is int and 0 < value <= MOST_STEPS
+    return are_numbers([value])
+
+
+def are_numbers(values: list) -> bool:
+    return all(type(value) in (int, float) for value in values)
 
 
 def arguments(call: str) -> Iterator[tuple[str, Any]]:

@@ -193,14 +193,14 @@ def sana() -> d.DiffusionPipeline:
     coder = d.AutoencoderDC(
         latent_channels=4,
         attention_head_dim=2,
-        encoder_block_types=("ResBlock",) * 2,
-        decoder_block_types=("ResBlock",) * 2,
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()),
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
+        encoder_block_types=("ResBlock",) * 6,
+        decoder_block_types=("ResBlock",) * 6,
+        encoder_block_out_channels=(4,) * 6,
+        decoder_block_out_channels=(4,) * 6,
+        encoder_qkv_multiscales=((),) * 6,
+        decoder_qkv_multiscales=((),) * 6,
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(1,) * 6,
     )
     scheduler = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
     return d.SanaPipeline(transformer=net, vae=coder, scheduler=scheduler, **NO_TEXT)

@@ -8,7 +8,7 @@ really run.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,11 @@ def of_the_base(folder: Path, family: str) -> None:
     called(folder, family)
 
 
+def schnell_as_dev(folder: Path, family: str) -> None:
+    reschedule(folder, d.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True))
+    called(folder, "flux")
+
+
 def shift_of_the_base(folder: Path, family: str) -> None:
     edit(folder / "model_index.json", is_distilled=True, distilled_sigmas=[1, 0.9375, 0.83, 0.625])
     called(folder, family)
@@ -202,6 +207,7 @@ PLANTS: dict[str, tuple[Plant, tuple[str, ...], str]] = {
     "eps at zero SNR": (no_signal, TABLES, "noise prediction without signal"),
     "wrong shift": (another_shift, ("sd3", "wan", "zimage", "flux"), "wrong shift"),
     "base dynamic": (of_the_base, ("flux", "zimage"), "the base's scheduler"),
+    "base schnell": (schnell_as_dev, ("schnell",), "the base's scheduler"),
     "base": (shift_of_the_base, ("wan",), "wrong shift"),
 }
 MATRIX = [(plant, family) for plant, (_, families, _) in PLANTS.items() for family in families]
@@ -229,18 +235,29 @@ def test_a_planted_fault_is_found_in_every_family(twin, plant: str, family: str)
 
 
 @pytest.mark.full(shard="doctor")
-@pytest.mark.parametrize("rule", [rule.__name__ for rule in verdict.RULES])
-def test_no_rule_is_idle(twin, monkeypatch: pytest.MonkeyPatch, rule: str):
-    """Without it at least one planted fault is not named any more."""
-    kept = tuple(each for each in verdict.RULES if each.__name__ != rule)
-    monkeypatch.setattr(verdict, "RULES", kept)
-    missed = []
+def test_no_rule_is_idle(twin, monkeypatch: pytest.MonkeyPatch):
+    """Of each rule there is a planted fault that no other names."""
+    told: set[tuple[str, str]] = set()
+
+    def noted(rule: Callable) -> Callable:
+        def noting(case: verdict.Case) -> Iterator[verdict.Fault]:
+            found = list(rule(case))
+            told.update((rule.__name__, fault.name) for fault in found)
+            yield from found
+
+        return noting
+
+    rules = verdict.RULES
+    monkeypatch.setattr(verdict, "RULES", tuple(map(noted, rules)))
+    needed = set()
     for plant, family in FAST:
+        told.clear()
         folder = twin(family)
-        PLANTS[plant][0](folder, family)
-        missed += [plant] if PLANTS[plant][2] not in faults(diagnose(str(folder))) else []
+        check_plant(folder, plant, family)
         shutil.rmtree(folder)
-    assert missed
+        namers = [rule for rule, fault in told if fault == PLANTS[plant][2]]
+        needed |= {*namers} if len(namers) == 1 else set()
+    assert needed == {rule.__name__ for rule in rules}
 
 
 # ---- folders that are right -------------------------------------------------------------------
@@ -435,6 +452,35 @@ def test_names_are_known_and_bases_are_not(
     assert (found and found.steps) == student
 
 
+FAMILIES = {
+    **{"StableDiffusionXL": "sdxl", "StableDiffusion3": "sd3", "StableDiffusion": "sd21"},
+    **{"Flux": "schnell", "ZImage": "zimage", "Wan": "wan", "": "sd21"},
+}
+CURED = [
+    student["name"]
+    for student in evidence.published()["students"]
+    if student["in"] in FAMILIES and student.get("grid", "own") != "own"
+]
+
+
+@pytest.mark.full(shard="doctor")
+@pytest.mark.parametrize("name", CURED)
+def test_the_settings_that_are_told_put_a_published_student_right(twin, monkeypatch, name: str):
+    """Its family's base with `set` in the scheduler's config, called as its makers say."""
+    (student,) = [s for s in evidence.published()["students"] if s["name"] == name]
+    alone = evidence.published() | {"students": [student | {"match": "it"}]}
+    monkeypatch.setattr(evidence, "published", lambda: alone)
+    monkeypatch.setattr(evidence, "names_of", lambda folder: ["it"])
+    folder, n = twin(FAMILIES[student["in"]]), (student["steps"] or [4])[-1]
+    config = config_of(folder) | student["set"]
+    kind = getattr(d, config["_class_name"])
+    settings = {k: v for k, v in config.items() if not k.startswith("_")}
+    reschedule(folder, kind.from_config(settings))
+    called(folder, FAMILIES[student["in"]].replace("schnell", "flux"), n)
+    found = diagnose(str(folder))
+    assert (found.verdict, faults(found)) == ("right", []), list(found.lines())
+
+
 # ---- what is recorded -------------------------------------------------------------------------
 
 
@@ -563,11 +609,24 @@ def test_bad_input_is_one_line_and_exit_code_2(twin, name: str):
 
 
 @pytest.mark.parametrize(
-    "call", ["4", "num_inference_steps", "num_inference_steps=x", "prompt='a'", "eta=1", "a=1)(b=2"]
+    "call",
+    ["4", "num_inference_steps", "num_inference_steps=x", "prompt='a'", "eta=1", "a=1)(b=2"]
+    + [
+        "num_inference_steps=0",
+        "num_inference_steps=1000000000",
+        "timesteps=[]",
+        "guidance_scale='a'",
+    ],
 )
 def test_calls_that_are_none_are_refused(shelf, call: str):
     with pytest.raises(ConfigError, match="--call"):
         diagnose(str(shelf("sd15")), call)
+
+
+def test_a_card_and_names_of_endless_steps_cost_nothing(twin):
+    folder = twin("sdxl")
+    student_card(folder, "num_inference_steps=1000000000", "sdxl_lightning_999999999step")
+    assert max(seen.steps for seen in diagnose(str(folder)).recordings) == 50
 
 
 def test_code_of_the_folder_is_not_run(twin, tmp_path: Path):
