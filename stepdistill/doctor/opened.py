@@ -7,6 +7,7 @@ is run.
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, signature
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from . import stubs
 FLOW, TABLE, TRIG, KARRAS = "rectified flow", "variance preserving", "TrigFlow", "EDM"
 OTHERS = ("SCM", TRIG), ("EDM", KARRAS), ("CosineDPM", KARRAS), ("CMStochastic", KARRAS)
 MODULAR = "modular_model_index.json"
-LARGEST = 2**14  # of the sizes and channels that latents are made of
+LARGEST = 2**20  # of the numbers in a network's configuration
+MOST_NUMBERS = 2**26  # in one state
 
 
 class Unknown(RuntimeError):
@@ -153,18 +155,28 @@ def class_of(name: str, said: object, path: Path) -> type | None:
 
 
 def configuration(folder: Path, name: str) -> dict[str, Any]:
-    """What config.json of a part says. Raises ValueError for sizes that no machine can hold."""
+    """What config.json of a part says. Raises ValueError for what would take memory or time."""
     file = folder / ("scheduler_config.json" if name == "scheduler" else "config.json")
     config = read_json(file)
     if name == "scheduler":
         bounds.require_bounds(config, bounds.SCHEDULER, f"{file}: ")
         return with_prediction(config, file)
-    for key in ("sample_size", "in_channels", "out_channels", "latent_channels", "z_dim"):
-        value = config.get(key)
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and not 0 < number <= LARGEST:
-                raise ValueError(f"{file}: {key} is {shown(number)}, not 1 to {LARGEST}")
+    require_small(config, file)
     return config
+
+
+def require_small(config: dict[str, Any], file: Path) -> None:
+    """Raise ValueError for numbers that no network has, and for states that no machine holds."""
+    for key, value in config.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise ValueError(f"{file}: {key} is {shown(number)}, beyond {LARGEST}")
+    size = config.get("sample_size")
+    sizes = [n for n in (size if isinstance(size, list) else [size] * 2) if isinstance(n, int)]
+    channels = config.get("in_channels")
+    count = prod(sizes) * (channels if isinstance(channels, int) else 1)
+    if count > MOST_NUMBERS:
+        raise ValueError(f"{file}: sample_size and in_channels make states of {count} numbers")
 
 
 def process_of(scheduler: SchedulerMixin) -> str:

@@ -78,13 +78,9 @@ class Recording:
     @property
     def guidance(self) -> str:
         """How guidance reaches the sample: in further passes, as an input of the network, not."""
-        if self.passes > 1:
-            return f"{self.passes} passes" + (f", w = {self.w:g} an input" if self.is_input else "")
-        return f"w = {self.w:g} is an input" if self.is_input else "none"
-
-    @property
-    def is_input(self) -> bool:
-        return self.w is not None
+        further = [f"{self.passes} passes"] if self.passes > 1 else []
+        told = [] if self.w is None else [f"w = {self.w:g} is an input"]
+        return ", ".join(further + told) or "none"
 
 
 class Ear:
@@ -123,11 +119,8 @@ class Ear:
         w = self.w if asked.get("guidance") is None else number(asked["guidance"])
         if asked.get("timestep_cond") is not None:
             w = float(self.pipe.guidance_scale)  # what is embedded there
-        timestep, sigma = (
-            timestep_of(self.scheduler, self.steps),
-            sigma_of(self.scheduler, self.steps),
-        )
-        self.calls.append(Heard(told, self.steps, len(x), timestep, sigma, w))
+        at = timestep_of(self.scheduler, self.steps), sigma_of(self.scheduler, self.steps)
+        self.calls.append(Heard(told, self.steps, len(x), *at, w=w))
 
 
 def timestep_of(scheduler: SchedulerMixin, step: int) -> float | None:

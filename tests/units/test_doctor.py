@@ -595,7 +595,8 @@ BAD: dict[str, Callable[[Path], Any]] = {
     "no scheduler": lambda f: shutil.rmtree(f / "scheduler"),
     "no config": lambda f: (f / "unet" / "config.json").unlink(),
     "link": lambda f: (f / "unet" / "more.json").symlink_to("/etc/hostname"),
-    "size": lambda f: edit(f / "unet" / "config.json", sample_size=10**9),
+    "number": lambda f: edit(f / "unet" / "config.json", time_embedding_dim=10**9),
+    "size": lambda f: edit(f / "unet" / "config.json", sample_size=10**5),
     "sigmas": lambda f: edit(f / "model_index.json", distilled_sigmas="many"),
     "steps": lambda f: settle(f, num_train_timesteps=10**9),
 }
@@ -636,6 +637,15 @@ def test_code_of_the_folder_is_not_run(twin, tmp_path: Path):
     found = diagnose(str(folder))
     assert found.verdict == "cannot tell" and "code of its own" in found.why
     assert not witness.exists()
+
+
+def test_a_network_of_any_size_is_asked_the_same(twin):
+    """Layers are never built: this one would hold terabytes."""
+    folder = twin("sdxl")
+    before = diagnose(str(folder)).recordings
+    wide = {"block_out_channels": [10**6, 10**6], "layers_per_block": 1000, "sample_size": 128}
+    edit(folder / "unet" / "config.json", **wide)
+    assert diagnose(str(folder)).recordings == before
 
 
 def test_weights_are_never_opened(twin):
