@@ -73,6 +73,7 @@ GUIDANCE = "Guidance of pipelines that are not ours; by default their own."
 LAYOUT = "Copy images of prompts as other scorers expect them: geneval or compbench."
 CODE = "Run the code that lies in the folders of pipelines that are not ours."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
+CALL = "The call to judge, like 'num_inference_steps=4, guidance_scale=0'; else its card's."
 TRUSTED = "A module of yours that a run's folder names; such folders run no others."
 Trust = Annotated[list[str] | None, typer.Option("--trust-method", metavar="NAME", help=TRUSTED)]
 LONGER = "Go on with a run whose last stage is now longer, or that is scored otherwise."
@@ -278,6 +279,30 @@ def compare(
         else:
             console.print(table(train_and_score(wanted, runs, out, (n, BLOCKS), console)))
         console.print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def doctor(
+    folder: Annotated[str, typer.Argument(help="A pipeline's folder, of diffusers or exported.")],
+    call: Annotated[str | None, typer.Option(metavar="ARGUMENTS", help=CALL)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
+    debug: Debug = False,
+) -> None:
+    """What a pipeline's network is really asked, and whether it was trained for that: 1 if not."""
+    with guarded(debug):
+        from .jobs.doctor import diagnose
+
+        found = diagnose(folder, call)
+        if as_json:
+            console.print(found.json(), soft_wrap=True)
+        else:
+            listing = Table("call", "steps", "asked at", "guidance", box=SIMPLE_HEAD, padding=0)
+            for row in found.rows():
+                listing.add_row(*row)
+            console.print(listing)
+            console.print("\n".join(found.lines()), soft_wrap=True)
+    if found.is_wrong:
+        raise typer.Exit(1)
 
 
 @app.command()
