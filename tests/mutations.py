@@ -932,8 +932,8 @@ MUTATIONS = (
     Mutation(
         "a headline for which less is always better",
         "evaluation/metric.py",
-        "return a < b if self.lower_is_better else a > b",
-        "return a < b",
+        "return value if self.lower_is_better else -value",
+        "return value",
         (
             "units/test_report.py::test_headline_compares_by_what_the_suite_says_and_in_its_direction",
         ),
