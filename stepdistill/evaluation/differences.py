@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .intervals import interval
+from .intervals import alike, interval
 from .metric import Metric
 from .rows import Row
 
@@ -79,9 +79,7 @@ def _blocks(a: Row, b: Row, metric: str) -> tuple[Sequence[float], Sequence[floa
 
 def _interval(mine: Sequence[float], theirs: Sequence[float]) -> Difference | None:
     found = [a - b for a, b in zip(mine, theirs)]
-    if len(found) < 2 or min(found) == max(found):
-        return None
-    return Difference(*interval(found))
+    return None if alike(found) else Difference(*interval(found))
 
 
 def _sign(row: Row, metric: Metric) -> int:

@@ -20,6 +20,8 @@ from scipy.special import stdtrit
 
 from .rows import Score
 
+ROUNDING = 1e-9  # differences that are none, by the size of what differs
+
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard error sd/√B of B independent values. Raises ValueError for B < 2."""
@@ -36,12 +38,17 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - reach, mean + reach
 
 
+def alike(values: Sequence[float]) -> bool:
+    """Whether values are too few, or too equal but for rounding, to say how sure their mean is."""
+    return len(values) < 2 or max(values) - min(values) <= ROUNDING * max(map(abs, values))
+
+
 def around(value: float, blocks: Sequence[float], least: float = -inf, most: float = inf) -> Score:
     """The score `value`, the mean of independent blocks, with its interval within least and most.
 
     Without one where the blocks do not differ: they cannot tell how sure they are."""
     kept = tuple(blocks)
-    if len(kept) < 2 or min(kept) == max(kept):
+    if alike(kept):
         return Score(value, blocks=kept)
     _, low, high = interval(kept)
     return Score(value, max(least, low), min(most, high), blocks=kept)

@@ -157,4 +157,4 @@ class Metric(ABC):
 
 def _number_of(prompt: str) -> int:
     """The same for the same prompt, in every batch and process."""
-    return int.from_bytes(sha256(prompt.encode()).digest()[:7], "big")
+    return int.from_bytes(sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:7], "big")

@@ -9,96 +9,44 @@ that is resized; prompts that are all one; the teacher's blocks in another order
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from measured import (
+    METRICS,
+    SIDES,
+    forget_lpips,
+    normal,
+    opened,
+    pictures,
+    reference_of,
+    value,
+)
+from torch import Tensor
 
 from stepdistill.evaluation.features.space import FeatureSpace
 from stepdistill.evaluation.manifold import Manifold
 from stepdistill.evaluation.metric import Made, Metric
-from stepdistill.evaluation.metrics.channel_drift import ChannelDrift
-from stepdistill.evaluation.metrics.coverage import Coverage
-from stepdistill.evaluation.metrics.density import Density
 from stepdistill.evaluation.metrics.feature_variance import FeatureVariance
 from stepdistill.evaluation.metrics.fid_infinity import frechet_infinity
-from stepdistill.evaluation.metrics.frechet import Frechet
 from stepdistill.evaluation.metrics.high_frequency import HighFrequency, details
 from stepdistill.evaluation.metrics.lpips_diversity import LPIPSDiversity
 from stepdistill.evaluation.metrics.lpips_paired import LPIPSPaired
 from stepdistill.evaluation.metrics.patch_frechet import PatchFrechet
 from stepdistill.evaluation.metrics.psnr import PSNR
 from stepdistill.evaluation.metrics.same_picture import SamePicture
-from stepdistill.evaluation.metrics.saturation import Saturation
 from stepdistill.evaluation.metrics.ssim import SSIM
 from stepdistill.evaluation.metrics.vendi import Vendi, vendi
 from stepdistill.evaluation.moments import Moments, frechet_distance
-from stepdistill.evaluation.reference import Reader, Reference
 from stepdistill.losses import distances
 from stepdistill.resources import named
-
-FOLDER = Path(import_module("stepdistill.evaluation.metrics").__file__).parent
-METRICS = sorted(file.stem for file in FOLDER.glob("[!_]*.py"))
-SIDES = {"ssim": 12}  # that its windows fit in
-SETTINGS = {
-    "lpips_diversity": {"each": 100},
-    "patch_frechet": {"crop": 2},
-    "same_picture": {"near": 0.5},
-}
-REAL_ROWS = 60
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
-
-
-def pictures(n: int, seed: int, side: int = 4, shift: float = 0.0) -> Tensor:
-    """Images (n, 3, side, side) in [−1, 1]."""
-    return (0.5 * normal(n, 3, side, side, seed=seed) + shift).clamp(-1, 1).float()
-
-
-def reference_of(images: Tensor | None, size: tuple[int, ...] | None = None) -> Reference:
-    """Real images of two classes that a seeded linear reader tells apart by their pixels."""
-    size = tuple(images.shape[1:]) if size is None else size
-    head = nn.Linear(math.prod(size), 2)
-    head.weight.data = normal(2, math.prod(size), seed=5).float()
-    head.bias.data.zero_()
-    return Reference(size, images=images, reader=Reader("pixels", head))
 
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The root mean square difference instead of LPIPS."""
-    for name in ("lpips_diversity", "lpips_paired"):
-        module = import_module(f"stepdistill.evaluation.metrics.{name}")
-        monkeypatch.setattr(module, "require_weights", lambda net: None)
-        monkeypatch.setattr(
-            module, "lpips", lambda x, y, net: (x - y).square().flatten(1).mean(1).sqrt()
-        )
-
-
-def opened(name: str, reference: Reference, **settings: object) -> Metric:
-    metric = named("evaluation.metrics", name, Metric)(**SETTINGS.get(name, {}) | settings)
-    metric.name = name
-    if metric.space is not None:
-        metric.space = "pixels"
-    metric.open(reference)
-    return metric
-
-
-def value(metric: Metric, made: Made) -> float:
-    """What one batch gives."""
-    fresh = metric.fresh()
-    fresh.update(made)
-    (found,) = fresh.compute()
-    return found
+    forget_lpips(monkeypatch)
 
 
 # What holds of every metric
@@ -108,7 +56,7 @@ def value(metric: Metric, made: Made) -> float:
 @pytest.mark.parametrize("real", [True, False], ids=["real", "no-real"])
 def test_batches_and_merging_change_nothing(name: str, real: bool, no_weights):
     side = SIDES.get(name, 4)
-    reference = reference_of(pictures(REAL_ROWS, 1, side) if real else None, (3, side, side))
+    reference = reference_of(pictures(60, 1, side) if real else None, (3, side, side))
     try:
         metric = opened(name, reference)
     except ValueError as error:
@@ -284,7 +232,8 @@ def test_pairs_of_one_prompt_are_compared_and_no_others():
 
 
 @pytest.mark.parametrize(
-    "metric", [SamePicture(), FeatureVariance(space="pixels"), Vendi(space="pixels", per_class=True)]
+    "metric",
+    [SamePicture(), FeatureVariance(space="pixels"), Vendi(space="pixels", per_class=True)],
 )
 def test_there_is_no_diversity_of_one_image_a_prompt(metric: Metric):
     metric.reset()
@@ -328,6 +277,12 @@ def test_ssim_refuses_what_its_windows_do_not_fit_in():
         SSIM().open(reference_of(None, (3, 8, 8)))
 
 
+def test_ssim_without_torchmetrics_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("stepdistill.evaluation.metrics.ssim.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'stepdistill\[fid\]'"):
+        SSIM().open(reference_of(None, (3, 16, 16)))
+
+
 @pytest.mark.parametrize("name", ["psnr", "ssim", "paired", "lpips_paired"])
 def test_without_a_teacher_there_is_nothing_to_be_beside(name: str, no_weights):
     reference = reference_of(None, (3, 12, 12))
@@ -364,7 +319,11 @@ def test_lpips_metrics_are_those_of_the_library(weights: Path):
 
     write_weights(weights)
     library = lpips.LPIPS(net="squeeze", verbose=False)
-    images, theirs, labels = pictures(6, 0, 64), pictures(6, 1, 64), torch.tensor([0, 0, 0, 1, 1, 2])
+    images, theirs, labels = (
+        pictures(6, 0, 64),
+        pictures(6, 1, 64),
+        torch.tensor([0, 0, 0, 1, 1, 2]),
+    )
     images = (images * 127.5 + 127.5).round() / 127.5 - 1  # as saved
     reference = reference_of(None, (3, 64, 64))
     batch = Made(images, labels, theirs, reference)

@@ -31,7 +31,7 @@ class SamePicture(Metric):
 
     about = (
         "the share of pairs of images of one prompt or class, of different seeds, that are all but "
-        "the same picture."
+        "the same picture; more for `real`, which repeats reference images."
     )
     decimals = 4
     least, most = 0.0, 1.0
