@@ -16,7 +16,6 @@ compare distances at equal n only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -70,18 +69,14 @@ class Moments:
             raise ValueError(f"covariance of {self.n} sample(s) in {self.space}: need at least 2")
         return self.scatter / (self.n - 1)
 
-    @cached_property
-    def root(self) -> Tensor:
-        """R (d, d) with R Rᵀ the covariance, computed once for all distances from here."""
-        values, vectors = torch.linalg.eigh(self.covariance)
-        return vectors * values.clamp(min=0).sqrt()
-
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Fréchet distance of two Gaussians, ≥ 0. Raises ValueError across spaces, n < 2."""
     _same_space(a, b)
     c_a, c_b = a.covariance, b.covariance
-    cross = torch.linalg.eigvalsh(a.root.T @ c_b @ a.root)
+    values, vectors = torch.linalg.eigh(c_a)
+    root = vectors * values.clamp(min=0).sqrt()
+    cross = torch.linalg.eigvalsh(root.T @ c_b @ root)
     return _distance(a.mean - b.mean, c_a.trace() + c_b.trace(), cross)
 
 

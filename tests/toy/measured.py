@@ -13,7 +13,8 @@ from stepdistill.evaluation.reference import Reader, Reference
 from stepdistill.resources import named
 
 FOLDER = Path(import_module("stepdistill.evaluation.metrics").__file__).parent
-METRICS = sorted(file.stem for file in FOLDER.glob("[!_]*.py"))
+NETWORKS = {"clip_score", "inception_score"}  # need ones of their own
+METRICS = sorted({file.stem for file in FOLDER.glob("[!_]*.py")} - NETWORKS)
 SIDES = {"ssim": 12}  # that its windows fit in
 SETTINGS = {
     "lpips_diversity": {"each": 100},

@@ -31,7 +31,7 @@ class FIDInfinity(OfFeatures):
 
     about = (
         "the Fréchet distance to the reference images, extrapolated to infinitely many images; it "
-        "may be slightly negative. The range is the 95 % interval over fresh seed blocks."
+        "may be slightly negative."
     )
     parts: Annotated[int, Range(2, 20)] = 5
     keep: Annotated[int, Range(20, 10**6)] = 10_000

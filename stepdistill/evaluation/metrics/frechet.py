@@ -17,8 +17,7 @@ class Frechet(Metric):
 
     about = (
         "the Fréchet distance to the reference images in a space of features; FID is the one in "
-        "Inception's. The range is the 95 % interval over fresh seed blocks. It shrinks as the "
-        "number of images grows."
+        "Inception's. It shrinks as the number of images grows."
     )
     least = 0.0
     space: str = "random-conv"

@@ -30,7 +30,7 @@ class SSIM(OfPairs):
 
     def open(self, reference: Reference) -> None:
         if find_spec("torchmetrics") is None:
-            raise ValueError("ssim is torchmetrics': pip install 'stepdistill[fid]'")
+            raise ValueError("ssim is computed by torchmetrics: pip install torchmetrics")
         if min(reference.size[1:]) < WINDOW:
             raise ValueError(f"ssim needs {WINDOW} × {WINDOW} pixels, not {reference.size[1:]}")
 
