@@ -24,8 +24,8 @@ class KID(OfFeatures):
     """Mean of blocks of at most 1,000 images."""
 
     about = (
-        "the unbiased kernel distance to the reference images (KID in Inception's space); it may be "
-        "negative, and is for `real`, which repeats reference images."
+        "the unbiased kernel distance to the reference images (KID in Inception's space); it may "
+        "be negative, and is for `real`, which repeats reference images."
     )
     real: Tensor = field(init=False, repr=False)
 
