@@ -13,8 +13,8 @@ from ..rows import REAL, STUDENT, TEACHER, Row, Score
 from ..suite import Suite
 
 N_NOTE = (
-    "Ranges are 95 % intervals over fresh seed blocks. Most distances shrink as the number of images "
-    "grows: compare them only within this table, where every row has the same n."
+    "Ranges are 95 % intervals over fresh seed blocks. Most distances shrink as the number of "
+    "images grows: compare them only within this table, where every row has the same n."
 )
 REAL_NOTE = "The row `real` resamples the reference itself and marks the floor."
 WINNER = " ★"
