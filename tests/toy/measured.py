@@ -17,7 +17,7 @@ NETWORKS = {"clip_score", "inception_score"}  # need ones of their own
 METRICS = sorted({file.stem for file in FOLDER.glob("[!_]*.py")} - NETWORKS)
 SIDES = {"ssim": 12}  # that its windows fit in
 SETTINGS = {
-    "lpips_diversity": {"each": 100},
+    "lpips_diversity": {"each": 16},
     "patch_frechet": {"crop": 2},
     "same_picture": {"near": 0.5},
 }
