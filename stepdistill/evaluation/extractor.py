@@ -63,6 +63,10 @@ def clip_folder(model: str) -> Path:
 def loaded(kind: type, folder: Path) -> nn.Module:
     """A model of transformers, frozen, in float32. Raises WeightsUnavailable for another one."""
     try:
+        wanted = kind.config_class.model_type
+        said, _ = kind.config_class.get_config_dict(folder, local_files_only=True)
+        if said.get("model_type") != wanted:
+            raise ValueError(f"its config is of a {said.get('model_type')}")
         model, found = kind.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import hub
 
@@ -138,8 +138,6 @@ def own_folder() -> list[Path]:
 
 def hub_cache() -> Path:
     """Where the hub's own library keeps what it fetches."""
-    from huggingface_hub import constants  # tests and users may set it late
-
     return Path(constants.HF_HUB_CACHE)
 
 

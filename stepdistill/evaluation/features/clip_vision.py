@@ -22,9 +22,10 @@ class ClipVision(FeatureSpace):
 
     @classmethod
     def at(cls, real: Real, place: str) -> FeatureSpace:
-        from transformers import CLIPVisionModelWithProjection
+        folder = clip_folder(place or MODEL)
+        from transformers import CLIPModel
 
-        network = Embedding(loaded(CLIPVisionModelWithProjection, clip_folder(place or MODEL)))
+        network = Embedding(loaded(CLIPModel, folder))
         how = f"smoothed bicubic resize to {network.side}, {versions('transformers', 'torch')}"
         return FeatureSpace("clip-vision", network, f"CLIP {place or MODEL}", how, BATCH)
 
@@ -34,8 +35,8 @@ class Embedding(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.side = model, model.config.image_size
+        self.model, self.side = model, model.config.vision_config.image_size
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = standardised(resized(images, self.side), MEAN, STD)
-        return normalize(self.model(pixel_values=pixels).image_embeds)
+        return normalize(self.model.get_image_features(pixel_values=pixels).pooler_output)
