@@ -100,7 +100,10 @@ class CLIP(nn.Module):
 
         super().__init__()
         self.model = loaded(CLIPModel, folder)
-        self.prepare = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+        try:
+            self.prepare = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # no tokenizer, or another one's
+            raise unfit(folder, "CLIPProcessor", error) from error
         self.longest = self.model.config.text_config.max_position_embeddings
 
     def forward(self, images: Tensor) -> Tensor:

@@ -649,7 +649,7 @@ def test_fid_tf_is_torch_fidelitys(cached, two, figure, tmp_path):
 
 
 @PRESETS
-@pytest.mark.filterwarnings("ignore:Metric `")
+@pytest.mark.filterwarnings("ignore:Metric `", "ignore:std\\(\\): degrees")
 def test_fid_torchmetrics_is_torchmetrics(cached, two, figure):
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.inception import InceptionScore as Theirs
@@ -672,7 +672,7 @@ def test_fid_torchmetrics_is_torchmetrics(cached, two, figure):
 
 
 @PRESETS
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Matrix is singular")
 def test_fid_clean_is_clean_fids(cached, two, figure, tmp_path, monkeypatch):
     from cleanfid import fid, inception_torchscript
 
@@ -763,7 +763,7 @@ def timed(run) -> tuple[float, float]:
 
 
 @pytest.mark.bench
-@pytest.mark.filterwarnings("ignore:Metric `")
+@pytest.mark.filterwarnings("ignore:Metric `", "ignore:std\\(\\): degrees")
 def test_one_extraction_serves_all_metrics(cached, figure):
     """The bar is for 500 images; STEPDISTILL_BENCH_IMAGES sets another number."""
     import torch_fidelity
