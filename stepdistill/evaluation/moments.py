@@ -7,18 +7,25 @@
     d² = |m₁ − m₂|² + tr C₁ + tr C₂ − 2 tr (C₁^½ C₂ C₁^½)^½
 
 The merge (Chan, Golub and LeVeque 1979) keeps its precision however far the mean lies from zero,
-where Σ x xᵀ cancels. C₁^½ C₂ C₁^½ is symmetric, so its root needs eigenvalues only; where features
-outnumber samples, the same eigenvalues come from the n × m Gram matrix. Heusel et al. 2017 (arXiv
-1706.08500) call it FID in the space of Inception, and only there. It is biased upwards at finite n:
-compare distances at equal n only.
+where Σ x xᵀ cancels. With any R Rᵀ = C the eigenvalues of C₁^½ C₂ C₁^½ are those of R₁ᵀ C₂ R₁,
+which is symmetric, and of G Gᵀ, G = R₂ᵀ R₁; so no root of a matrix is needed. Where d is large, R
+is Cholesky's; of fewer samples than features it is thin, a column for each sample and each merge:
+
+    S = F Fᵀ,  F = (F_a, F_b, δ √(n_a n_b / n))          R = F / √(n − 1)
+
+Heusel et al. 2017 (arXiv 1706.08500) call it FID in the space of Inception, and only there. It is
+biased upwards at finite n: compare distances at equal n only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+LARGE = 1000  # features; below it the roots cost nothing, and numbers of old rest on their bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +33,15 @@ class Moments:
     """What n features of d numbers add up to, in float64, and the identity of their space.
 
     space: which network made the features; moments of two spaces never mix.
-    mean: (d,). scatter: (d, d), not yet divided by n − 1.
+    mean: (d,). scatter: (d, d), not yet divided by n − 1. thin: F above (d, r), while r < d and d
+    is large.
     """
 
     space: str
     n: int
     mean: Tensor
     scatter: Tensor
+    thin: Tensor | None = None
 
     @classmethod
     def empty(cls, space: str, d: int) -> Moments:
@@ -45,7 +54,8 @@ class Moments:
         x = _checked(features)
         mean = x.mean(0) if len(x) else x.new_zeros(x.shape[1])
         centred = x - mean
-        return cls(space, len(x), mean, centred.T @ centred)
+        thin = centred.T if len(x) < x.shape[1] >= LARGE else None
+        return cls(space, len(x), mean, centred.T @ centred, thin)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets together, whatever the order. Raises ValueError across spaces."""
@@ -56,7 +66,16 @@ class Moments:
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.n / n)
         between = torch.outer(delta, delta) * (self.n * other.n / n)
-        return Moments(self.space, n, mean, self.scatter + other.scatter + between)
+        scatter = self.scatter + other.scatter + between
+        return Moments(self.space, n, mean, scatter, self._thin_with(other, delta))
+
+    def _thin_with(self, other: Moments, delta: Tensor) -> Tensor | None:
+        parts = self.thin, other.thin
+        if any(part is None for part in parts):
+            return None
+        gap = delta[:, None] * (self.n * other.n / (self.n + other.n)) ** 0.5
+        joined = torch.cat([*parts, gap], 1)
+        return joined if joined.shape[1] < len(delta) else None
 
     def update(self, features: Tensor) -> Moments:
         """Moments after another chunk of features (m, d)."""
@@ -69,15 +88,30 @@ class Moments:
             raise ValueError(f"covariance of {self.n} sample(s) in {self.space}: need at least 2")
         return self.scatter / (self.n - 1)
 
+    @cached_property
+    def root(self) -> Tensor:
+        """R (d, r) with R Rᵀ = C, kept for all distances from here. Raises ValueError for n < 2."""
+        c = self.covariance
+        if self.thin is not None:
+            return self.thin / (self.n - 1) ** 0.5
+        if len(c) >= LARGE:
+            root, failed = torch.linalg.cholesky_ex(c)
+            if not failed:
+                return root
+        values, vectors = torch.linalg.eigh(c)
+        return vectors * values.clamp(min=0).sqrt()
+
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Fréchet distance of two Gaussians, ≥ 0. Raises ValueError across spaces, n < 2."""
     _same_space(a, b)
-    c_a, c_b = a.covariance, b.covariance
-    values, vectors = torch.linalg.eigh(c_a)
-    root = vectors * values.clamp(min=0).sqrt()
-    cross = torch.linalg.eigvalsh(root.T @ c_b @ root)
-    return _distance(a.mean - b.mean, c_a.trace() + c_b.trace(), cross)
+    traces = a.covariance.trace() + b.covariance.trace()
+    if b.thin is None:
+        symmetric = a.root.T @ b.covariance @ a.root
+    else:
+        gram = b.root.T @ a.root
+        symmetric = gram @ gram.T
+    return _distance(a.mean - b.mean, traces, torch.linalg.eigvalsh(symmetric))
 
 
 def frechet_from_features(x: Tensor, y: Tensor) -> float:

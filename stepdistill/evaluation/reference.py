@@ -92,12 +92,14 @@ class Reference:
     _features: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def space(self, name: str) -> FeatureSpace:
-        """A space of images like these: the file `name` of features/, or any importable module.
+        """A space of images like these: the file `name` of features/, or any importable module;
+        after a colon what it takes, see `features.space`.
 
         Raises ValueError if there is none, or none for these."""
         if name not in self._spaces:
-            kind = named("evaluation.features", name.replace("-", "_"), FeatureSpace)
-            self._spaces[name] = kind.of(self)
+            module, _, place = name.partition(":")
+            kind = named("evaluation.features", module.replace("-", "_"), FeatureSpace)
+            self._spaces[name] = kind.at(self, place)
         return self._spaces[name]
 
     def features(self, name: str) -> Tensor:

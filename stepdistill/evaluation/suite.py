@@ -9,6 +9,8 @@ It is a YAML of eval/suites/, or anyone's, that names its parts:
       - {name: accuracy, optional: true}
     headline: [frechet_random]   by which rows are compared in one sentence
     batch: 250                   images that are generated at a time, fewer by default if large
+
+A metric whose weights or libraries are not on this machine is skipped, and named with the reason.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 from ..schema import ConfigError, Count
 from .metric import Metric
 from .reference import Brought, Kind, Reference, Task
+from .weights import Unavailable
 
 MOST, VALUES = 250, 2**22  # images, and pixel values, that are generated at a time
 
@@ -55,7 +58,8 @@ class Suite:
     """Opened for samplers of one kind.
 
     headline: names of the metrics that rows are compared by. batch: images generated at a time,
-    which bounds memory. settings: its YAML.
+    which bounds memory. settings: its YAML. skipped: metrics that cannot be computed here, with the
+    reason.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Suite:
     headline: tuple[str, ...]
     batch: int
     settings: SuiteSettings | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -86,7 +91,8 @@ class Suite:
         """What a reader must know to repeat the numbers."""
         spaces = {m.space: m for m in self.metrics if m.space is not None}
         identities = {f"space {name}": self.reference.space(name).identity for name in spaces}
-        return {"suite": self.name, "reference": self.reference.about} | identities
+        skipped = {f"skipped {name}": reason for name, reason in self.skipped.items()}
+        return {"suite": self.name, "reference": self.reference.about} | identities | skipped
 
 
 def opened(
@@ -103,27 +109,30 @@ def opened(
     where = ""
     try:
         reference = task.open(kind, brought)
-        found = []
+        found, skipped = [], {}
         for metric, asked in zip(metrics, settings.metrics):
             where = f"{metric.name}: "
-            if can_open(metric, reference, asked.optional):
+            if reason := refusal(metric, reference, asked.optional):
+                skipped[metric.name] = reason
+            else:
                 found.append(metric)
     except ValueError as error:
         raise Unfit(f"suite '{name}' {where}{error}") from error
-    names = {metric.name for metric in found}
-    headline = tuple(each for each in settings.headline if each in names)
+    headline = tuple(each for each in settings.headline if each not in skipped)
     if not headline:
-        raise Unfit(f"suite '{name}': none of its headline can be computed here")
+        reasons = "; ".join(f"{each} {skipped[each]}" for each in settings.headline)
+        raise Unfit(f"suite '{name}': none of its headline can be computed here: {reasons}")
     batch = settings.batch or max(1, min(MOST, VALUES // prod(reference.size)))
-    return Suite(name, reference, tuple(found), headline, batch, settings)
+    return Suite(name, reference, tuple(found), headline, batch, settings, skipped)
 
 
-def can_open(metric: Metric, reference: Reference, optional: bool) -> bool:
-    """Open a metric; whether it can be computed. Raises ValueError where it must be."""
+def refusal(metric: Metric, reference: Reference, optional: bool) -> str:
+    """Open a metric; why it cannot be computed here, nothing if it can. Raises ValueError where it
+    does not fit but must be."""
     try:
         metric.open(reference)
-    except ValueError:
-        if not optional:
-            raise
-        return False
-    return True
+    except ValueError as error:
+        if optional or isinstance(error, Unavailable):
+            return str(error)
+        raise
+    return ""

@@ -128,7 +128,8 @@ def parts(settings: SuiteSettings) -> Parts:
         metric = fit(kind, asked.settings, f"{key}.settings")
         metric.name = asked.name
         if metric.space is not None:
-            part("evaluation.features", metric.space.replace("-", "_"), FeatureSpace, key)
+            space = metric.space.partition(":")[0].replace("-", "_")
+            part("evaluation.features", space, FeatureSpace, key)
         metrics.append(metric)
     names = [metric.name for metric in metrics]
     if len(set(names)) < len(names):

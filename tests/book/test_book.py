@@ -70,6 +70,7 @@ INSTALLED_AS = {
     "cleanfid": "clean-fid",
     "huggingface_hub": "huggingface-hub",
     "sklearn": "scikit-learn",
+    "torch_fidelity": "torch-fidelity",
     "yaml": "pyyaml",
 }
 Definition = ast.FunctionDef | ast.AsyncFunctionDef

@@ -1,7 +1,8 @@
 """The spaces in which images are compared: a network, a name, and a fingerprint of its weights.
 
 A suite names them by their files: "random-conv" is random_conv.py, with the one class derived from
-FeatureSpace in it.
+FeatureSpace in it. What follows a colon, as in "dinov2:DIR", is a place where weights lie, or the
+name of one of several models; few spaces take one.
 """
 
 from __future__ import annotations
@@ -30,21 +31,36 @@ class Real(Protocol):
 class FeatureSpace:
     """A frozen network (b, c, h, w) → (b, d) under a name; `identity` adds its weights' hash.
 
-    about: what it is, for the reader of a table."""
+    about: what it is, for the reader of a table. how: what else decides on its numbers, such as a
+    resize and versions of libraries. batch: images at a time, BATCH unless said. head: features
+    (b, d) → logits (b, classes), where it has classes."""
 
     name: str
     network: nn.Module
     about: str = ""
+    how: str = ""
+    batch: int | None = None
+    head: nn.Module | None = None
 
     @classmethod
     def of(cls, real: Real) -> FeatureSpace:
         """The space for images like these. Raises ValueError where there is none."""
         raise ValueError(f"{cls.__name__} is not made by name")
 
+    @classmethod
+    def at(cls, real: Real, place: str) -> FeatureSpace:
+        """The space with what a suite writes after a colon, nothing if there is none.
+
+        Raises ValueError where there is none, or no such place."""
+        if place:
+            raise ValueError(f"{cls.__name__} takes nothing after a colon, such as '{place}'")
+        return cls.of(real)
+
     @cached_property
     def identity(self) -> str:
         """Such as "random-conv@1f2e3d4c5b6a": equal exactly when distances are comparable."""
-        return f"{self.name}@{weights_hash(self.network)[:12]}"
+        short = f"{self.name}@{weights_hash(self.network)[:12]}"
+        return f"{short} ({self.how})" if self.how else short
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -54,7 +70,19 @@ class FeatureSpace:
         """
         if images.ndim != 4 or not images.isfinite().all() or images.abs().max() > 1 + 1e-4:
             raise ValueError(f"{self.name}: expected finite images (n, c, h, w) in [-1, 1]")
-        return torch.cat([self.network(part) for part in images.float().split(BATCH)])
+        device, parts = self._device(images), images.float().split(self.batch or BATCH)
+        return torch.cat([self.network(part.to(device)).to(images.device) for part in parts])
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (n, classes) of features (n, d). Raises ValueError where it has no classes."""
+        if self.head is None:
+            raise ValueError(f"{self.name} tells no classes apart")
+        return self.head(features.to(self._device(features))).to(features.device)
+
+    def _device(self, tensor: Tensor) -> torch.device:
+        """Where the network is; that of the tensor for one without parameters."""
+        return next((p.device for p in self.network.parameters()), tensor.device)
 
 
 def weights_hash(network: nn.Module) -> str:
