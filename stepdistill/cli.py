@@ -70,6 +70,8 @@ SUITE = "What scores them: a shipped suite, or a YAML file; by default what thei
 REFERENCE = "A folder of real images, for suites that need one; else what the runs' data hold out."
 PROMPTS = "A file of prompts (.txt, .csv, .jsonl, .parquet) for models that take them."
 GUIDANCE = "Guidance of pipelines that are not ours; by default their own."
+TEACHER = "Which source is the teacher of the others, called with its own defaults."
+DOWNLOAD = "Fetch weights of metrics that are not on this machine."
 LAYOUT = "Copy images of prompts as other scorers expect them: geneval or compbench."
 CODE = "Run the code that lies in the folders of pipelines that are not ours."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
@@ -225,6 +227,8 @@ def evaluate(
     reference: Annotated[str | None, typer.Option(help=REFERENCE)] = None,
     prompts: Annotated[str | None, typer.Option(help=PROMPTS)] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=1000, help=GUIDANCE)] = None,
+    teacher: Annotated[Path | None, typer.Option(help=TEACHER)] = None,
+    download: Annotated[bool, typer.Option("--download", help=DOWNLOAD)] = False,
     layout: Annotated[str | None, typer.Option(help=LAYOUT)] = None,
     trust: Trust = None,
     code: Annotated[bool, typer.Option("--trust-remote-code", help=CODE)] = False,
@@ -237,12 +241,14 @@ def evaluate(
     """
     with guarded(debug):
         require_writable(out)
+        from .evaluation.weights import DOWNLOADS
         from .jobs.evaluate import score
         from .jobs.sources import Against, Opening
 
         if layout not in (None, "geneval", "compbench"):
             raise ConfigError(f"--layout {shown(layout)}: geneval or compbench")
-        opening = Opening(steps, tuple(trust or ()), guidance, code)
+        DOWNLOADS.allowed = download
+        opening = Opening(steps, tuple(trust or ()), guidance, code, teacher)
         against = Against(suite, reference, prompts, layout)
         rows = score(sources, against, out, (n, blocks), opening, errors if as_json else console)
         if as_json:

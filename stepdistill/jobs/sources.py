@@ -36,13 +36,19 @@ class Opening:
 
     steps: of exported pipelines, their fewest by default. trusted: modules that run folders may
     name, besides those that are shipped. guidance: of other pipelines, their own by default. code:
-    whether code in the folders of other pipelines is run.
+    whether code in the folders of other pipelines is run. teacher: the source that is the teacher
+    of the others, called with its own defaults.
     """
 
     steps: int | None = None
     trusted: tuple[str, ...] = ()
     guidance: float | None = None
     code: bool = False
+    teacher: Path | None = None
+
+    def call(self, source: Path) -> Call:
+        """How a pipeline that is not ours is called."""
+        return Call() if source == self.teacher else Call(self.steps, self.guidance)
 
 
 class Against(NamedTuple):
@@ -60,7 +66,8 @@ class Against(NamedTuple):
 @dataclass(frozen=True)
 class Gathered:
     """What sources hold. kind: of all. samplers, teacher, runs: of our students and runs. others:
-    pipelines that are not ours. collections: folders of images. made: what others made."""
+    pipelines that are not ours. collections: folders of images. taught_by: the source among both
+    that is the teacher of the others. made: what other pipelines made."""
 
     kind: Kind
     samplers: list[Sampled]
@@ -68,6 +75,7 @@ class Gathered:
     runs: list[RunConfig]
     others: list[Foreign]
     collections: dict[Path, Collection]
+    taught_by: Path | None = None
     made: dict[Path, Collection] = field(default_factory=dict)
 
     def suite(self, against: Against) -> Suite:
@@ -110,8 +118,13 @@ class Gathered:
         for model in self.others:
             collection = collect(model, wanted, batch, store, advance=advance)
             self.made[model.folder] = collection
-            found.append(of_pipeline(model, collection, wanted))
-        return found + [of_collection(path, c) for path, c in self.collections.items()]
+            found.append(self._as(model.folder, of_pipeline(model, collection, wanted)))
+        return found + [
+            self._as(path, of_collection(path, c)) for path, c in self.collections.items()
+        ]
+
+    def _as(self, source: Path, sampler: Sampled) -> Sampled:
+        return replace(sampler, model=TEACHER) if source == self.taught_by else sampler
 
 
 def gather(sources: list[Path], opening: Opening) -> Gathered:
@@ -133,7 +146,7 @@ def gather(sources: list[Path], opening: Opening) -> Gathered:
         elif is_collection(source):
             collections[source] = collection_of(source)
         elif is_other(source):
-            others.append(Foreign.of(source, Call(opening.steps, opening.guidance), opening.code))
+            others.append(Foreign.of(source, opening.call(source), opening.code))
             kinds.add(others[-1].kind)
         else:
             student, teacher = of_folder(source, opening.steps)
@@ -144,7 +157,10 @@ def gather(sources: list[Path], opening: Opening) -> Gathered:
     teachers = {owner for owner, model, _ in found if model == TEACHER}
     if len(teachers) > 1:
         raise ConfigError(f"eval: one teacher a table, got {'; '.join(sorted(teachers))}")
-    return Gathered(kind, list(found.values()), teacher, runs, others, collections)
+    if opening.teacher is not None and opening.teacher not in sources:
+        raise ConfigError(f"--teacher {opening.teacher}: is none of the sources: add it to them")
+    ours, taught_by = list(found.values()), opening.teacher
+    return Gathered(kind, ours, teacher, runs, others, collections, taught_by)
 
 
 def lay_all(gathered: Gathered, against: Against, wanted: list[Request], out: Path) -> None:
