@@ -22,10 +22,8 @@ from torch import Tensor
 
 from ...schema import Positive
 from ..collection import save
-from ..intervals import interval
-from ..metric import Blocks, Made, Metric
+from ..metric import Made, Metric
 from ..reference import Reference
-from ..rows import Score
 
 WORDS = 200  # of a program's last words
 
@@ -90,6 +88,3 @@ class Command(Metric):
         except (ValueError, TypeError):
             pass
         raise ValueError(f"{self.command[0]}: prints no list of {len(self.rows)} numbers")
-
-    def score(self, blocks: Blocks, best: Blocks | None) -> Score:
-        return Score(*interval([value for block in blocks for value in block]))

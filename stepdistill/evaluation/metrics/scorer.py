@@ -15,10 +15,8 @@ from statistics import fmean
 
 import torch
 
-from ..intervals import interval
-from ..metric import Blocks, Made, Metric
+from ..metric import Made, Metric
 from ..reference import Reference
-from ..rows import Score
 
 
 @dataclass
@@ -62,6 +60,3 @@ class Scorer(Metric):
 
     def compute(self) -> list[float]:
         return [fmean(self.found)]
-
-    def score(self, blocks: Blocks, best: Blocks | None) -> Score:
-        return Score(*interval([value for block in blocks for value in block]))
