@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import format_exc
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -58,7 +58,6 @@ class PlainConsole(Console):
 width = None if sys.stdout and sys.stdout.isatty() else 120
 console = PlainConsole(width=width, markup=False, emoji=False)
 errors = PlainConsole(stderr=True, soft_wrap=True)
-
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted keys.")]
 Runs = Annotated[Path, typer.Option(help="The folder that holds run folders.")]
@@ -78,7 +77,7 @@ FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 CALL = "The call to judge, like 'num_inference_steps=4, guidance_scale=0'; else its card's."
 TRUSTED = "A module of yours that a run's folder names; such folders run no others."
 Trust = Annotated[list[str] | None, typer.Option("--trust-method", metavar="NAME", help=TRUSTED)]
-LONGER = "Go on with a run whose last stage is now longer, or that is scored otherwise."
+LONGER = "Go on with a run that is now longer, or scored otherwise."
 Extend = Annotated[bool, typer.Option("--extend", help=LONGER)]
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
 
@@ -229,31 +228,25 @@ def evaluate(
     guidance: Annotated[float | None, typer.Option(min=0, max=1000, help=GUIDANCE)] = None,
     teacher: Annotated[Path | None, typer.Option(help=TEACHER)] = None,
     download: Annotated[bool, typer.Option("--download", help=DOWNLOAD)] = False,
-    layout: Annotated[str | None, typer.Option(help=LAYOUT)] = None,
+    layout: Annotated[Literal["geneval", "compbench"] | None, typer.Option(help=LAYOUT)] = None,
     trust: Trust = None,
     code: Annotated[bool, typer.Option("--trust-remote-code", help=CODE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Score models side by side and write one report.
-
-    A source is a run's folder, an exported student, any diffusers pipeline, or a folder of images.
-    """
+    """Score models side by side, and write one report. Any pipeline, any folder of images."""
     with guarded(debug):
         require_writable(out)
         from .evaluation.weights import DOWNLOADS
         from .jobs.evaluate import score
         from .jobs.sources import Against, Opening
 
-        if layout not in (None, "geneval", "compbench"):
-            raise ConfigError(f"--layout {shown(layout)}: geneval or compbench")
         DOWNLOADS.allowed = download
         opening = Opening(steps, tuple(trust or ()), guidance, code, teacher)
         against = Against(suite, reference, prompts, layout)
         rows = score(sources, against, out, (n, blocks), opening, errors if as_json else console)
         if as_json:
-            print((out / "results.json").read_text(encoding="utf-8"), end="")
-            return
+            return typer.echo((out / "results.json").read_text(encoding="utf-8"), nl=False)
         console.print(table(rows))
         console.print(f"report: {out / 'report.html'}")
 

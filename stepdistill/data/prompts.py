@@ -7,6 +7,7 @@ NAME.csv, .jsonl, .parquet   the column prompt, text or caption
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,7 +63,7 @@ def read_table(path: Path) -> list:
     return pq.read_table(path, columns=[column])[column].to_pylist()
 
 
-def column_of(names) -> str:
+def column_of(names: Sequence[str]) -> str:
     """The column that holds the prompts. Raises ValueError where none does."""
     found = next((column for column in COLUMNS if column in names), None)
     if found is None:

@@ -14,12 +14,14 @@ from stepdistill.resources import named
 
 FOLDER = Path(import_module("stepdistill.evaluation.metrics").__file__).parent
 NETWORKS = {"clip_score", "inception_score"}  # need ones of their own
-METRICS = sorted({file.stem for file in FOLDER.glob("[!_]*.py")} - NETWORKS)
+PROGRAMS = {"command"}  # starts one for every block
+METRICS = sorted({file.stem for file in FOLDER.glob("[!_]*.py")} - NETWORKS - PROGRAMS)
 SIDES = {"ssim": 12}  # that its windows fit in
 SETTINGS = {
     "lpips_diversity": {"each": 16},
     "patch_frechet": {"crop": 2},
     "same_picture": {"near": 0.5},
+    "scorer": {"module": "brightness"},
 }
 
 
