@@ -11,7 +11,7 @@ import json
 from math import isfinite
 from pathlib import Path
 from threading import Lock
-from typing import Optional, Union
+from typing import Callable, Optional, Union
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -39,6 +39,7 @@ class FewStepPipeline(DiffusionPipeline):
     source = Path(__file__).read_text(encoding="utf-8")
     model_cpu_offload_seq = "unet"
     _optional_components = ["inputs"]
+    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
@@ -72,6 +73,9 @@ class FewStepPipeline(DiffusionPipeline):
         latents: Optional[torch.Tensor] = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        num_images_per_prompt: int = 1,
+        callback_on_step_end: Optional[Callable] = None,
+        callback_on_step_end_tensor_inputs: tuple = ("latents",),
     ):
         """Images of `class_labels` (one each), or `batch_size` images of random classes.
 
@@ -80,18 +84,24 @@ class FewStepPipeline(DiffusionPipeline):
         given it, at no cost, by default what it was trained for; others are evaluated twice per
         step unless it is 1. generator: one for the batch, or a list with one for each image.
         latents: standard normal noise (b, c, h, w). output_type: "pil", "np" or "pt" in [0, 1].
+        num_images_per_prompt: images of each label, one after the other. callback_on_step_end:
+        called after every step with the pipeline, the number and the time of the step, and
+        {"latents": x}, the state after it; "latents" in what it returns takes its place.
         Raises ValueError for a number of steps the student was not trained for, for labels that its
         network has no use for, and for arguments that contradict each other.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: pil, np or pt, not {output_type!r}")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs: latents only, not {unknown}")
         times, clean = self._times(num_inference_steps), 0.0 if self._is_flow() else -1.0
         w, embedded = self._guidance(guidance_scale)
         size = self.unet.config.sample_size
         event = (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-        count = self._count(batch_size, class_labels, latents, generator)
+        count = self._count(batch_size, class_labels, latents, generator, num_images_per_prompt)
         shape = (count, *event)
-        labels = self._labels(class_labels, count, generator)
+        labels = self._labels(class_labels, count, generator, num_images_per_prompt)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device)
         if tuple(latents.shape) != shape:
@@ -101,17 +111,19 @@ class FewStepPipeline(DiffusionPipeline):
         for i, t in enumerate(self.progress_bar(times)):
             after = clean if i + 1 == len(times) else times[i + 1]
             s = after - self.config.gamma * (after - clean)
-            x0, eps = self._estimate(x, t, s, labels, w, embedded)
-            if i + 1 == len(times):
-                break
-            alpha, sigma = self._scales(s)
-            x = alpha * x0 + sigma * eps
-            if self.config.gamma > 0:
-                noise = randn_tensor(shape, generator=generator, device=x.device)
-                keep = self._scales(after)[0] / alpha
-                spread = max(self._scales(after)[1] ** 2 - (keep * sigma) ** 2, 0.0) ** 0.5
-                x = keep * x + spread * noise
-        images = (x0 / 2 + 0.5).clamp(0, 1)
+            x, eps = self._estimate(x, t, s, labels, w, embedded)
+            if i + 1 < len(times):
+                alpha, sigma = self._scales(s)
+                x = alpha * x + sigma * eps
+                if self.config.gamma > 0:
+                    noise = randn_tensor(shape, generator=generator, device=x.device)
+                    keep = self._scales(after)[0] / alpha
+                    spread = max(self._scales(after)[1] ** 2 - (keep * sigma) ** 2, 0.0) ** 0.5
+                    x = keep * x + spread * noise
+            if callback_on_step_end is not None:
+                seen = {name: x for name in callback_on_step_end_tensor_inputs}
+                x = (callback_on_step_end(self, i, t, seen) or {}).get("latents", x)
+        images = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).float().numpy()
         if output_type == "pil":
@@ -141,12 +153,16 @@ class FewStepPipeline(DiffusionPipeline):
             raise ValueError("guidance_scale needs a network with class labels: leave it at 1")
         return w, embedded
 
-    def _count(self, batch_size, class_labels, latents, generator):
+    def _count(self, batch_size, class_labels, latents, generator, each):
         """How many images: all that say so must agree, and one label alone serves all."""
         labels = None if class_labels is None else torch.as_tensor(class_labels)
+        if type(each) is not int or each < 1:
+            raise ValueError(f"num_images_per_prompt: a whole number from 1, not {each!r}")
+        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+            raise ValueError(f"batch_size: a whole number from 1, not {batch_size!r}")
         said = {
-            "batch_size": batch_size,
-            "class_labels": len(labels) if labels is not None and labels.ndim else None,
+            "batch_size": None if batch_size is None else batch_size * each,
+            "class_labels": len(labels) * each if labels is not None and labels.ndim else None,
             "latents": None if latents is None else len(latents),
             "generator": len(generator) if isinstance(generator, list) else None,
         }
@@ -154,31 +170,34 @@ class FewStepPipeline(DiffusionPipeline):
         if len(set(said.values())) > 1:
             counts = ", ".join(f"{name} {n}" for name, n in said.items())
             raise ValueError(f"one number of images, not {counts}")
-        (count,) = set(said.values()) or {1}
-        if type(count) is not int or count < 1:
-            raise ValueError(f"batch_size: a whole number from 1, not {count!r}")
+        (count,) = set(said.values()) or {each}
+        if count % each or count < 1:
+            raise ValueError(f"{count} images are no multiple of num_images_per_prompt {each}")
         return count
 
-    def _labels(self, class_labels, count, generator):
+    def _labels(self, class_labels, count, generator, each):
         classes = self.unet.config.num_class_embeds
         if classes is None:
             if class_labels is not None:
                 raise ValueError("class_labels: this network knows no classes: leave them out")
             return None
         if class_labels is None:
-            each = generator if isinstance(generator, list) else [generator]
+            drawn = generator[::each] if isinstance(generator, list) else [generator]
             class_labels = torch.cat([
                 torch.randint(
-                    classes - 1, (count // len(each),), generator=g, device=g.device if g else "cpu"
+                    classes - 1,
+                    (count // each // len(drawn),),
+                    generator=g,
+                    device=g.device if g else "cpu",
                 ).cpu()
-                for g in each
+                for g in drawn
             ])  # fmt: skip
         labels = torch.as_tensor(class_labels)
         if labels.is_floating_point() or labels.ndim > 1:
             raise ValueError("class_labels: whole numbers, one for each image")
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise ValueError(f"class_labels must lie in 0 … {classes - 1}, the last for no class")
-        return labels.expand(count).to(self._execution_device)
+        return labels.expand(count // each).repeat_interleave(each).to(self._execution_device)
 
     def _times(self, steps):
         table = self.config.times

@@ -1,7 +1,8 @@
 """stepdistill: distil many-step diffusion models into one- and few-step students."""
 
 from .jobs.distill import Result, distill
+from .jobs.evaluate import evaluate
 from .runs.config import RunConfig, read
 from .schema import ConfigError
 
-__all__ = ["ConfigError", "Result", "RunConfig", "distill", "read"]
+__all__ = ["ConfigError", "Result", "RunConfig", "distill", "evaluate", "read"]

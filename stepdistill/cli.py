@@ -68,9 +68,18 @@ BUDGET = "Network passes of one sample to train each config with; may be given s
 SEEDS = "Seeds at every budget; 3 if none is said."
 SUITE = "What scores them: a shipped suite, or a YAML file; by default what their runs say."
 REFERENCE = "A folder of real images, for suites that need one; else what the runs' data hold out."
+PROMPTS = "A file of prompts (.txt, .csv, .jsonl, .parquet) for models that take them."
+GUIDANCE = "Guidance of pipelines that are not ours; by default their own."
+TEACHER = "Which source is the teacher of the others, called with its own defaults."
+DOWNLOAD = "Fetch weights of metrics that are not on this machine."
+LAYOUT = "Copy images of prompts as other scorers expect them: geneval or compbench."
+CODE = "Run the code that lies in the folders of pipelines that are not ours."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
+CALL = "The call to judge, like 'num_inference_steps=4, guidance_scale=0'; else its card's."
 TRUSTED = "A module of yours that a run's folder names; such folders run no others."
 Trust = Annotated[list[str] | None, typer.Option("--trust-method", metavar="NAME", help=TRUSTED)]
+LONGER = "Go on with a run whose last stage is now longer, or that is scored otherwise."
+Extend = Annotated[bool, typer.Option("--extend", help=LONGER)]
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
 
 
@@ -131,6 +140,7 @@ def run(
     config: Config,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
+    extend: Extend = False,
     debug: Debug = False,
 ) -> None:
     """Train, export, evaluate and report: the whole job, resumable."""
@@ -139,7 +149,7 @@ def run(
         from .jobs.distill import distill
         from .runs.config import read
 
-        result = distill(read(config, tuple(overrides or ())), runs, console)
+        result = distill(read(config, tuple(overrides or ())), runs, console, extend)
         console.print(table(result.rows))
         console.print(f"report: {result.folder / 'report.html'}   student: {result.student}")
 
@@ -149,6 +159,7 @@ def train(
     config: Config,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
+    extend: Extend = False,
     debug: Debug = False,
 ) -> None:
     """Train only; `export` and `eval` take the run's folder."""
@@ -158,7 +169,7 @@ def train(
         from .runs.config import read
 
         settings = read(config, tuple(overrides or ()))
-        stages = train_run(settings, runs / settings.name, console)
+        stages = train_run(settings, runs / settings.name, console, extend)
         stages.setup.accelerator.end_training()
         console.print(f"trained: {stages.folder.path}")
 
@@ -176,8 +187,8 @@ def sample(
     """Write a grid of samples as one PNG."""
     with guarded(debug):
         require_writable(out.parent)
-        from .jobs.evaluate import Opening
         from .jobs.sample import draw_grid
+        from .jobs.sources import Opening
 
         draw_grid(source, out, Opening(steps, tuple(trust or ())), count, seed)
         console.print(f"{count} images: {out}")
@@ -207,23 +218,42 @@ def export(
 
 @app.command(name="eval")
 def evaluate(
-    sources: Annotated[list[Path], typer.Argument(help="Run folders or exported pipelines.")],
+    sources: Annotated[list[Path], typer.Argument(help="Runs, pipelines, folders of images.")],
     suite: Annotated[str | None, typer.Option(help=SUITE)] = None,
     out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("evaluation"),
     n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 1000,
     blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
     reference: Annotated[str | None, typer.Option(help=REFERENCE)] = None,
+    prompts: Annotated[str | None, typer.Option(help=PROMPTS)] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, max=1000, help=GUIDANCE)] = None,
+    teacher: Annotated[Path | None, typer.Option(help=TEACHER)] = None,
+    download: Annotated[bool, typer.Option("--download", help=DOWNLOAD)] = False,
+    layout: Annotated[str | None, typer.Option(help=LAYOUT)] = None,
     trust: Trust = None,
+    code: Annotated[bool, typer.Option("--trust-remote-code", help=CODE)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Score students side by side and write one report."""
+    """Score models side by side and write one report.
+
+    A source is a run's folder, an exported student, any diffusers pipeline, or a folder of images.
+    """
     with guarded(debug):
         require_writable(out)
-        from .jobs.evaluate import Against, Opening, score
+        from .evaluation.weights import DOWNLOADS
+        from .jobs.evaluate import score
+        from .jobs.sources import Against, Opening
 
-        opening, against = Opening(steps, tuple(trust or ())), Against(suite, reference)
-        rows = score(sources, against, out, (n, blocks), opening, console)
+        if layout not in (None, "geneval", "compbench"):
+            raise ConfigError(f"--layout {shown(layout)}: geneval or compbench")
+        DOWNLOADS.allowed = download
+        opening = Opening(steps, tuple(trust or ()), guidance, code, teacher)
+        against = Against(suite, reference, prompts, layout)
+        rows = score(sources, against, out, (n, blocks), opening, errors if as_json else console)
+        if as_json:
+            print((out / "results.json").read_text(encoding="utf-8"), end="")
+            return
         console.print(table(rows))
         console.print(f"report: {out / 'report.html'}")
 
@@ -255,6 +285,30 @@ def compare(
         else:
             console.print(table(train_and_score(wanted, runs, out, (n, BLOCKS), console)))
         console.print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def doctor(
+    folder: Annotated[str, typer.Argument(help="A pipeline's folder, of diffusers or exported.")],
+    call: Annotated[str | None, typer.Option(metavar="ARGUMENTS", help=CALL)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
+    debug: Debug = False,
+) -> None:
+    """What a pipeline's network is really asked, and whether it was trained for that: 1 if not."""
+    with guarded(debug):
+        from .jobs.doctor import diagnose
+
+        found = diagnose(folder, call)
+        if as_json:
+            console.print(found.json(), soft_wrap=True)
+        else:
+            listing = Table("call", "steps", "asked at", "guidance", box=SIMPLE_HEAD, padding=0)
+            for row in found.rows():
+                listing.add_row(*row)
+            console.print(listing)
+            console.print("\n".join(found.lines()), soft_wrap=True)
+    if found.is_wrong:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -153,8 +153,8 @@ class Needs:
     found it must be kept. guidance: the range from which it draws the teacher's guidance itself,
     None for the run's. discriminator: whose features its discriminator looks at, None for none.
     tap: path of the block these come from, None for the backbone's own choice. inputs: what the
-    student's network needs beyond the teacher's, see `networks.inputs`. told: whether the critic
-    has the input s, the time of the student's step that made a sample. boundary: whether the
+    student's network needs beyond the teacher's, see `networks.inputs`. stepwise: whether the
+    critic has the input s, the time of the student's step that made a sample. boundary: whether the
     student's x̂₀ must tend to x_t as σ → 0. batch: samples of a turn, of all micro-batches and
     processes, below which its loss means little.
     """
@@ -167,7 +167,7 @@ class Needs:
     discriminator: Literal["critic", "teacher"] | None = None
     tap: str | None = None
     inputs: tuple[str, ...] = ()
-    told: bool = False
+    stepwise: bool = False
     boundary: bool = False
     batch: int = 1
 

@@ -913,6 +913,34 @@ MUTATIONS = (
         ("units/test_evaluation.py::test_each_metric_looks_at_its_own_side",),
     ),
     Mutation(
+        "balls that are counted for each image",
+        "evaluation/metrics/density.py",
+        "self.real.depth(features) / self.k",
+        "self.real.depth(features)",
+        ("units/test_metrics.py::test_density_and_coverage_equal_the_papers_formulas",),
+    ),
+    Mutation(
+        "a line of distances that ends at one part",
+        "evaluation/metrics/fid_infinity.py",
+        "y.mean() - slope * x.mean()",
+        "y.mean() - slope * (x.mean() - 1)",
+        ("units/test_metrics.py::test_its_bias_is_a_third_of_the_distances_or_less",),
+    ),
+    Mutation(
+        "a ratio to a teacher that is taken for known",
+        "evaluation/intervals.py",
+        "(v - found * b) / scale",
+        "v / scale - found",
+        ("units/test_intervals.py::test_the_interval_of_a_ratio_knows_that_both_are_paired",),
+    ),
+    Mutation(
+        "a winner that is only the best",
+        "evaluation/differences.py",
+        "return best if all(better(best, other, metric) for other in others) else None",
+        "return best",
+        ("units/test_intervals.py::test_the_winner_is_better_than_each_other",),
+    ),
+    Mutation(
         "digits' labels before their noise",
         "evaluation/suites/digits.py",
         "    for rows in torch.arange(n).split(1000):",
@@ -983,8 +1011,8 @@ MUTATIONS = (
     Mutation(
         "a headline for which less is always better",
         "evaluation/metric.py",
-        "return a < b if self.lower_is_better else a > b",
-        "return a < b",
+        "return value if self.lower_is_better else -value",
+        "return value",
         (
             "units/test_report.py::test_headline_compares_by_what_the_suite_says_and_in_its_direction",
         ),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,9 @@ class Sampled:
     model: "teacher", "student" or "untrained-student". nfe: network evaluations an image, guidance
     counted twice. event: the shape of the noise of an image. sample(noise, asked, generator):
     standard normal noise (n, *event) float32 on the CPU, and labels (n,), n prompts or None →
-    images (n, c, h, w) in [−1, 1]; all other randomness comes from the CPU generator.
+    images (n, c, h, w) in [−1, 1]; all other randomness comes from the CPU generator. made(first,
+    count): instead, images that exist already, those of an evaluation in order, and what each was
+    asked for.
     """
 
     model: str
@@ -44,8 +47,9 @@ class Sampled:
     nfe: int
     parameters: int
     event: tuple[int, ...]
-    sample: Callable[[Tensor, Asked, torch.Generator], Tensor]
+    sample: Callable[[Tensor, Asked, torch.Generator], Tensor] | None
     source: str = ""
+    made: Callable[[int, int], tuple[Tensor, Asked]] | None = None
 
     @property
     def work(self) -> int:
@@ -100,7 +104,25 @@ def first_block(
 ) -> Iterator[tuple[Tensor, Asked]]:
     """The images (b, c, h, w) that `evaluate` scores first, n in all, and what was asked for."""
     for batch in _batches(sampler.event, suite, n, (seed, 0)):
-        yield _generate(sampler, suite, batch)[0], batch.asked
+        yield _generate(sampler, suite, batch)[:2]
+
+
+class Request(NamedTuple):
+    """What one image of an evaluation is asked for, and the seed it is made from."""
+
+    asked: int | str | None
+    seed: int
+
+
+def requests(suite: Suite, n: int, blocks: int, seed: int) -> list[Request]:
+    """What `evaluate` asks of samplers whose images exist already: n of each block, in order."""
+    found = []
+    for block in range(blocks):
+        asked = _asked(suite, n, (seed, block))
+        each = [None] * n if asked is None else list(asked)
+        each = [int(a) if isinstance(a, Tensor) else a for a in each]
+        found += [Request(a, _mix(seed, block, i, 1)) for i, a in enumerate(each)]
+    return found
 
 
 Key = tuple[int, int]  # seed and number of a block
@@ -109,8 +131,11 @@ Key = tuple[int, int]  # seed and number of a block
 def _identity(field: Sequence[Sampled], suite: Suite, n: int, blocks: int, seed: int) -> str:
     """What no other evaluation shares: its settings, and images of a block that is not scored."""
     settings = repr((suite.provenance, suite.settings, n, blocks, seed)).encode()
-    few, key = min(n, suite.batch), (seed, blocks)
-    warm = [_generate(s, suite, next(_batches(s.event, suite, few, key)))[0] for s in field]
+    few = min(n, suite.batch)
+    warm = []
+    for sampler in field:
+        key = (seed, blocks if sampler.made is None else 0)
+        warm.append(_generate(sampler, suite, next(_batches(sampler.event, suite, few, key)))[0])
     return sha256(settings + torch.cat(warm).numpy().tobytes()).hexdigest()
 
 
@@ -132,12 +157,12 @@ def _score_block(
     for i in new:
         metrics, seconds = [metric.fresh() for metric in suite.metrics], []
         for number, batch in enumerate(_batches(field[i].event, suite, n, key)):
-            images, taken = _generate(field[i], suite, batch)
+            images, asked, taken = _generate(field[i], suite, batch)
             if i == best:
                 truths.add(images)
             # No noise belongs to real images.
             paired = None if field[i].model == REAL else truths.batch(number)
-            made = Made(images, batch.asked, paired, suite.reference)
+            made = Made(images, asked, paired, suite.reference)
             for metric in metrics:
                 metric.update(made)
             seconds.append(taken)
@@ -170,7 +195,7 @@ def _row(
         score = metric.score([block.values[metric.name] for block in blocks], base)
         if score is not None:
             scores[metric.name] = score
-    generated = sampler.model != REAL  # else there is no time
+    generated = sampler.model != REAL and sampler.made is None  # else there is no time
     return Row(
         model=sampler.model,
         steps=sampler.steps,
@@ -188,26 +213,36 @@ class _Batch:
     noise: Tensor
     asked: Asked
     seed: int
+    first: int  # of all images of the evaluation
+
+
+def _asked(suite: Suite, n: int, key: Key) -> Asked:
+    return suite.reference.asked(n, torch.Generator().manual_seed(_mix(*key)))
 
 
 def _batches(event: tuple[int, ...], suite: Suite, n: int, key: Key) -> Iterator[_Batch]:
     """A block's noise, drawn as it is needed from one stream, and what is asked for."""
-    asked = suite.reference.asked(n, torch.Generator().manual_seed(_mix(*key)))
+    asked = _asked(suite, n, key)
     generator = torch.Generator().manual_seed(_mix(*key))
     for start in range(0, n, suite.batch):
         rows = slice(start, min(n, start + suite.batch))
         # In pieces of whole multiples of 16 numbers, as digits have, torch draws what it draws in
         # one; of other events it draws as good ones.
         noise = torch.randn(rows.stop - start, *event, generator=generator)
-        yield _Batch(noise, None if asked is None else asked[rows], _mix(*key, start))
+        own = None if asked is None else asked[rows]
+        yield _Batch(noise, own, _mix(*key, start), key[1] * n + start)
 
 
-def _generate(sampler: Sampled, suite: Suite, batch: _Batch) -> tuple[Tensor, float]:
-    """Images on the CPU, clipped to [−1, 1] as any saved image is, and seconds an image."""
-    generator = torch.Generator().manual_seed(batch.seed)
+def _generate(sampler: Sampled, suite: Suite, batch: _Batch) -> tuple[Tensor, Asked, float]:
+    """Images on the CPU, clipped to [−1, 1] as any saved image is, what they were asked for, and
+    seconds an image."""
+    generator, asked = torch.Generator().manual_seed(batch.seed), batch.asked
     start = time.perf_counter()
     with torch.no_grad():
-        images = sampler.sample(batch.noise.clone(), batch.asked, generator).cpu()
+        if sampler.made is not None:
+            images, asked = sampler.made(batch.first, len(batch.noise))
+        else:
+            images = sampler.sample(batch.noise.clone(), asked, generator).cpu()
     seconds = time.perf_counter() - start
     wanted = (len(batch.noise), *suite.size)
     if images.shape != wanted or not images.isfinite().all():
@@ -216,7 +251,7 @@ def _generate(sampler: Sampled, suite: Suite, batch: _Batch) -> tuple[Tensor, fl
             f"{name} at {sampler.steps} steps returned shape {tuple(images.shape)} or "
             f"values not finite: expected finite images {wanted}"
         )
-    return images.float().clamp(-1, 1), seconds / len(images)
+    return images.float().clamp(-1, 1), asked, seconds / len(images)
 
 
 def _most_steps(field: Sequence[Sampled]) -> int | None:

@@ -13,15 +13,17 @@ KEPT = 2000  # a block
 
 
 class Kept:
-    """The first KEPT rows of what is added, tensors that belong together row by row."""
+    """The first rows of what is added, tensors that belong together row by row: `most` of them, or
+    KEPT."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
         self.parts: list[tuple[Tensor, ...]] = []
         self.n = 0
 
     def add(self, *tensors: Tensor) -> None:
         """Keep the rows of tensors (b, …) as far as there is room."""
-        room = KEPT - self.n
+        room = (KEPT if self.most is None else self.most) - self.n
         if room > 0:
             self.parts.append(tuple(tensor[:room] for tensor in tensors))
             self.n += len(self.parts[-1][0])

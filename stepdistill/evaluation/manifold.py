@@ -1,9 +1,10 @@
 """The manifold of a set of samples: the union of balls around its points, each reaching its k-th
-nearest other point (Kynkäänniemi et al. 2019, arXiv 1904.06991), k = 3.
+nearest other point (Kynkäänniemi et al. 2019, arXiv 1904.06991).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +32,22 @@ class Manifold:
 
     def covers(self, points: Tensor, chunk: int = CHUNK) -> Tensor:
         """Which of points (m, d) lie in some ball: bool (m,)."""
-        parts = points.double().split(chunk)
-        return torch.cat([(torch.cdist(p, self.points) <= self.radii).any(1) for p in parts])
+        return torch.cat([inside.any(1) for inside in self._inside(points, chunk)])
 
     def share(self, points: Tensor) -> float:
         """The share of points (m, d) that lie in some ball, in 0..1."""
         return self.covers(points).double().mean().item()
+
+    def reached(self, points: Tensor, chunk: int = CHUNK) -> Tensor:
+        """Which balls hold some of points (m, d): bool (n,)."""
+        inside = [inside.any(0) for inside in self._inside(points, chunk)]
+        return torch.stack(inside).any(0)
+
+    def depth(self, points: Tensor, chunk: int = CHUNK) -> float:
+        """In how many balls one of points (m, d) lies, on average."""
+        return sum(int(inside.sum()) for inside in self._inside(points, chunk)) / len(points)
+
+    def _inside(self, points: Tensor, chunk: int) -> Iterator[Tensor]:
+        """Which point lies in which ball: bool (≤ chunk, n), chunk by chunk."""
+        for part in points.double().split(chunk):
+            yield torch.cdist(part, self.points) <= self.radii

@@ -11,12 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from hashlib import sha256
+from math import inf
 from statistics import fmean
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .intervals import around
 from .numerals import number, span
 from .reference import Asked, Reference
 from .rows import Score
@@ -50,9 +53,11 @@ class Made:
         return None if reader is None else reader.read(self.features(reader.space))
 
     def classes(self) -> Tensor:
-        """Labels asked for, else classes seen, else 0 for all: (b,)."""
+        """Labels asked for, a number for each prompt, else classes seen, else 0 for all: (b,)."""
         if isinstance(self.asked, Tensor):
             return self.asked
+        if self.asked is not None:
+            return torch.tensor([_number_of(prompt) for prompt in self.asked])
         seen = self.read()
         return torch.zeros(len(self.images), dtype=torch.long) if seen is None else seen
 
@@ -61,12 +66,17 @@ class Metric(ABC):
     """Base of all metrics.
 
     about: what it says, for the reader of a table. decimals: in a table, None for three significant
-    digits. space: the name of the space it measures in, None without. name: in the suite's YAML.
+    digits. ideal: the value of perfect images, where more is as bad as less. least, most: what it
+    can be, where intervals end. space: the name of the space it measures in, None without. name: in
+    the suite's YAML.
     """
 
     about: ClassVar[str] = ""
     lower_is_better: ClassVar[bool] = True
     decimals: ClassVar[int | None] = None
+    ideal: ClassVar[float | None] = None
+    least: ClassVar[float] = -inf
+    most: ClassVar[float] = inf
     space: str | None = None
     name: str = ""
 
@@ -95,9 +105,9 @@ class Metric(ABC):
     def score(self, blocks: Blocks, best: Blocks | None) -> Score | None:
         """The score of the values of all blocks. best: those of the teacher at most steps.
 
-        None where there are no values. By default their mean."""
+        None where there are no values. By default their mean, and its interval."""
         values = [value for block in blocks for value in block]
-        return Score(fmean(values)) if values else None
+        return around(fmean(values), values, self.least, self.most) if values else None
 
     def fresh(self) -> Metric:
         """One that has seen nothing."""
@@ -117,7 +127,20 @@ class Metric(ABC):
 
     def better(self, a: float, b: float) -> bool:
         """Whether value a is better than value b."""
-        return a < b if self.lower_is_better else a > b
+        return self.loss(a) < self.loss(b)
+
+    def loss(self, value: float) -> float:
+        """The smaller, the better the value."""
+        if self.ideal is not None:
+            return abs(value - self.ideal)
+        return value if self.lower_is_better else -value
+
+    @property
+    def way(self) -> str:
+        """Which values are better, in a sentence."""
+        if self.ideal is not None:
+            return f"Nearer {self.ideal:g} is better."
+        return "Smaller is better." if self.lower_is_better else "Larger is better."
 
     def text(self, score: Score) -> str:
         """The main text of a cell."""
@@ -130,3 +153,8 @@ class Metric(ABC):
         if score.low is not None and score.high is not None:
             return span(score.low, score.high)
         return "" if score.error is None else f"± {number(score.error)}"
+
+
+def _number_of(prompt: str) -> int:
+    """The same for the same prompt, in every batch and process."""
+    return int.from_bytes(sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:7], "big")

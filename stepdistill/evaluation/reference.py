@@ -38,14 +38,21 @@ Brought = Callable[[], RealImages]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a table's samplers have in common: the size of their images (c, h, w), and the number of
-    classes that can be asked for, None where nothing can."""
+    """What a table's samplers have in common: the size of their images (c, h, w), the number of
+    classes that can be asked for, None where none can, and whether they are asked by prompts."""
 
     size: tuple[int, ...]
     classes: int | None = None
+    prompts: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Of its images."""
+        return self.size[0]
 
     def __str__(self) -> str:
-        return f"{self.size} of {self.classes or 'no'} classes"
+        asked = "prompts" if self.prompts else f"{self.classes or 'no'} classes"
+        return f"{self.size} of {asked}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,12 +29,17 @@ OLD = {
 
 @dataclass(frozen=True)
 class Score:
-    """A number, and how sure it is: a 95 % interval from low to high, or a standard error."""
+    """A number, and how sure it is: a 95 % interval from low to high, or a standard error.
+
+    blocks: independent numbers of which it is the mean, in the order of their noise, so that those
+    of two rows are pairs; none in rows written before these were kept.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
     error: float | None = None
+    blocks: tuple[float, ...] = ()
 
     @property
     def ends(self) -> tuple[float, float]:

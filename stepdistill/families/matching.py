@@ -108,7 +108,7 @@ class Matching(Generating):
 
     def critic_loss(self, p: Players, batch: Batch, carried: bool = False) -> Loss:
         x, cond, step = self.sample(p, batch, carried)
-        critic = told(p.critic, step)
+        critic = of_step(p.critic, step)
         cond, eps = self.critic_cond(p, cond, batch), batch.noise()
         t = self.critic_time.draw(critic.process, len(x), batch.local)
         guess = critic(critic.process.add_noise(x, eps, t), t, cond)
@@ -125,7 +125,7 @@ class Matching(Generating):
         return Passes(trained=1 + self.ratio, frozen=before + 1 + fresh, teacher=1)
 
 
-def told(critic: Critic, step: Tensor | None) -> Critic:
+def of_step(critic: Critic, step: Tensor | None) -> Critic:
     """The critic of what one step of the student's makes, (b,) its time; None for of all steps."""
     return critic if step is None else critic.toward(step)
 
@@ -138,9 +138,9 @@ class WithDiscriminator(Matching):
     features the head sees, None for the backbone's own; one near the output sees texture. r1:
     weight of the approximate R1 penalty, with perturbations of std `r1_width`. clip: whether
     samples are kept in [−1, 1], as their images will be; without it their background gives them
-    away. told: whether the critic is told which step made a sample. If not, it follows what all
-    steps make together, and that is all that is matched: one step may err as long as another errs
-    the other way, by as much as it is trained less often.
+    away. stepwise: whether the critic is given the time of the student's step that made a sample.
+    If not, what all steps make together is matched, and no more: one step may be too bright where
+    another is too dark, by as much more as it is trained less often.
     """
 
     ratio: Count = 5
@@ -151,7 +151,7 @@ class WithDiscriminator(Matching):
     r1: NotNegative = 0.0
     r1_width: Positive = 0.1
     clip: bool = False
-    told: bool = False
+    stepwise: bool = False
 
     renamed = {"block": "tap"}
 
@@ -168,19 +168,19 @@ class WithDiscriminator(Matching):
     @property
     def needs(self) -> Needs:
         judged = "critic" if self.adversarial else None
-        return Needs(MATCHING, discriminator=judged, tap=self.tap, told=self.told)
+        return Needs(MATCHING, discriminator=judged, tap=self.tap, stepwise=self.stepwise)
 
     def generate(self, p: Players, batch: Batch) -> Sample:
         times = self.exit_times(p, batch)
         x = self.simulate(p, batch, times)
-        step = times[-1].to(x).expand(len(x)) if self.told else None
+        step = times[-1].to(x).expand(len(x)) if self.stepwise else None
         return Sample(project(x) if self.clip else x, batch.cond, step)
 
     def critic_loss(self, p: Players, batch: Batch, carried: bool = False) -> Loss:
         if not self.adversarial:
             return super().critic_loss(p, batch, carried)
         x, cond, step = self.sample(p, batch, carried)
-        critic = told(p.critic, step)
+        critic = of_step(p.critic, step)
         eps, t = batch.noise(), self.critic_time.draw(critic.process, len(x), batch.local)
         x_t = critic.process.add_noise(x, eps, t)
         y_t = critic.process.add_noise(batch.x0, batch.noise(), t)

@@ -34,7 +34,8 @@ from ..runs.log import seconds_of
 from ..runs.plan import rehearsal, walk
 from ..schema import ConfigError
 from .compare import modules_named, require_all, require_comparable, train_all
-from .evaluate import Opening, score
+from .evaluate import score
+from .sources import Opening
 from .suites import require_suite
 
 TOLERANCE = 0.05  # of a budget
@@ -170,9 +171,11 @@ def table(summaries: Sequence[Summary], known: Sequence[Row], suite: Suite) -> s
         f"| config | passes | steps | {names} | seconds | MiB |",
         f"|---|---:|---:|{'---:|' * len(metrics)}---:|---:|",
     ]
-    sign = 1 if metrics[0].lower_is_better else -1
-    first = metrics[0].name
-    for s in sorted(summaries, key=lambda s: (s.budget, s.steps, sign * s.scores[first][0])):
+    first = metrics[0]
+    ranked = sorted(
+        summaries, key=lambda s: (s.budget, s.steps, first.loss(s.scores[first.name][0]))
+    )
+    for s in ranked:
         cells = ["{:.3f} ({:.3f} – {:.3f})".format(*s.scores[m.name]) for m in metrics]
         cost = f"{s.seconds:,.0f} | {s.bytes / 2**20:.1f}"
         name = f"`{in_markdown(s.config)}` | {s.budget:.3g} | {s.steps}"

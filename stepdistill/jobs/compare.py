@@ -14,7 +14,8 @@ from ..runs.log import seconds_of
 from ..schema import ConfigError
 from ..training.trainer import TrainingFailed
 from .distill import train_run
-from .evaluate import Against, Opening, score
+from .evaluate import score
+from .sources import Against, Opening
 from .suites import require_suite
 
 

@@ -61,22 +61,29 @@ class Result:
     seconds: dict[str, float]
 
 
-def distill(run: RunConfig, runs: Path = Path("runs"), console: Console | None = None) -> Result:
+def distill(
+    run: RunConfig,
+    runs: Path = Path("runs"),
+    console: Console | None = None,
+    extend: bool = False,
+) -> Result:
     """Train `run`, export its student, score it and write the report, below `runs/NAME/`.
 
-    A folder of the same run is continued; a finished one is returned as it is. On several
-    processes all train, and the main one does the rest.
+    A folder of the same run is continued; a finished one is returned as it is. extend: whether the
+    folder may hold one whose last stage is shorter, or that is scored otherwise, and this one goes
+    on with it. On several processes all train, and the main one does the rest.
     Raises ConfigError for bad input, TrainingFailed and ExportError while running.
     """
     console = console or Console(quiet=True)
     folder = RunFolder(runs / run.name)
-    done = finished(run, folder)
+    goes_on = extend and folder.is_run and folder.differs(run)
+    done = None if goes_on else finished(run, folder)
     if done is not None:
         folder.tidy()
         console.print(f"{folder.path} is finished")
         return done
     clock = Clock()
-    with opened(run, folder.path) as stages:
+    with opened(run, folder.path, extend) as stages:
         with clock.part("training"):
             train_stages(stages, console)
         accelerator = stages.setup.accelerator
@@ -147,15 +154,15 @@ class Clock:
         return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
 
 
-def train_run(run: RunConfig, folder: Path, console: Console) -> Stages:
-    """The stages of the run, trained to their end in its folder."""
-    with opened(run, folder) as stages:
+def train_run(run: RunConfig, folder: Path, console: Console, extend: bool = False) -> Stages:
+    """The stages of the run, trained to their end in its folder. extend: see `distill`."""
+    with opened(run, folder, extend) as stages:
         train_stages(stages, console)
     return stages
 
 
 @contextmanager
-def opened(run: RunConfig, folder: Path) -> Iterator[Stages]:
+def opened(run: RunConfig, folder: Path, extend: bool = False) -> Iterator[Stages]:
     """The stages of the run, as they are, in its folder, where no other run's processes work.
 
     Raises ConfigError for a run that cannot be trained there."""
@@ -164,7 +171,7 @@ def opened(run: RunConfig, folder: Path) -> Iterator[Stages]:
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
     require_images(task, run, stages.setup.teacher)
     check_batches(stages.setup)
-    with stages.folder.held(run) if accelerator.is_main_process else nullcontext():
+    with stages.folder.held(run, extend) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
         yield stages
 
@@ -259,8 +266,10 @@ def provenance(trained: TrainedRun, difference: float) -> dict[str, str]:
     """What was trained, from what, and how far the export can be trusted."""
     run = trained.run
     methods = {f"stage {i}": str(method) for i, method in enumerate(trained.setup.methods, 1)}
+    began = {} if run.student is None else {"the student began as": run.student}
     return {
         "teacher": str(run.teacher or "none: this run trains one from data"),
+        **began,
         "guidance": f"{run.guidance:g}  (u + w(c − u), 1 neutral)",
         **methods,
         "steps skipped as not finite": str(trained.skipped),

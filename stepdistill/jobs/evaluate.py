@@ -1,53 +1,50 @@
-"""Several students in one table and one report: `stepdistill eval A B …` scores what lies there."""
+"""Several models in one table and one report: `stepdistill eval A B …` scores what lies there.
 
-from dataclasses import dataclass, replace
+A run, a student that we exported, any other pipeline of diffusers, or a folder of images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-from accelerate import Accelerator
 from rich.console import Console
 
-from ..evaluation.evaluate import Sampled, evaluate
-from ..evaluation.reference import Brought
+from ..evaluation.evaluate import Sampled, requests
+from ..evaluation.evaluate import evaluate as score_all
 from ..evaluation.report.report import Report, write_report
-from ..evaluation.rows import TEACHER, Row
+from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
 from ..files import LOCK, sweep
-from ..runs.config import RunConfig, find
-from ..runs.folder import RunFolder, alone, versions_line
+from ..runs.config import find
+from ..runs.folder import alone, versions_line
 from ..runs.progress import progress
-from ..runs.stages import reopen
 from ..schema import ConfigError
-from ..teachers.teacher import Teacher
 from .report_images import outliers_of, same_noise
-from .samplers import UNTRAINED, of_folder, of_run
-from .suites import brought, brought_by, kind_of, load
+from .sources import Against, Opening, gather, lay_all, require_images
 
 SEED = 2000
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report
-DEFAULT = "digits"  # the suite of pipelines that come without a run
+IMAGES = "images"  # in the report's folder, those of pipelines that are not ours
 NAMED = 8  # sources that a report names in its heading
 
 
-@dataclass(frozen=True)
-class Opening:
-    """How sources are opened.
+def evaluate(
+    sources: Sequence[str | Path],
+    suite: str | None = None,
+    out: str | Path = "evaluation",
+    size: tuple[int, int] = (1000, 3),
+    steps: int | None = None,
+    reference: str | None = None,
+    prompts: str | None = None,
+) -> list[Row]:
+    """Score models side by side as `stepdistill eval` does, and write the report to `out`.
 
-    steps: of exported pipelines, their fewest by default. trusted: modules that run folders may
-    name, besides those that are shipped.
-    """
-
-    steps: int | None = None
-    trusted: tuple[str, ...] = ()
-
-
-class Against(NamedTuple):
-    """What sources are measured against; None for what their own runs say.
-
-    suite: a shipped one, or a YAML file. reference: a folder of real images."""
-
-    suite: str | None = None
-    reference: str | None = None
+    sources: folders of runs, of pipelines or of images. suite: a shipped one or a YAML file, None
+    for what fits. size: images in a fresh seed block, and blocks. steps: of pipelines, None for the
+    fewest or their own. reference: a folder of real images. prompts: a file. Raises ConfigError for
+    bad input."""
+    against, paths = Against(suite, reference, prompts), [Path(source) for source in sources]
+    return score(paths, against, Path(out), size, Opening(steps), Console(quiet=True))
 
 
 def score(
@@ -64,15 +61,22 @@ def score(
     Stopped, the same call goes on. size: (n, blocks). Raises ConfigError for a suite that does not
     exist or does not fit, sources that are neither run nor pipeline, or of several kinds.
     """
+    if against.layout is not None and against.prompts is None:
+        raise ConfigError(f"--layout {against.layout}: lays out images of prompts: --prompts FILE")
     if against.suite is not None:
         find(against.suite, "eval/suites", "suite")  # before anything is loaded
     gathered = gather(sources, opening)
-    samplers, measured = gathered.samplers, gathered.suite(against)
+    measured = gathered.suite(against)
+    wanted = requests(measured, *size, SEED)
+    require_images(gathered.collections, wanted)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out / LOCK, out):
         sweep(out)
+        with progress(console, "making images") as observe:
+            samplers = gathered.all(wanted, measured.batch, out / IMAGES, observe)
+        lay_all(gathered, against, wanted, out)
         with progress(console, "evaluating") as observe:
-            rows = evaluate(samplers, measured, *size, SEED, observe, out / SCORED)
+            rows = score_all(samplers, measured, *size, SEED, observe, out / SCORED)
         made = report(sources, samplers, rows, measured, size[0])
         write_report(out, replace(made, costs=costs or {}))
         (out / SCORED).unlink()
@@ -92,68 +96,12 @@ def report(
         rows=rows,
         suite=measured,
         provenance=provenance | measured.provenance,
-        grids=[same_noise(samplers, measured, SEED)],
+        grids=[same_noise(samplers, measured, SEED, n)],
         worst=outliers_of(samplers, measured, n, SEED),
     )
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """What sources hold. samplers: of all. teacher: of one of them, whose kind all are of. runs:
-    of those that are runs."""
-
-    samplers: list[Sampled]
-    teacher: Teacher
-    runs: list[RunConfig]
-
-    def suite(self, against: Against) -> Suite:
-        """The suite that scores them. Raises ConfigError where the runs say several."""
-        named = sorted({run.evaluation.suite for run in self.runs})
-        if against.suite is None and len(named) > 1:
-            several = ", ".join(named)
-            raise ConfigError(f"eval: one suite a table, got {several}: choose by --suite")
-        name = against.suite or (named[0] if named else DEFAULT)
-        return load(name, kind_of(self.teacher), self._images(against.reference))
-
-    def _images(self, reference: str | None) -> Brought:
-        """Those of a folder, else what the runs name, if all name the same."""
-        said = {repr((run.data, run.evaluation.reference)) for run in self.runs}
-        if reference is None and len(said) == 1:
-            return brought_by(self.runs[0], self.teacher)
-        return brought(reference, None, self.teacher)
 
 
 def title_of(sources: list[Path]) -> str:
     """The report's heading; many names are in its tables alone."""
     few = ", ".join(source.name for source in sources)
     return f"Comparison: {few}" if len(sources) <= NAMED else f"Comparison of {len(sources)}"
-
-
-def gather(sources: list[Path], opening: Opening) -> Gathered:
-    """What all sources hold; a guided teacher that several runs share appears once."""
-    found: dict[tuple[object, str, int], Sampled] = {}
-    kinds, runs = set(), []
-    for source in sources:
-        if RunFolder(source).is_run:
-            trained = reopen(source, Accelerator(), trusted=opening.trusted)
-            teacher = trained.teacher
-            kinds.add(kind_of(teacher))
-            runs.append(trained.run)
-            shared = f"{trained.run.teacher or source}, w = {trained.run.guidance:g}"
-            for c in of_run(trained):
-                # Untrained students differ by how they are sampled.
-                same = {TEACHER: shared, UNTRAINED: repr(trained.run.sampler)}.get(c.model, source)
-                owner = shared if c.model == TEACHER else str(source)
-                found.setdefault((same, c.model, c.steps), replace(c, source=owner))
-        else:
-            student, teacher = of_folder(source, opening.steps)
-            kinds.add(kind_of(teacher))
-            key = (source, student.model, student.steps)
-            found[key] = replace(student, source=str(source))
-    if len(kinds) > 1:
-        several = "; ".join(sorted(map(str, kinds)))
-        raise ConfigError(f"eval: models of one kind a table, got {several}")
-    teachers = {owner for owner, model, _ in found if model == TEACHER}
-    if len(teachers) > 1:
-        raise ConfigError(f"eval: one teacher a table, got {'; '.join(sorted(teachers))}")
-    return Gathered(list(found.values()), teacher, runs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import AnyDenoiser
-from ..evaluation.evaluate import Sampled
+from ..evaluation.evaluate import Sampled, first_block
 from ..evaluation.report.outliers import Outliers, outliers
 from ..evaluation.report.report import ImageGrid, TrajectoryStrip
 from ..evaluation.rows import STUDENT, TEACHER
@@ -24,20 +24,38 @@ FRAMES = 8  # of a strip, at most
 SAMPLES = 3  # of a strip, each from its own noise
 
 
-def same_noise(samplers: Sequence[Sampled], suite: Suite, seed: int) -> ImageGrid:
+def same_noise(
+    samplers: Sequence[Sampled], suite: Suite, seed: int, n: int | None = None
+) -> ImageGrid:
     """Teachers and students from the same noise and labels, a row each.
+
+    n: images a block, where images that exist already are among those that are shown.
 
     The slider starts with the teacher at most steps against the student at fewest, or, where
     there is no teacher, with the student at most steps against itself at fewest.
     """
     teachers = sorted((c for c in samplers if c.model == TEACHER), key=lambda c: c.steps)
     rows = teachers + [c for c in samplers if c.model == STUDENT]
-    made = [first_images(c, suite, seed) for c in rows]
+    stored = any(c.made is not None for c in rows)
+    made = [
+        first_scored(c, suite, n, seed) if stored else first_images(c, suite, seed) for c in rows
+    ]
     left = max(range(len(rows)), key=lambda i: (rows[i].model == TEACHER, rows[i].steps))
     right = min(range(len(rows)), key=lambda i: (rows[i].model == TEACHER, rows[i].steps))
     names = [_name(c) for c in rows]
     same = "Same noise" if suite.reference.ask is None else "Same noise, same label"
+    same = "Same seed, same prompt" if stored else same
     return ImageGrid(same, torch.stack(made), names, (left, right))
+
+
+def first_scored(sampler: Sampled, suite: Suite, n: int, seed: int) -> Tensor:
+    """The first images (≤ PICTURES, c, h, w) that an evaluation of blocks of n scores."""
+    found, count = [], min(PICTURES, n)
+    for images, _ in first_block(sampler, suite, n, seed):
+        found.append(images)
+        if sum(map(len, found)) >= count:
+            break
+    return torch.cat(found)[:count]
 
 
 def first_images(sampler: Sampled, suite: Suite, seed: int) -> Tensor:

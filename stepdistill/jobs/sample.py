@@ -15,8 +15,8 @@ from ..runs.folder import RunFolder
 from ..runs.stages import reopen
 from ..schema import ConfigError
 from ..teachers.teacher import Teacher
-from .evaluate import Opening
 from .samplers import of_folder, of_student
+from .sources import Opening
 
 SIDE = 64  # pixels of an image in the grid, at least
 

@@ -2,7 +2,9 @@
 and the real images that a user brings for it.
 """
 
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ..data.loader import held_out, spread
 from ..data.sources.folder import Folder
@@ -20,12 +22,26 @@ BESIDE_TEACHER = "teacher"  # the suite that takes any teacher
 Parts = tuple[SuiteSettings, Task, tuple[Metric, ...]]
 
 
+class Shape(NamedTuple):
+    """What a source of images asks of a teacher: height and width, channels as a codec has them,
+    and classes."""
+
+    size: tuple[int, int]
+    codec: Kind
+    classes: int | None
+
+
+def shape_of(kind: Kind) -> Shape:
+    """Of samplers without a teacher that we know."""
+    return Shape(kind.size[1:], kind, kind.classes)
+
+
 def kind_of(teacher: Teacher) -> Kind:
     """What a teacher and its students make, and are asked for."""
     return Kind((teacher.codec.channels, *teacher.size), teacher.classes)
 
 
-def brought(reference: str | None, data: DataSettings | None, teacher: Teacher) -> Brought:
+def brought(reference: str | None, data: DataSettings | None, teacher: Teacher | Shape) -> Brought:
     """The images of a folder, else those that a run's data holds out, as a teacher's.
 
     Raises ConfigError, when they are read, where there are none or they do not fit."""
@@ -52,12 +68,14 @@ def brought_by(run: RunConfig, teacher: Teacher) -> Brought:
     return brought(run.evaluation.reference, run.data, teacher)
 
 
-def load(name: str, kind: Kind, images: Brought = nothing_brought) -> Suite:
+def load(
+    name: str, kind: Kind, images: Brought = nothing_brought, prompts: str | None = None
+) -> Suite:
     """The suite of a shipped name or a YAML file, for samplers of this kind.
 
-    Raises Unfit where the suite cannot score them, and ConfigError for a YAML or a part of it that
-    is none."""
-    return opened(Path(name).stem, *require(name), kind, images)
+    prompts: a file of them in place of the suite's own. Raises Unfit where the suite cannot score
+    them, and ConfigError for a YAML or a part of it that is none."""
+    return opened(Path(name).stem, *require(name, prompts), kind, images)
 
 
 def suite_for(run: RunConfig, teacher: Teacher) -> tuple[Suite, str]:
@@ -89,11 +107,14 @@ def require_images(task: Task, run: RunConfig, teacher: Teacher) -> None:
             raise ConfigError(f"suite {run.evaluation.suite}: {error}: {hint}") from error
 
 
-def require(name: str) -> Parts:
+def require(name: str, prompts: str | None = None) -> Parts:
     """What a suite says and names. Raises ConfigError where there is none, or none of these."""
     path = find(name, "eval/suites", "suite")
     with labelled(f"suite {name}"):
-        return parts(fit(SuiteSettings, load_values(path)))
+        settings = fit(SuiteSettings, load_values(path))
+        if prompts is not None:
+            settings = replace(settings, settings=settings.settings | {"prompts": prompts})
+        return parts(settings)
 
 
 def parts(settings: SuiteSettings) -> Parts:

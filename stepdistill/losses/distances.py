@@ -13,7 +13,7 @@ lpips          learned perceptual distance          (arXiv:1801.03924), images i
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +24,30 @@ from ..denoiser import Denoiser
 
 Distance = Literal["l2", "l1", "huber", "pseudo_huber", "lpips"]
 
-VGG = "vgg16-397923af.pth"
+Net = Literal["vgg", "alex", "squeeze"]
+
+
+class Weights(NamedTuple):
+    """A file of `SOURCE`, and its size."""
+
+    file: str
+    size: str
+
+
+NETS: dict[Net, Weights] = {
+    "vgg": Weights("vgg16-397923af.pth", "528 MB"),
+    "alex": Weights("alexnet-owt-7be5be79.pth", "233 MB"),
+    "squeeze": Weights("squeezenet1_1-b8a52dc0.pth", "5 MB"),
+}
+SOURCE = "https://download.pytorch.org/models/"
 TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-LPIPS_SIZE = 64  # the smallest side at which the VGG trunk keeps a spatial map
+LPIPS_SIZE = 64  # the smallest side at which every trunk keeps a spatial map
 
 
 def distance(name: Distance, guess: Tensor, goal: Tensor, c: float = 0.0) -> Tensor:
     """(b,) distances between samples (b, *event). c: of an element in "huber", else of the norm."""
     if name == "lpips":
-        return _lpips(guess, goal)
+        return lpips(guess, goal)
     d = (guess - goal).flatten(1)
     if name == "l2":
         return d.square().mean(1)
@@ -45,14 +60,20 @@ def distance(name: Distance, guess: Tensor, goal: Tensor, c: float = 0.0) -> Ten
     return (d.square().sum(1) + c * c).sqrt() - c
 
 
-def require_weights() -> None:
+def require_weights(net: Net = "vgg") -> None:
     """Raise ValueError unless the weights that "lpips" needs lie where torchvision keeps them."""
-    file = Path(torch.hub.get_dir()) / "checkpoints" / VGG
-    if not file.is_file():
-        raise ValueError(f"distance 'lpips' needs torchvision's VGG-16 weights at {file}")
+    folder, (file, size) = Path(torch.hub.get_dir()) / "checkpoints", NETS[net]
+    if not (folder / file).is_file():
+        raise ValueError(
+            f"distance 'lpips' needs torchvision's weights {file} ({size}, from {SOURCE}{file}): "
+            f"not in {folder}, put them there"
+        )
 
 
-def _lpips(guess: Tensor, goal: Tensor) -> Tensor:
+def lpips(guess: Tensor, goal: Tensor, net: Net = "vgg") -> Tensor:
+    """(b,) learned perceptual distances between images (b, 1|3, h, w) in [−1, 1].
+
+    net: the features compared. Raises ValueError for other shapes and where weights are missing."""
     if guess.ndim != 4 or guess.shape[1] not in (1, 3):
         raise ValueError(f"lpips compares images (b, 1|3, h, w), got {tuple(guess.shape)}")
     small = min(guess.shape[-2:]) < LPIPS_SIZE
@@ -61,18 +82,18 @@ def _lpips(guess: Tensor, goal: Tensor) -> Tensor:
         for x in (guess, goal)
     ]
     pair = [x.expand(-1, 3, -1, -1) for x in pair]
-    return _lpips_network().to(guess.device)(*pair).flatten()
+    return _lpips_network(net).to(guess.device)(*pair).flatten()
 
 
-@lru_cache(maxsize=1)
-def _lpips_network() -> nn.Module:
+@lru_cache(maxsize=len(NETS))
+def _lpips_network(net: Net) -> nn.Module:
     from lpips import LPIPS  # 1 s to import, and only this distance needs it
 
-    require_weights()
+    require_weights(net)
     before = os.environ.get(TENSORS_ONLY)
     os.environ[TENSORS_ONLY] = "1"  # torchvision would unpickle whatever the file holds
     try:
-        return LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+        return LPIPS(net=net, verbose=False).eval().requires_grad_(False)
     finally:
         del os.environ[TENSORS_ONLY]
         if before is not None:

@@ -8,7 +8,9 @@ x_t = α x + σ ε, and C the realness of x_t by a head on F's features:
                N = mean|x − T(x_t, t)| of each sample
     critic     L = E‖net_F(x_t, t) − target‖² + μ [softplus(C(x_t, t)) + softplus(−C(y_t, t))]
 
-with y data; turns and rollouts are those of `matching`.
+with y data; turns and rollouts are those of `matching`. A `stepwise` critic is F(x_t, t, s), s the
+time of the step that made x, so that each step's samples are matched by themselves, not their
+mixture (ours).
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..families.matching import WithDiscriminator, told
+from ..families.matching import WithDiscriminator, of_step
 from ..losses.gan import generator_loss
 from ..losses.score import matching_direction, pull
 from ..method import Batch, Loss, Players
@@ -40,7 +42,7 @@ class Dmd2(WithDiscriminator):
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
         made, x_t, t = self.noised(p, batch)
-        x, carry, critic = made.x, made.detached(), told(p.critic, made.step)
+        x, carry, critic = made.x, made.detached(), of_step(p.critic, made.step)
 
         with torch.no_grad():
             real = p.teacher(x_t, t, batch.cond).x0

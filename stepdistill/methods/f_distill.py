@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..families.matching import WithDiscriminator, told
+from ..families.matching import WithDiscriminator, of_step
 from ..losses.gan import generator_loss
 from ..losses.score import matching_direction, pull
 from ..method import Batch, Loss, Needs, Players, Turn
@@ -83,12 +83,12 @@ class FDistill(WithDiscriminator):
     def rows(self, p: Players, batch: Batch) -> Tensor:
         """What `student_loss` pools."""
         made, x_t, t = self.noised(p, batch)
-        _, realness = told(p.critic, made.step).discriminate(x_t, t, batch.cond)
+        _, realness = of_step(p.critic, made.step).discriminate(x_t, t, batch.cond)
         return self.ratios(realness, t, p.student.process)
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
         made, x_t, t = self.noised(p, batch)
-        x, critic = made.x, told(p.critic, made.step)
+        x, critic = made.x, of_step(p.critic, made.step)
         with torch.no_grad():
             real = p.teacher(x_t, t, batch.cond).x0
         estimate, realness = critic.discriminate(x_t, t, batch.cond)

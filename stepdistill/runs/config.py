@@ -139,6 +139,8 @@ class RunConfig:
     """Everything a run is.
 
     teacher: what is distilled; `network` instead makes a new one.
+    student: the folder of an earlier student, or of its run, that the first stage begins from;
+    null for the teacher itself.
     guidance: w in u + w(c − u), 1 neutral.  save_every: student updates between checkpoints.
     adapters: student, critic and target as low-rank roles on the teacher's network; null for full
     copies.  checkpointing: recompute the networks' blocks in the backward, to save memory.
@@ -150,6 +152,7 @@ class RunConfig:
     seed: Seed = 0
     teacher: TeacherSettings | None = None
     network: Network | None = None
+    student: str | None = None
     guidance: GuidanceWeight = 1.0
     data: DataSettings = DataSettings()
     cache: CacheSettings | None = None
@@ -305,6 +308,8 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
                 "a consistency function: put a stage before it that trains one"
             )
         yield from _idle_optimisers(run.stages[i], method, f"stages.{i}.training")
+    if run.network is not None and run.student is not None:
+        yield "student: begins from a student of a teacher, and `network` is none: leave one out"
     if run.network is not None:
         yield from _network_problems(run, run.network, methods)
 

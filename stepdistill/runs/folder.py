@@ -15,7 +15,7 @@ import os
 import platform
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +37,7 @@ from ..files import (
     sweep,
     sweep_for,
     unwritten,
+    write_whole,
 )
 from ..schema import ConfigError, below, shown
 from ..training.checkpoint import CheckpointError, clear, finished, rotate
@@ -44,8 +45,8 @@ from .config import RunConfig, labelled, received, text_of, values_of
 from .yaml import LARGEST_FILE
 
 PACKAGES = ("stepdistill", "torch", "diffusers", "accelerate", "safetensors", "omegaconf")
-# Keys that change neither weights nor scores.
-HARMLESS = ("trackers", "save_every", "keep", "log_every", "health")
+# Keys that change no weights.
+HARMLESS = ("trackers", "save_every", "keep", "log_every", "health", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -114,30 +115,51 @@ class RunFolder:
 
     def require(self, run: RunConfig) -> None:
         """Raise ConfigError unless this very run lies here; what another one names is not run."""
+        if self.differs(run):
+            self._require(values_of(self.config), run)
+
+    def differs(self, run: RunConfig) -> bool:
+        """Whether another run lies here. Raises ConfigError for what is none."""
         with suppress(OSError, ValueError):
             if read_text(self.config, LARGEST_FILE) == text_of(run):
-                return
+                return False
+        with labelled(str(self.config)):
+            return first_difference(asdict(values_of(self.config)), asdict(run)) is not None
+
+    def extend(self, run: RunConfig) -> None:
+        """Let the run that lies here go on as `run`, whose last stage is longer, or which differs
+        in how it is scored and in what changes no weights. Raises ConfigError for another one."""
         with labelled(str(self.config)):
             found = values_of(self.config)
+        self._require(extended(found, run), run)
+        self.costs.unlink(missing_ok=True)  # first: what has it is finished
+        write_whole(self.config, text_of(run))
+
+    def _require(self, found: RunConfig, run: RunConfig) -> None:
         other = first_difference(asdict(found), asdict(run))
         if other is None:
             return
         key, there, here = other
         advice = "choose another name, or remove the folder"
-        if key.partition(".")[0] in HARMLESS:
-            advice = f"it changes no weights: write it into {self.config}, or {advice}"
+        if first_difference(asdict(extended(found, run)), asdict(run)) is None:
+            advice = f"--extend goes on with it as it is here, or {advice}"
         raise ConfigError(
             f"{self.path} holds a run with another configuration, {key}: {shown(there)} there, "
             f"{shown(here)} here: {advice}"
         )
 
     @contextmanager
-    def held(self, run: RunConfig) -> Iterator[None]:
+    def held(self, run: RunConfig, extend: bool = False) -> Iterator[None]:
         """Open the folder and let no other process work in it meanwhile; leftovers go first.
 
-        Raises ConfigError, naming who does, where one works."""
-        self.open(run)
+        extend: whether it may hold a run that this one goes on with. Raises ConfigError, naming who
+        does, where one works."""
+        extend = extend and self.is_run and self.differs(run)
+        if not extend:
+            self.open(run)
         with alone(self.path / LOCK, self.path):
+            if extend:
+                self.extend(run)
             self._sweep()
             if found := finished(self.checkpoints):  # what the last one's rotation did not reach
                 rotate(self.checkpoints, int(found[-1].name), run.keep)
@@ -210,6 +232,16 @@ def alone(lock: Path, place: Path) -> Iterator[None]:
         except OSError as error:
             raise ConfigError(f"{place}: cannot be locked: {error.strerror}") from error
         yield
+
+
+def extended(found: RunConfig, run: RunConfig) -> RunConfig:
+    """`found` with what `run` may have otherwise where it goes on with it."""
+    stages = found.stages
+    if len(stages) == len(run.stages) > 0:
+        last, updates = stages[-1], run.stages[-1].training.updates
+        longer = max(last.training.updates, updates)
+        stages = [*stages[:-1], replace(last, training=replace(last.training, updates=longer))]
+    return replace(found, stages=stages, **{key: getattr(run, key) for key in HARMLESS})
 
 
 def first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:

@@ -22,6 +22,7 @@ from ..networks.lora import AdapterView
 from ..schema import ConfigError
 from ..teachers.loading import load_any, load_pipeline, new_pipeline
 from ..teachers.teacher import Teacher
+from .begin import Beginning, beginning_of
 from .config import RunConfig
 
 FLOAT = 4  # bytes
@@ -31,13 +32,16 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # ours (YAML reads "no" as false) â
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is made of; one method a stage. Nothing in it changes while the run is trained."""
+    """What a run is made of; one method a stage. Nothing in it changes while the run is trained.
+
+    beginning: the student that the first stage begins from, None for the teacher."""
 
     run: RunConfig
     methods: tuple[Method, ...]
     teacher: Teacher
     data: Loader | Unseen
     accelerator: Accelerator
+    beginning: Beginning | None = None
 
     @classmethod
     def of(cls, run: RunConfig, accelerator: Accelerator) -> "Setup":
@@ -46,11 +50,12 @@ class Setup:
         teacher = teacher_of(run)
         check_memory(run, teacher)
         check_times(run, methods, teacher.denoiser)
+        beginning = beginning_of(run, teacher)
         teacher.denoiser.net.to(accelerator.device)
         teacher.codec.to(accelerator.device)
         data = data_of(run, teacher, any(method.needs.data for method in methods))
         check_guidance(run, methods, teacher)
-        return cls(run, methods, teacher, data, accelerator)
+        return cls(run, methods, teacher, data, accelerator, beginning)
 
 
 def teacher_of(run: RunConfig) -> Teacher:

@@ -66,7 +66,7 @@ class Stages:
         self.health: dict[str, Any] = {}
         self.stage, self.teacher = 0, setup.teacher
         # Networks are big: those of a stage that a checkpoint is beyond are never made.
-        self._made = None if finished(folder.checkpoints) else self._trainer(None)
+        self._made = None if finished(folder.checkpoints) else self._trainer(self._beginning())
 
     @classmethod
     def of(cls, run: RunConfig, folder: Path, accelerator: Accelerator) -> "Stages":
@@ -77,7 +77,7 @@ class Stages:
     def trainer(self) -> Trainer:
         """The present stage's."""
         if self._made is None:
-            self._made = self._trainer(None)
+            self._made = self._trainer(self._beginning())
         return self._made
 
     @property
@@ -187,9 +187,16 @@ class Stages:
 
     def _initial(self) -> dict[str, Tensor] | None:
         """What the present stage started from, if its method needs it again."""
-        if self.stage == 0 or not self.method.needs.initial:
+        if self.stage == 0:
+            return self._beginning()
+        if not self.method.needs.initial:
             return None
         return self.folder.kept_student(self.stage - 1)
+
+    def _beginning(self) -> dict[str, Tensor] | None:
+        """What the first stage starts from, None for the teacher."""
+        found = self.setup.beginning
+        return None if found is None else found.tensors
 
     def _data(self) -> Data:
         """The data of the present stage; trajectories come with `open_cache`."""
@@ -220,6 +227,7 @@ class Stages:
     def _inputs(self) -> tuple[str, ...]:
         # An input a student's network has had stays in later stages; an output need not.
         before = {i for method in self.setup.methods[: self.stage] for i in method.needs.inputs}
+        before |= set() if self.setup.beginning is None else {*self.setup.beginning.inputs}
         asked = (before & {*KEPT_INPUTS}) | {*self.method.needs.inputs}
         return tuple(name for name in INPUTS if name in asked)
 
@@ -227,6 +235,7 @@ class Stages:
         # A student that has been a consistency function stays one in later stages.
         denoiser = self.setup.teacher.denoiser
         asked = any(method.needs.boundary for method in self.setup.methods[: self.stage + 1])
+        asked |= self.setup.beginning is not None and self.setup.beginning.skip
         return asked and not denoiser.process.has_identity_at_clean(denoiser.prediction)
 
 

@@ -181,7 +181,7 @@ def critic_of(needs: Needs, teacher: Teacher, settings: PlayerSettings) -> Criti
     """The teacher's copy or the last stage's critic, with a discriminator's head if needed."""
     denoiser = teacher.denoiser
     net = network(denoiser.net, "critic", settings)
-    if needs.told:
+    if needs.stepwise:
         net = WithInputs(net, extra_inputs(teacher, ("s",))).to(teacher.device)
     denoiser = replace(denoiser, net=net)
     if settings.critic is not None:

@@ -28,7 +28,7 @@ read = config.read
 
 
 # Two runs, and all that takes no time.
-REAL = {("run", "smoke"), ("run", "my_run.yaml"), ("methods",)}
+REAL = {("run", "smoke"), ("run", "my_run.yaml"), ("methods",), ("doctor", "runs/smoke/student")}
 
 
 @pytest.fixture

@@ -452,10 +452,10 @@ def test_costs_that_are_none_are_one_line(here, text):
     ("override", "words"),
     [
         ("seed=3", "seed: 0 there, 3 here: choose"),
-        ("stages.0.training.updates=6", "stages.0.training.updates: 5 there, 6 here: choose"),
-        ("evaluation.teacher_steps=[1]", "evaluation.teacher_steps: (1, 2) there, (1,) here"),
-        ("save_every=7", "save_every: 500 there, 7 here: it changes no weights"),
-        ("health.share=0.5", "it changes no weights"),
+        ("stages.0.training.updates=6", "stages.0.training.updates: 5 there, 6 here: --extend"),
+        ("evaluation.teacher_steps=[1]", "evaluation.teacher_steps: (1, 2) there, (1,) here: --ex"),
+        ("save_every=7", "save_every: 500 there, 7 here: --extend goes on"),
+        ("health.share=0.5", "--extend goes on"),
     ],
 )
 def test_a_folder_of_another_run_says_what_differs(here, override, words):

@@ -342,12 +342,12 @@ def test_a_suite_says_whom_it_fits():
         assert load("teacher", kind).size == kind.size
 
 
-def test_every_shipped_suite_and_metric_is_used():
+def test_shipped_suites_name_shipped_metrics():
     named = {p.stem: require(p.stem) for p in (shipped("eval/suites")).glob("*.yaml")}
     metrics = [metric for _, _, metrics in named.values() for metric in metrics]
     used = {type(m).__module__.rpartition(".")[2] for m in metrics}
-    assert used == {p.stem for p in (PACKAGE / "evaluation" / "metrics").glob("[!_]*.py")}
-    assert all(type(metric).about for metric in metrics)
+    assert used <= {p.stem for p in (PACKAGE / "evaluation" / "metrics").glob("[!_]*.py")}
+    assert all(metric.about for metric in metrics)
 
 
 def test_two_suites_are_not_one_table(toys, run, tmp_path):

@@ -7,7 +7,7 @@ Data N(1, 0.5²), a student x = −1 + 1.5 z and, unless said otherwise, one noi
 
 import ast
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -947,6 +947,69 @@ def test_noised_data_is_what_the_student_gets_where_asked():
         assert abs(overlap) < 4 / np.sqrt(2 * n)
         seen.add(t)
     assert seen == {999, 749, 499, 249}
+
+
+@dataclass
+class Followed:
+    """Exact critics of samples N(m, S²) with an m for each step: of all together, or of one."""
+
+    means: torch.Tensor
+    shares: torch.Tensor
+    times: list[float]
+    process: RectifiedFlow = RectifiedFlow()
+    step: torch.Tensor | None = None
+
+    def toward(self, s):
+        return replace(self, step=s)
+
+    def __call__(self, x_t, t, cond=NOTHING):
+        if self.step is None:
+            means = self.means[:, None].expand(-1, x_t.shape[1])
+            return GaussianMixture(means, S, self.process, self.shares)(x_t, t)
+        (step,) = set(self.step.tolist())
+        mean = self.means[self.times.index(step)].expand(x_t.shape[1])
+        return Gaussian(mean, S, self.process)(x_t, t)
+
+
+class Steps(nn.Module):
+    """Makes N(m, S²) at each of its times, from pure noise and from what it made before."""
+
+    def __init__(self, means, times):
+        super().__init__()
+        self.means, self.times = nn.Parameter(means.clone()), times
+
+    def forward(self, x, t, cond=None):
+        k = self.times.index(float(t[0]))
+        before = (1 - self.times[k]) * self.means.detach()[max(k - 1, 0)]
+        width = np.hypot((1 - self.times[k]) * S, self.times[k])
+        return self.means[k] + S * (x - before) / width
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_a_critic_of_all_steps_does_not_see_errors_that_cancel(stepwise):
+    """Asked at t = 1 three times of four, at ½ else: errors d and −3 d leave the mean right."""
+    times, d, n = [1.0, 0.5], 0.02, 16
+    means, shares = torch.tensor([[d, -3 * d], [0.75, 0.25]], dtype=torch.float64)
+    net, zeros = Steps(means, times), torch.zeros(n, dtype=torch.float64)
+    p = Players(
+        view(net, "x0", RectifiedFlow()),
+        Gaussian(zeros, S, RectifiedFlow()),
+        Followed(means, shares, times),
+        sampler=Sampler((1, 2)),
+    )
+    method = Dmd2(**PLAIN, stepwise=stepwise, time=TimeLaw(low=0.5, high=0.5))
+    # x̂₀ moves by σ² m / (α² S² + σ²) = 0.8 m; |x − x̂₀| has the mean √(2/π) S σ / √(α² S² + σ²).
+    slope = 0.8 / (np.sqrt(2 / np.pi) * S * 0.5 / np.hypot(0.5 * S, 0.5))
+    for k, mean in enumerate(means.tolist()):
+        lengths = ((i, len(method.exit_times(p, batch_of((1, 1), shared=i)))) for i in count())
+        shared = next(i for i, length in lengths if length == k + 1)
+        method.student_loss(p, batch_of((4000, n), shared=shared)).total.backward()
+        found = float(net.means.grad[k])
+        if stepwise:
+            assert found == pytest.approx(slope * mean, rel=0.08)
+        else:
+            assert abs(found) < 0.1 * slope * d
+        net.means.grad = None
 
 
 # --- what is carried, and what a cycle costs ------------------------------------------------------

@@ -54,7 +54,7 @@ class Reader:
 
     def command(self, words: list[str]) -> None:
         if words[0] == "run":
-            self.runs.add(read(words[1], tuple(words[2:])).name)
+            self.runs.add(read(words[1], tuple(w for w in words[2:] if "=" in w)).name)
         real = tuple(words[:2]) in self.real
         if real:
             answer = CliRunner().invoke(cli.app, words)

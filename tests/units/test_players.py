@@ -238,6 +238,7 @@ def test_checkpointed_blocks_run_again_in_the_backward(name):
 
 MOVES = {
     "dmd2": (Dmd2(ratio=2), {"student": {"student"}, "critic": {"critic"}}),
+    "stepwise": (Dmd2(ratio=2, stepwise=True), {"student": {"student"}, "critic": {"critic"}}),
     "consistency": (Consistency(steps=4), {"student": {"student", "target"}}),
 }
 
@@ -260,6 +261,25 @@ def test_a_turn_moves_its_role_and_never_the_teacher(casting, method, moves):
     assert torch.equal(answer(teacher.denoiser), want)
     assert not torch.equal(answer(players.student), want)
     assert all(p.grad is None and not p.requires_grad for p in base_parameters(teacher))
+
+
+@castings
+@pytest.mark.parametrize("gan", [{}, PLAIN], ids=["gan", "plain"])
+def test_a_stepwise_critic_begins_as_the_teacher_and_learns_which_step(casting, gan):
+    """It is resumed with the sample it would follow next, and which step made that."""
+    method = Dmd2(ratio=2, stepwise=True, **gan)
+    made, twin = (
+        trainer(method, make_players(method, teacher_for(casting), casting)) for _ in range(2)
+    )
+    critic = made.players.critic
+    first, second = (critic.toward(torch.full((4,), t)) for t in (1.0, 0.5))
+    assert torch.equal(answer(first), answer(made.players.teacher))
+    for _ in range(4):
+        made.step()
+    state = made.state()
+    twin.restore(state._replace(tensors={k: v.clone() for k, v in state.tensors.items()}))
+    assert [twin.step() for _ in range(3)] == [made.step() for _ in range(3)]
+    assert not torch.equal(answer(first), answer(second))
 
 
 def base_parameters(teacher):

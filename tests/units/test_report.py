@@ -42,6 +42,7 @@ from stepdistill.evaluation.report.figures import (
     training_panels,
     value_of,
 )
+from stepdistill.evaluation.report.latex import latex
 from stepdistill.evaluation.report.outliers import Outlier, Outliers
 from stepdistill.evaluation.report.report import (
     ImageGrid,
@@ -518,3 +519,14 @@ def test_stages_are_marked_on_every_curve_of_a_run():
     alone = Figure().add_subplot()
     _draw_training(alone, [replace(curve, stages=stages[:1])], LIGHT)
     assert len(alone.lines) == 1 and not alone.texts and alone.get_xlim() == (0, 3900)
+
+
+def test_a_table_for_a_paper_obeys_no_ones_words():
+    rows = [replace(row, source=r"a_b & 50% \input{x} <é>\n") for row in ROWS]
+    text = latex(rows, SUITE)
+    lines = text.splitlines()
+    assert lines[0].startswith(r"\begin{tabular}{lrr") and lines[-1] == r"\end{tabular}"
+    body = [line for line in lines if line.endswith(r" \\")]
+    assert len(body) == 1 + len(rows)
+    assert len({line.replace(r"\&", "").count("&") for line in body}) == 1
+    assert r"a\_b \& 50\% \textbackslash{}input\{x\} \textless{}é\textgreater{}" in text

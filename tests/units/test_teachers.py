@@ -401,7 +401,10 @@ def free(**settings):
         ({"latents": torch.zeros(2, 3, 8, 9)}, "latents: needs the shape"),
         ({"class_labels": [1, 4]}, "must lie in 0 … 3"),
         ({"class_labels": [0.5]}, "whole numbers"),
-        ({"class_labels": []}, "a whole number from 1, not 0"),
+        ({"class_labels": []}, "0 images are no multiple"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt: a whole number"),
+        ({"num_images_per_prompt": 2, "latents": torch.zeros(3, 3, 8, 8)}, "3 images are no mult"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "latents only, not {'noise'}"),
         ({"generator": [torch.Generator()], "batch_size": 2}, "batch_size 2, generator 1"),
     ],
 )
@@ -428,6 +431,36 @@ def test_latents_and_one_label_say_how_many():
     assert len(pipe(class_labels=2, batch_size=3, output_type="pt").images) == 3
     alone = free(times={"1": [1.0]})(latents=noise, output_type="pt").images
     assert len(alone) == 4 and not torch.equal(alone[0], alone[1])
+
+
+def test_several_images_of_each_label_lie_side_by_side():
+    pipe, noise = conditional(times={"1": [1.0]}), torch.randn(4, 3, 8, 8)
+    pairs = {"class_labels": [1, 2], "num_images_per_prompt": 2}
+    found = pipe(**pairs, latents=noise, output_type="pt").images
+    wanted = pipe(class_labels=[1, 1, 2, 2], latents=noise, output_type="pt").images
+    assert torch.equal(found, wanted)
+    assert len(pipe(num_images_per_prompt=3).images) == 3
+    own = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    assert len(pipe(num_images_per_prompt=2, generator=own).images) == 4
+
+
+def test_a_callback_sees_every_step_and_may_change_it():
+    pipe, seen = conditional(times={"2": [1.0, 0.5]}), []
+    call = {"class_labels": [1], "num_inference_steps": 2, "output_type": "pt"}
+
+    def watch(own, i, t, tensors):
+        seen.append((own is pipe, i, t, tensors["latents"]))
+        return {}
+
+    def blacken(own, i, t, tensors):
+        return {"latents": torch.full_like(tensors["latents"], -1.0)}
+
+    latents = torch.randn(1, 3, 8, 8)
+    plain = pipe(**call, latents=latents).images
+    watched = pipe(**call, latents=latents, callback_on_step_end=watch).images
+    assert torch.equal(plain, watched) and [s[:3] for s in seen] == [(True, 0, 1.0), (True, 1, 0.5)]
+    assert torch.equal((seen[-1][3] / 2 + 0.5).clamp(0, 1), plain)
+    assert float(pipe(**call, callback_on_step_end=blacken).images.max()) == 0
 
 
 def test_a_list_of_generators_serves_each_image_by_its_own():

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from ..extractor import CLIP
-from ..intervals import interval
-from ..metric import Blocks, Made, Metric
+from ..metric import Made, Metric
 from ..reference import Reference
-from ..rows import Score
 
 
 @dataclass
@@ -54,10 +52,6 @@ class ClipScore(Metric):
 
     def compute(self) -> list[float]:
         return [torch.cat(self.cosines).mean().item()] if self.cosines else []
-
-    def score(self, blocks: Blocks, best: Blocks | None) -> Score | None:
-        values = [value for block in blocks for value in block]
-        return Score(*interval(values)) if values else None
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Of n prompts (n, d). Each is read once, whoever is asked for it: all samplers share."""

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from ...schema import Positive
-from ..intervals import interval
-from ..metric import Blocks, Made, Metric
+from ..metric import Made, Metric
 from ..reference import Reference
-from ..rows import Score
 
 SCALE, CHUNK = 1000.0, 1000
 
@@ -54,9 +52,6 @@ class CMMD(Metric):
         made = torch.cat(self.made)
         apart = mean_kernel(made, self.real, self.sigma)
         return [SCALE * (mean_kernel(made, made, self.sigma) + self.within - 2 * apart)]
-
-    def score(self, blocks: Blocks, best: Blocks | None) -> Score:
-        return Score(*interval([value for block in blocks for value in block]))
 
 
 def mean_kernel(x: Tensor, y: Tensor, sigma: float = 10.0, chunk: int = CHUNK) -> float:

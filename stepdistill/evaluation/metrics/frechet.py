@@ -17,9 +17,9 @@ class Frechet(Metric):
 
     about = (
         "the Fréchet distance to the reference images in a space of features; FID is the one in "
-        "Inception's. The range is the 95 % interval over fresh seed blocks. It shrinks as the "
-        "number of images grows."
+        "Inception's. It shrinks as the number of images grows."
     )
+    least = 0.0
     space: str = "random-conv"
     real: Moments = field(init=False, repr=False)
     made: Moments = field(init=False, repr=False)
@@ -41,5 +41,6 @@ class Frechet(Metric):
         return [frechet_distance(self.real, self.made)]
 
     def score(self, blocks: Blocks, best: Blocks | None) -> Score:
-        mean, low, high = interval([value for block in blocks for value in block])
-        return Score(mean, max(0.0, low), high)
+        values = [value for block in blocks for value in block]
+        mean, low, high = interval(values)
+        return Score(mean, max(self.least, low), high, blocks=tuple(values))

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from ...schema import Range
-from ..intervals import mean_and_error
-from ..metric import Blocks, Made, Metric
+from ..metric import Made, Metric
 from ..reference import Reference
-from ..rows import Score
 
 SEED = 2020
 
@@ -56,10 +54,6 @@ class InceptionScore(Metric):
 
     def compute(self) -> list[float]:
         return inception_scores(torch.cat(self.logits), self.splits)
-
-    def score(self, blocks: Blocks, best: Blocks | None) -> Score:
-        mean, error = mean_and_error([value for block in blocks for value in block])
-        return Score(mean, error=error)
 
 
 def inception_scores(logits: Tensor, splits: int = 1) -> list[float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..intervals import mean_and_error
+from ..intervals import interval, mean_and_error
 from ..kept import OfFeatures
 from ..metric import Blocks
 from ..numerals import signed
@@ -21,11 +21,11 @@ from ..rows import Score
 
 @dataclass
 class KID(OfFeatures):
-    """Mean and standard error of blocks of at most 1,000 images."""
+    """Mean of blocks of at most 1,000 images."""
 
     about = (
-        "the unbiased kernel distance to the reference images (KID in Inception's space), ± its "
-        "standard error; it may be negative, and is for `real`, which repeats reference images."
+        "the unbiased kernel distance to the reference images (KID in Inception's space); it may "
+        "be negative, and is for `real`, which repeats reference images."
     )
     real: Tensor = field(init=False, repr=False)
 
@@ -37,8 +37,9 @@ class KID(OfFeatures):
         return kid_blocks(features, self.real)
 
     def score(self, blocks: Blocks, best: Blocks | None) -> Score:
-        mean, error = mean_and_error([value for block in blocks for value in block])
-        return Score(mean, error=error)
+        values = [value for block in blocks for value in block]
+        _, error = mean_and_error(values)
+        return Score(*interval(values), error, tuple(values))
 
     @property
     def heading(self) -> str:
@@ -48,7 +49,9 @@ class KID(OfFeatures):
         return signed(1e3 * score.value, 1)
 
     def small(self, score: Score) -> str:
-        return f"± {1e3 * score.error:.1f}"
+        if score.low is None or score.high is None:  # of a table of before
+            return f"± {1e3 * score.error:.1f}"
+        return f"{signed(1e3 * score.low, 1)} to {signed(1e3 * score.high, 1)}"
 
 
 def kid_blocks(x: Tensor, y: Tensor, block: int = 1000) -> list[float]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..metric import Blocks, Made, Metric
+from ..averaged import OfPairs
+from ..intervals import of_root
+from ..metric import Blocks
 from ..rows import Score
 
 
 @dataclass
-class Paired(Metric):
+class Paired(OfPairs):
     """There is none without a teacher."""
 
     about = (
@@ -20,21 +21,9 @@ class Paired(Metric):
         "teacher at most steps makes of the same noise."
     )
     decimals = 3
-    gaps: list[Tensor] = field(init=False, repr=False)
 
-    def reset(self) -> None:
-        self.gaps = []
-
-    def update(self, made: Made) -> None:
-        if made.paired is not None:
-            self.gaps.append((made.images - made.paired).double().square().flatten(1).mean(1))
-
-    def merge(self, other: Paired) -> None:
-        self.gaps += other.gaps
-
-    def compute(self) -> list[float]:
-        return [torch.cat(self.gaps).mean().item()] if self.gaps else []
+    def compare(self, images: Tensor, theirs: Tensor) -> Tensor:
+        return (images - theirs).double().square().flatten(1).mean(1)
 
     def score(self, blocks: Blocks, best: Blocks | None) -> Score | None:
-        mean = super().score(blocks, best)
-        return None if mean is None else Score(mean.value**0.5)
+        return of_root([value for block in blocks for value in block])

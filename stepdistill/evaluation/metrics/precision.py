@@ -18,6 +18,7 @@ class Precision(OfFeatures):
     about = "the share of images that lie among the reference images (k = 3)."
     lower_is_better = False
     decimals = 3
+    least, most = 0.0, 1.0
     real: Manifold = field(init=False, repr=False)
 
     def open(self, reference: Reference) -> None:

@@ -20,6 +20,7 @@ class Recall(OfFeatures):
     about = "the share of reference images that lie among the images (k = 3)."
     lower_is_better = False
     decimals = 3
+    least, most = 0.0, 1.0
     real: Tensor = field(init=False, repr=False)
 
     def open(self, reference: Reference) -> None:

@@ -1,4 +1,4 @@
-"""The result of an evaluation as results.json, report.md and one self-contained report.html.
+"""The result of an evaluation: results.json, report.md, table.tex, a self-contained report.html.
 
 The page carries its styles, its one script and its pictures inside and asks no server for anything;
 its content security policy admits exactly that style and that script, by their hashes. Everything
@@ -27,6 +27,7 @@ from ...training.health.reference import Span, StageSpan
 from ..rows import Row, read, written
 from ..suite import Suite
 from .figures import CurvePoint, mosaic, quality_panels, training_panels
+from .latex import latex
 from .outliers import Outlier, Outliers
 from .table import columns_of, headline, in_markdown, notes_of
 
@@ -84,7 +85,7 @@ class Report:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write results.json, report.md and report.html into `folder`, which is made if missing.
+    """Write results.json, report.md, report.html and table.tex into `folder`, made if missing.
 
     Raises ValueError for no rows, rows of unequal n, scores that are not finite, or pictures whose
     labels do not match; then nothing is written.
@@ -95,6 +96,7 @@ def write_report(folder: Path, report: Report) -> None:
         "results.json": results + "\n",
         "report.md": markdown(report),
         "report.html": page(report),
+        "table.tex": latex(report.rows, report.suite),
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

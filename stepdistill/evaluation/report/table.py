@@ -6,16 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...schema import printable
+from ..differences import winner
 from ..metric import Metric
 from ..numerals import number
 from ..rows import REAL, STUDENT, TEACHER, Row, Score
 from ..suite import Suite
 
 N_NOTE = (
-    "Most distances shrink as the number of images grows: compare them only within this table, "
-    "where every row has the same n."
+    "Ranges are 95 % intervals over fresh seed blocks. Most distances shrink as the number of "
+    "images grows: compare them only within this table, where every row has the same n."
 )
 REAL_NOTE = "The row `real` resamples the reference itself and marks the floor."
+WINNER = " ★"
+WINNER_NOTE = (
+    "★ marks the student that is better than every other, where the 95 % intervals of their "
+    "differences over seed blocks of the same noise all say so; without it, none is known to be."
+)
 NFE_NOTE = "`NFE` counts network evaluations an image; guidance counts twice."
 
 
@@ -49,9 +55,8 @@ def headline(rows: Sequence[Row], suite: Suite) -> str:
 def best_of(students: Sequence[Row], metric: Metric) -> Row:
     """The best of those at fewest steps."""
     fewest = min(row.steps for row in students)
-    sign = 1 if metric.lower_is_better else -1
     few = [row for row in students if row.steps == fewest]
-    return min(few, key=lambda row: sign * row.value(metric.name))
+    return min(few, key=lambda row: metric.loss(row.value(metric.name)))
 
 
 def columns_of(rows: Sequence[Row], suite: Suite) -> list[Column]:
@@ -59,7 +64,7 @@ def columns_of(rows: Sequence[Row], suite: Suite) -> list[Column]:
     columns = [
         Column("model", lambda r: r.model, _steps_and_source),
         Column("NFE", lambda r: str(r.nfe) if r.nfe else "–"),
-        *map(_column, suite.metrics),
+        *(_column(metric, _winner(rows, metric)) for metric in suite.metrics),
         Column("ms / image", lambda r: "–" if r.seconds is None else f"{1e3 * r.seconds:.3g}"),
         Column("parameters", lambda r: f"{r.parameters:,}" if r.parameters else "–"),
     ]
@@ -68,13 +73,14 @@ def columns_of(rows: Sequence[Row], suite: Suite) -> list[Column]:
 
 def notes_of(rows: Sequence[Row], suite: Suite) -> list[str]:
     """What a reader must know of the columns; metrics of one kind share a note."""
-    kinds: dict[type, list[Metric]] = {}
+    kinds: dict[str, list[Metric]] = {}
     for metric in suite.metrics:
-        if any(metric.name in row.scores for row in rows):
-            kinds.setdefault(type(metric), []).append(metric)
-    notes = [_note(kind, metrics, suite) for kind, metrics in kinds.items() if kind.about]
+        if metric.about and any(metric.name in row.scores for row in rows):
+            kinds.setdefault(metric.about, []).append(metric)
+    notes = [_note(metrics, suite) for metrics in kinds.values()]
     real = [REAL_NOTE] if any(row.model == REAL for row in rows) else []
-    return [*notes, " ".join([N_NOTE, *real]), NFE_NOTE]
+    won = [WINNER_NOTE] if any(_winner(rows, metric) for metric in suite.metrics) else []
+    return [*notes, *won, " ".join([N_NOTE, *real]), NFE_NOTE]
 
 
 def in_markdown(text: str) -> str:
@@ -92,10 +98,15 @@ def score_names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.scores))
 
 
-def _column(metric: Metric) -> Column:
+def _winner(rows: Sequence[Row], metric: Metric) -> Row | None:
+    """The student that is better than every other, if one is."""
+    return winner([row for row in rows if row.model == STUDENT], metric)
+
+
+def _column(metric: Metric, best: Row | None) -> Column:
     def text(row: Row) -> str:
         score = row.scores.get(metric.name)
-        return "–" if score is None else metric.text(score)
+        return "–" if score is None else metric.text(score) + WINNER * (row is best)
 
     def small(row: Row) -> str:
         score = row.scores.get(metric.name)
@@ -104,14 +115,13 @@ def _column(metric: Metric) -> Column:
     return Column(metric.heading, text, small)
 
 
-def _note(kind: type[Metric], metrics: Sequence[Metric], suite: Suite) -> str:
+def _note(metrics: Sequence[Metric], suite: Suite) -> str:
     names = []
     for metric in metrics:
         about = suite.reference.space(metric.space).about if metric.space else ""
         place = f" in {metric.space}" if metric.space else ""
         names.append(f"`{metric.name}`{place}" + (f" ({about})" if about else ""))
-    way = "Smaller is better." if kind.lower_is_better else "Larger is better."
-    return f"{', '.join(names)}: {kind.about} {way}"
+    return f"{', '.join(names)}: {metrics[0].about} {metrics[0].way}"
 
 
 def _against(student: Row, teachers: Sequence[Row], metrics: Sequence[Metric]) -> str:

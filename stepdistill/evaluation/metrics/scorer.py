@@ -1,0 +1,62 @@
+"""Your own scorer: a function of a module of yours, as for preferences or aesthetics.
+
+    def score(images, prompts):    # (b, c, h, w) in [0, 1]; texts, labels (b,) or None
+        return …                   # (b,) numbers
+
+The metric is their mean.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from statistics import fmean
+
+import torch
+
+from ..metric import Made, Metric
+from ..reference import Reference
+
+
+@dataclass
+class Scorer(Metric):
+    """module: whose `score` is called. larger: whether a larger number is better."""
+
+    about = "the mean of what a scorer of your own says of the images."
+    module: str = ""
+    larger: bool = True
+    found: list[float] = field(init=False, repr=False)
+
+    def open(self, reference: Reference) -> None:
+        try:
+            self._score = import_module(self.module).score
+        except (ImportError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"module: {self.module or 'none'}: no function score: {error}"
+            ) from error
+
+    @property
+    def lower_is_better(self) -> bool:
+        return not self.larger
+
+    def reset(self) -> None:
+        self.found = []
+
+    def update(self, made: Made) -> None:
+        asked = made.asked if made.asked is None else list(made.asked)
+        said = self._score(made.images / 2 + 0.5, asked)
+        self.found += self._numbers(said, len(made.images))
+
+    def _numbers(self, said: object, count: int) -> list[float]:
+        with suppress(TypeError, ValueError, RuntimeError):
+            values = torch.as_tensor(said).double()
+            if values.shape == (count,) and values.isfinite().all():
+                return values.tolist()
+        raise ValueError(f"{self.module}: needs a finite number for each image")
+
+    def merge(self, other: Scorer) -> None:
+        self.found += other.found
+
+    def compute(self) -> list[float]:
+        return [fmean(self.found)]

@@ -1,0 +1,46 @@
+"""The result table for a paper: a tabular with booktabs' rules, intervals in small type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...schema import printable
+from ..rows import Row
+from ..suite import Suite
+from .table import columns_of
+
+SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "–": "--",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+}
+
+
+def latex(rows: Sequence[Row], suite: Suite) -> str:
+    """A tabular of rows and columns of the report's table."""
+    columns = columns_of(rows, suite)
+    lines = [" & ".join(escaped(column.name) for column in columns)]
+    lines += [
+        " & ".join(cell(column.text(row), column.small(row)) for column in columns) for row in rows
+    ]
+    head, *body = (line + r" \\" for line in lines)
+    shape = "l" + "r" * (len(columns) - 1)
+    inside = "\n".join([r"\toprule", head, r"\midrule", *body, r"\bottomrule"])
+    return f"\\begin{{tabular}}{{{shape}}}\n{inside}\n\\end{{tabular}}\n"
+
+
+def cell(text: str, small: str) -> str:
+    """A cell, with its smaller text if it has any."""
+    return escaped(text) + (f" {{\\scriptsize {escaped(small)}}}" if small else "")
+
+
+def escaped(text: str) -> str:
+    """Anyone's words, of which LaTeX obeys none."""
+    return "".join(SPECIAL.get(c, c) for c in printable(text))

@@ -1,0 +1,42 @@
+"""Prompts of a file, several images of each: what students lose in diversity shows within a prompt.
+
+Real images, if the user brings any, are what the images of all prompts are measured against.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...data.prompts import read_prompts
+from ...schema import ConfigError, Count
+from ..reference import Brought, Kind, Reference, Task
+
+
+@dataclass(frozen=True)
+class Prompts(Task):
+    """prompts: a file of them, see `data.prompts`.  each: images of a prompt in a block."""
+
+    prompts: str | None = None
+    each: Count = 4
+
+    def open(self, kind: Kind, brought: Brought) -> Reference:
+        if self.prompts is None:
+            raise ValueError("needs prompts: --prompts FILE")
+        if kind.classes is not None:
+            raise ValueError(f"asks for prompts, and these are {kind}")
+        found = read_prompts(Path(self.prompts))
+        about = f"{len(found):,} prompts of {self.prompts}, {self.each} images each"
+
+        def ask(n: int, generator: torch.Generator | None) -> list[str]:
+            drawn = generator is not None
+            order = torch.randperm(len(found), generator=generator) if drawn else range(len(found))
+            return [found[int(order[i // self.each % len(found)])] for i in range(n)]
+
+        with suppress(ConfigError):
+            images, labels, where = brought()
+            return Reference(kind.size, ask, images, about=f"{about}; {where}")
+        return Reference(kind.size, ask, about=about)

@@ -1,0 +1,231 @@
+"""Any diffusers pipeline's images, called as its users call it and kept on the disk.
+
+    IMAGES/KEY/about.json     of what they are, and what was asked: the key is its hash
+    IMAGES/KEY/000123.png     the image of the evaluation's request 123
+
+An image depends on its request and on the batch it is made in, whose composition is fixed, so that
+a stopped evaluation, or one by several processes, comes to the same files. Where a pipeline draws
+from torch's global generator (diffusers hands `generator` to fewer schedulers than it takes),
+images are made one at a time, with that generator seeded.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from importlib.metadata import version
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from ..evaluation.collection import Collection, save
+from ..evaluation.evaluate import Request, Sampled
+from ..evaluation.reference import Asked, Kind
+from ..evaluation.rows import STUDENT
+from ..files import sha256 as hash_of
+from ..files import write_whole
+from ..schema import ConfigError
+from ..teachers.folder import require_own_files
+from ..teachers.loading import FEW_STEP, foreign
+
+NETWORKS = ("transformer", "unet", "prior", "decoder")  # names of the part that is distilled
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a pipeline is called. steps, guidance: None for its own defaults."""
+
+    steps: int | None = None
+    guidance: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """A pipeline of diffusers, or of others', in a folder.
+
+    asks: the argument that says what is asked for, None where nothing can be."""
+
+    folder: Path
+    pipeline: DiffusionPipeline
+    call: Call
+    asks: str | None
+
+    @classmethod
+    def of(cls, folder: Path, call: Call, trust: bool = False) -> "Foreign":
+        """Raises ConfigError for a folder that cannot be loaded, or that has code unasked."""
+        code = sorted(str(path.relative_to(folder)) for path in folder.glob("**/*.py"))
+        if code and not trust:
+            raise ConfigError(
+                f"{folder}: has code of its own, {code[0]}, which is not run unasked: read it, and "
+                "add --trust-remote-code"
+            )
+        try:
+            require_own_files(folder)
+            with foreign(folder):
+                pipeline = DiffusionPipeline.from_pretrained(
+                    folder, use_safetensors=True, local_files_only=True, trust_remote_code=trust
+                )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        pipeline.set_progress_bar_config(disable=True)
+        if torch.accelerator.is_available():
+            pipeline.to(torch.accelerator.current_accelerator())
+        known = signature(pipeline.__call__).parameters
+        asks = next((name for name in ("prompt", "class_labels") if name in known), None)
+        return cls(folder, pipeline, call, asks)
+
+    @property
+    def network(self) -> nn.Module:
+        """What is asked at every step. Raises ConfigError where there is none."""
+        parts = self.pipeline.components
+        found = next((parts[name] for name in NETWORKS if parts.get(name) is not None), None)
+        if found is None:
+            raise ConfigError(f"{self.folder}: none of {', '.join(NETWORKS)} is a part of it")
+        return found
+
+    @cached_property
+    def kind(self) -> Kind:
+        """Of its images. Raises ConfigError for a pipeline that makes none."""
+        return Kind(tuple(self.probed[0].shape[1:]), self.classes, self.asks == "prompt")
+
+    @property
+    def classes(self) -> int | None:
+        """How many labels it can be asked for."""
+        if self.asks != "class_labels":
+            return None
+        config = self.network.config
+        count = config.get("num_embeds_ada_norm") or config.get("num_class_embeds")
+        own = type(self.pipeline).__name__ == FEW_STEP  # whose last label stands for no class
+        return None if count is None else count - own
+
+    @cached_property
+    def probed(self) -> tuple[Tensor, int]:
+        """An image (1, c, h, w) of nothing in particular, and the network evaluations it takes."""
+        asked = {"prompt": "", "class_labels": 0}.get(self.asks)
+        sizes = []
+
+        def seen(_module: nn.Module, args: tuple, given: dict, _output: Any) -> None:
+            first = next(v for v in (*args, *given.values()) if isinstance(v, Tensor))
+            sizes.append(len(first))
+
+        hook = self.network.register_forward_hook(seen, with_kwargs=True)
+        try:
+            image = self._called([Request(asked, 0)])
+        finally:
+            hook.remove()
+        return image, sum(sizes)
+
+    def made(self, requests: Sequence[Request]) -> Tensor:
+        """Images (n, c, h, w) uint8 of requests, in one call if their seeds alone decide them."""
+        before = torch.get_rng_state()
+        images = self._called(requests)
+        if torch.equal(torch.get_rng_state(), before):
+            return images
+        alone = []
+        for request in requests:
+            torch.manual_seed(request.seed)
+            alone.append(self._called([request]))
+        return torch.cat(alone)
+
+    def _called(self, requests: Sequence[Request]) -> Tensor:
+        given = self._arguments(requests)
+        known = signature(self.pipeline.__call__).parameters
+        unknown = sorted(given.keys() - known.keys())
+        if unknown:
+            name = type(self.pipeline).__name__
+            raise ConfigError(f"{self.folder}: {name} takes no {unknown[0]}: leave it out")
+        try:
+            images = self.pipeline(**given).images
+        except (TypeError, ValueError, RuntimeError) as error:
+            words = " ".join(str(error).split())
+            raise ConfigError(f"{self.folder}: its call fails: {words}") from error
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        if not pixels.isfinite().all():
+            raise ConfigError(f"{self.folder}: its images are not finite")
+        return (pixels * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
+
+    def _arguments(self, requests: Sequence[Request]) -> dict[str, Any]:
+        given = {
+            "generator": [torch.Generator().manual_seed(r.seed) for r in requests],
+            "num_inference_steps": self.call.steps,
+            "guidance_scale": self.call.guidance,
+            "output_type": "np",
+        }
+        if self.asks is not None:
+            given[self.asks] = [request.asked for request in requests]
+        else:
+            given["batch_size"] = len(requests)
+        return {name: value for name, value in given.items() if value is not None}
+
+    @cached_property
+    def hash(self) -> str:
+        """Of all its files."""
+        digest = sha256()
+        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+            digest.update(f"{path.relative_to(self.folder)}\n{hash_of(path)}\n".encode())
+        return digest.hexdigest()
+
+
+def about(model: Foreign, requests: Sequence[Request], batch: int) -> dict[str, Any]:
+    """All that images depend on."""
+    return {
+        "pipeline": type(model.pipeline).__name__,
+        "files": model.hash,
+        "steps": model.call.steps,
+        "guidance": model.call.guidance,
+        "requests": sha256(json.dumps(requests).encode()).hexdigest(),
+        "images": len(requests),
+        "batch": batch,
+        "threads": torch.get_num_threads(),
+        "device": str(model.pipeline.device),
+        "torch": version("torch"),
+        "diffusers": version("diffusers"),
+    }
+
+
+def collect(
+    model: Foreign,
+    requests: Sequence[Request],
+    batch: int,
+    store: Path,
+    part: tuple[int, int] = (0, 1),
+    advance: Callable[[int], None] = lambda made: None,
+) -> Collection:
+    """The images of all requests below `store`; those that are missing are made.
+
+    part: which of how many processes this is; each makes every so many-th batch. advance(n) is
+    called after n more images."""
+    facts = about(model, requests, batch)
+    key = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = store / key
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "about.json", json.dumps(facts, indent=1))
+    files = [folder / f"{i:06d}.png" for i in range(len(requests))]
+    for number, start in enumerate(range(0, len(requests), batch)):
+        rows = slice(start, start + batch)
+        if number % part[1] == part[0] and not all(file.is_file() for file in files[rows]):
+            for file, image in zip(files[rows], model.made(requests[rows])):
+                save(file, image)
+        advance(len(files[rows]))
+    return Collection(files, None, tuple(model.kind.size[1:]))
+
+
+def sampled(model: Foreign, collection: Collection, requests: Sequence[Request]) -> Sampled:
+    """A row of a table, whose images are those of the collection."""
+
+    def made(first: int, count: int) -> tuple[Tensor, Asked]:
+        asked = [request.asked for request in requests[first : first + count]]
+        if model.asks == "class_labels":
+            asked = torch.tensor(asked)
+        return collection.images(first, count), None if model.asks is None else asked
+
+    nfe = model.probed[1]
+    steps = nfe if model.call.steps is None else model.call.steps
+    parameters = sum(p.numel() for p in model.network.parameters())
+    return Sampled(STUDENT, steps, nfe, parameters, (), None, str(model.folder), made)

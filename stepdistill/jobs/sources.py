@@ -1,0 +1,221 @@
+"""What `stepdistill eval` scores: runs, our students, other pipelines, and folders of images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from accelerate import Accelerator
+
+from ..evaluation.collection import Collection, collection_of, is_collection
+from ..evaluation.evaluate import Request, Sampled
+from ..evaluation.reference import Brought, Kind
+from ..evaluation.rows import STUDENT, TEACHER
+from ..evaluation.suite import Suite
+from ..runs.config import RunConfig
+from ..runs.folder import RunFolder
+from ..runs.stages import reopen
+from ..schema import ConfigError
+from ..teachers.folder import INDEX, read_json
+from ..teachers.loading import FEW_STEP
+from ..teachers.schedulers import FEW_STEP_SCHEDULER
+from ..teachers.teacher import Teacher
+from .foreign import Call, Foreign, collect
+from .foreign import sampled as of_pipeline
+from .layouts import Layout, lay_out
+from .samplers import UNTRAINED, of_folder, of_run
+from .suites import brought, brought_by, kind_of, load, shape_of
+
+DEFAULT = "digits"  # the suite of our pipelines that come without a run
+PROMPTS, OTHERS = "prompts", "folder"  # the suites of other models
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How sources are opened.
+
+    steps: of exported pipelines, their fewest by default. trusted: modules that run folders may
+    name, besides those that are shipped. guidance: of other pipelines, their own by default. code:
+    whether code in the folders of other pipelines is run. teacher: the source that is the teacher
+    of the others, called with its own defaults.
+    """
+
+    steps: int | None = None
+    trusted: tuple[str, ...] = ()
+    guidance: float | None = None
+    code: bool = False
+    teacher: Path | None = None
+
+    def call(self, source: Path) -> Call:
+        """How a pipeline that is not ours is called."""
+        return Call() if source == self.teacher else Call(self.steps, self.guidance)
+
+
+class Against(NamedTuple):
+    """What sources are measured against; None for what their own runs say.
+
+    suite: a shipped one, or a YAML file. reference: a folder of real images. prompts: a file.
+    layout: how images of other pipelines are laid out for other people's scorers, too."""
+
+    suite: str | None = None
+    reference: str | None = None
+    prompts: str | None = None
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What sources hold. kind: of all. samplers, teacher, runs: of our students and runs. others:
+    pipelines that are not ours. collections: folders of images. taught_by: the source among both
+    that is the teacher of the others. made: what other pipelines made."""
+
+    kind: Kind
+    samplers: list[Sampled]
+    teacher: Teacher | None
+    runs: list[RunConfig]
+    others: list[Foreign]
+    collections: dict[Path, Collection]
+    taught_by: Path | None = None
+    made: dict[Path, Collection] = field(default_factory=dict)
+
+    def suite(self, against: Against) -> Suite:
+        """The suite that scores them. Raises ConfigError where the runs say several."""
+        named = sorted({run.evaluation.suite for run in self.runs})
+        if against.suite is None and len(named) > 1:
+            several = ", ".join(named)
+            raise ConfigError(f"eval: one suite a table, got {several}: choose by --suite")
+        name = against.suite or (named[0] if named else self._usual(against))
+        return load(name, self.kind, self._images(against.reference), against.prompts)
+
+    def _usual(self, against: Against) -> str:
+        """The suite of models that come without a run."""
+        if against.prompts is not None or self.kind.prompts:
+            return PROMPTS
+        return OTHERS if self.teacher is None or against.reference else DEFAULT
+
+    def _images(self, reference: str | None) -> Brought:
+        """Those of a folder, else what the runs name, if all name the same."""
+        said = {repr((run.data, run.evaluation.reference)) for run in self.runs}
+        if reference is None and len(said) == 1:
+            return brought_by(self.runs[0], self.teacher)
+        return brought(reference, None, self.teacher or shape_of(self.kind))
+
+    def all(
+        self,
+        wanted: list[Request],
+        batch: int,
+        store: Path,
+        observe: Callable[[int, int, str], None],
+    ) -> list[Sampled]:
+        """The samplers of all, after the images of pipelines that are not ours are made."""
+        done, total, found = 0, len(wanted) * len(self.others), list(self.samplers)
+
+        def advance(made: int) -> None:
+            nonlocal done
+            done += made
+            observe(done, total, "")
+
+        for model in self.others:
+            collection = collect(model, wanted, batch, store, advance=advance)
+            self.made[model.folder] = collection
+            found.append(self._as(model.folder, of_pipeline(model, collection, wanted)))
+        return found + [
+            self._as(path, of_collection(path, c)) for path, c in self.collections.items()
+        ]
+
+    def _as(self, source: Path, sampler: Sampled) -> Sampled:
+        return replace(sampler, model=TEACHER) if source == self.taught_by else sampler
+
+
+def gather(sources: list[Path], opening: Opening) -> Gathered:
+    """What all sources hold; a guided teacher that several runs share appears once."""
+    found: dict[tuple[object, str, int], Sampled] = {}
+    kinds, runs, teacher, others, collections = set(), [], None, [], {}
+    for source in sources:
+        if RunFolder(source).is_run:
+            trained = reopen(source, Accelerator(), trusted=opening.trusted)
+            teacher = trained.teacher
+            kinds.add(kind_of(teacher))
+            runs.append(trained.run)
+            shared = f"{trained.run.teacher or source}, w = {trained.run.guidance:g}"
+            for c in of_run(trained):
+                # Untrained students differ by how they are sampled.
+                same = {TEACHER: shared, UNTRAINED: repr(trained.run.sampler)}.get(c.model, source)
+                owner = shared if c.model == TEACHER else str(source)
+                found.setdefault((same, c.model, c.steps), replace(c, source=owner))
+        elif is_collection(source):
+            collections[source] = collection_of(source)
+        elif is_other(source):
+            others.append(Foreign.of(source, opening.call(source), opening.code))
+            kinds.add(others[-1].kind)
+        else:
+            student, teacher = of_folder(source, opening.steps)
+            kinds.add(kind_of(teacher))
+            key = (source, student.model, student.steps)
+            found[key] = replace(student, source=str(source))
+    kind = one_kind(kinds, collections)
+    teachers = {owner for owner, model, _ in found if model == TEACHER}
+    if len(teachers) > 1:
+        raise ConfigError(f"eval: one teacher a table, got {'; '.join(sorted(teachers))}")
+    if opening.teacher is not None and opening.teacher not in sources:
+        raise ConfigError(f"--teacher {opening.teacher}: is none of the sources: add it to them")
+    ours, taught_by = list(found.values()), opening.teacher
+    return Gathered(kind, ours, teacher, runs, others, collections, taught_by)
+
+
+def lay_all(gathered: Gathered, against: Against, wanted: list[Request], out: Path) -> None:
+    """Write what other pipelines made in the layout that is asked for, a folder each.
+
+    Raises ConfigError without prompts, and where one is there already."""
+    if against.layout is None:
+        return
+    prompts = [request.asked for request in wanted]
+    for folder, collection in gathered.made.items():
+        place = out / against.layout / folder.name
+        lay_out(against.layout, collection.files, prompts, place, Path(against.prompts))
+
+
+def one_kind(kinds: set[Kind], collections: dict[Path, Collection]) -> Kind:
+    """What all models have in common. Raises ConfigError where they have not."""
+    first = next(iter(collections.values()), None)
+    kinds = kinds or {Kind((3, *first.size), prompts=first.prompts is not None)}
+    if len(kinds) > 1:
+        several = "; ".join(sorted(map(str, kinds)))
+        raise ConfigError(f"eval: models of one kind a table, got {several}")
+    (kind,) = kinds
+    for path, collection in collections.items():
+        if (3, *collection.size) != kind.size:
+            raise ConfigError(f"{path}: images of {(3, *collection.size)} beside {kind}")
+    return kind
+
+
+def require_images(collections: dict[Path, Collection], wanted: list[Request]) -> None:
+    """Raise ConfigError for a folder that has fewer images than are scored."""
+    for path, collection in collections.items():
+        if len(collection) < len(wanted):
+            raise ConfigError(
+                f"{path}: has {len(collection):,} images of the {len(wanted):,} that are scored: "
+                "lower --n or --blocks"
+            )
+
+
+def is_other(folder: Path) -> bool:
+    """Whether a folder holds a pipeline that is none of our few-step students."""
+    try:
+        index = read_json(folder / INDEX)
+    except ValueError:
+        return False
+    name, scheduler = index.get("_class_name"), index.get("scheduler")
+    ours = FEW_STEP in (name if isinstance(name, list) else [name])
+    return not ours and FEW_STEP_SCHEDULER not in (scheduler or [])
+
+
+def of_collection(folder: Path, collection: Collection) -> Sampled:
+    """A row of a table: a folder of images, made by whatever made them."""
+
+    def made(first: int, count: int):
+        prompts = collection.prompts
+        asked = None if prompts is None else prompts[first : first + count]
+        return collection.images(first, count), asked
+
+    return Sampled(STUDENT, 0, 0, 0, (), None, str(folder), made)
