@@ -630,7 +630,11 @@ def agree(ours: dict[str, float], theirs: dict[str, float], figure, who: str) ->
 @pytest.fixture(scope="module")
 def two() -> tuple[Tensor, Tensor]:
     """Real and made pictures: the latter blurred and darker."""
-    real, made = pictures(N, 48), pictures(N, 48, seed=9)
+    return real_and_made(N)
+
+
+def real_and_made(n: int) -> tuple[Tensor, Tensor]:
+    real, made = pictures(n, 48), pictures(n, 48, seed=9)
     blurred = nn.functional.avg_pool2d(made, 3, stride=1, padding=1)
     return real, (0.7 * blurred).add(1).mul(127.5).round() / 127.5 - 1
 
@@ -659,7 +663,7 @@ def test_fid_tf_is_torch_fidelitys(cached, two, figure, tmp_path):
 
 
 @PRESETS
-@pytest.mark.filterwarnings("ignore:Metric `", "ignore:std\\(\\): degrees")
+@pytest.mark.filterwarnings("ignore:Metric `", "ignore:std")
 def test_fid_torchmetrics_is_torchmetrics(cached, two, figure):
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.inception import InceptionScore as Theirs
@@ -772,7 +776,7 @@ def timed(run) -> tuple[float, float]:
 
 
 @pytest.mark.bench
-@pytest.mark.filterwarnings("ignore:Metric `", "ignore:std\\(\\): degrees")
+@pytest.mark.filterwarnings("ignore:Metric `", "ignore:std")
 def test_one_extraction_serves_all_metrics(cached, figure):
     """The bar is for 500 images; STEPDISTILL_BENCH_IMAGES sets another number."""
     import torch_fidelity
@@ -781,7 +785,7 @@ def test_one_extraction_serves_all_metrics(cached, figure):
     from torchmetrics.image.kid import KernelInceptionDistance
 
     n = int(os.environ.get("STEPDISTILL_BENCH_IMAGES", 500))
-    real, made = pictures(n, 48), pictures(n, 48, seed=9)
+    real, made = real_and_made(n)
     space = "inception-torchmetrics"
 
     def by_libraries() -> dict[str, float]:
