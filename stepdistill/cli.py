@@ -69,7 +69,7 @@ SUITE = "What scores them: a shipped suite, or a YAML file; by default what thei
 REFERENCE = "A folder of real images, for suites that need one; else what the runs' data hold out."
 PROMPTS = "A file of prompts (.txt, .csv, .jsonl, .parquet) for models that take them."
 GUIDANCE = "Guidance of pipelines that are not ours; by default their own."
-TEACHER = "Which source is the teacher of the others, called with its own defaults."
+TEACHER = "Which source is the teacher of the others, called as it is by default."
 DOWNLOAD = "Fetch weights of metrics that are not on this machine."
 LAYOUT = "Copy images of prompts as other scorers expect them: geneval or compbench."
 CODE = "Run the code that lies in the folders of pipelines that are not ours."
@@ -77,8 +77,7 @@ FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 CALL = "The call to judge, like 'num_inference_steps=4, guidance_scale=0'; else its card's."
 TRUSTED = "A module of yours that a run's folder names; such folders run no others."
 Trust = Annotated[list[str] | None, typer.Option("--trust-method", metavar="NAME", help=TRUSTED)]
-LONGER = "Go on with a run that is now longer, or scored otherwise."
-Extend = Annotated[bool, typer.Option("--extend", help=LONGER)]
+Extend = Annotated[bool, typer.Option("--extend", help="Go on with a run that is now longer.")]
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
 
 
@@ -242,13 +241,14 @@ def evaluate(
         from .jobs.sources import Against, Opening
 
         DOWNLOADS.allowed = download
-        opening = Opening(steps, tuple(trust or ()), guidance, code, teacher)
-        against = Against(suite, reference, prompts, layout)
-        rows = score(sources, against, out, (n, blocks), opening, errors if as_json else console)
-        if as_json:
-            return typer.echo((out / "results.json").read_text(encoding="utf-8"), nl=False)
-        console.print(table(rows))
-        console.print(f"report: {out / 'report.html'}")
+        how = Opening(steps, tuple(trust or ()), guidance, code, teacher)
+        what, where = Against(suite, reference, prompts, layout), errors if as_json else console
+        rows = score(sources, what, out, (n, blocks), how, where)
+        if as_json and rows:
+            typer.echo((out / "results.json").read_text(encoding="utf-8"), nl=False)
+        elif rows:
+            console.print(table(rows))
+            console.print(f"report: {out / 'report.html'}")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,11 @@ def size_of(file: Path) -> tuple[int, int]:
 
 
 def save(file: Path, image: Tensor) -> None:
-    """Write an image (c, h, w) uint8 as a PNG, whole or not at all."""
-    pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
+    """Keep an image (c, h, w) uint8 as a PNG, whole or not at all."""
     with whole(file) as partial:
-        Image.fromarray(pixels).save(partial, format="PNG")
+        write(partial, image)
+
+
+def write(file: Path | BytesIO, image: Tensor) -> None:
+    """Write an image (c, h, w) uint8 as a PNG."""
+    Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(file, format="PNG")

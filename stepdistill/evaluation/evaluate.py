@@ -114,15 +114,34 @@ class Request(NamedTuple):
     seed: int
 
 
-def requests(suite: Suite, n: int, blocks: int, seed: int) -> list[Request]:
-    """What `evaluate` asks of samplers whose images exist already: n of each block, in order."""
+@dataclass(frozen=True)
+class Requests:
+    """What an evaluation asks of models that make their images before. each: of all images, n a
+    block, in order. batch: how many are made at a time, the same ones whoever makes them."""
+
+    each: list[Request]
+    n: int
+    batch: int
+
+    def __len__(self) -> int:
+        return len(self.each)
+
+    def batches(self) -> Iterator[slice]:
+        """Those made at a time."""
+        for block in range(0, len(self), self.n):
+            for start in range(block, block + self.n, self.batch):
+                yield slice(start, min(start + self.batch, block + self.n))
+
+
+def requests(suite: Suite, n: int, blocks: int, seed: int) -> Requests:
+    """What `evaluate` asks of samplers whose images exist already."""
     found = []
     for block in range(blocks):
         asked = _asked(suite, n, (seed, block))
         each = [None] * n if asked is None else list(asked)
         each = [int(a) if isinstance(a, Tensor) else a for a in each]
         found += [Request(a, _mix(seed, block, i, 1)) for i, a in enumerate(each)]
-    return found
+    return Requests(found, n, suite.batch)
 
 
 Key = tuple[int, int]  # seed and number of a block

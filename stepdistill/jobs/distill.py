@@ -18,7 +18,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from rich.console import Console
 from safetensors import SafetensorError
 from torch import distributed
@@ -95,7 +95,7 @@ def distill(
 
 
 @contextmanager
-def waited_for(accelerator: Accelerator) -> Iterator[None]:
+def waited_for(accelerator: Accelerator | PartialState) -> Iterator[None]:
     """At its end all processes wait for the last, however long it takes."""
     # The training's own barrier gives up after minutes, and under NCCL keeps the waiting GPUs busy.
     # Waiting in a group of its own needs no longer limit for training, where it finds deadlocks;

@@ -4,9 +4,12 @@ A run, a student that we exported, any other pipeline of diffusers, or a folder 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
 from rich.console import Console
 
 from ..evaluation.evaluate import Sampled, requests
@@ -19,6 +22,7 @@ from ..runs.config import find
 from ..runs.folder import alone, versions_line
 from ..runs.progress import progress
 from ..schema import ConfigError
+from .distill import waited_for
 from .report_images import outliers_of, same_noise
 from .sources import Against, Opening, gather, lay_all, require_images
 
@@ -58,8 +62,10 @@ def score(
 ) -> list[Row]:
     """Score every source on the same seed blocks and write results and report to `out`.
 
-    Stopped, the same call goes on. size: (n, blocks). Raises ConfigError for a suite that does not
-    exist or does not fit, sources that are neither run nor pipeline, or of several kinds.
+    Stopped, the same call goes on. Of several processes each makes its share of the images of
+    pipelines that are not ours, and the main one scores them; the others get no rows. size: (n,
+    blocks). Raises ConfigError for a suite that does not exist or does not fit, sources that are
+    none, or of several kinds.
     """
     if against.layout is not None and against.prompts is None:
         raise ConfigError(f"--layout {against.layout}: lays out images of prompts: --prompts FILE")
@@ -69,16 +75,25 @@ def score(
     measured = gathered.suite(against)
     wanted = requests(measured, *size, SEED)
     require_images(gathered.collections, wanted)
+    state = PartialState(cpu=not torch.accelerator.is_available())
     out.mkdir(parents=True, exist_ok=True)
-    with alone(out / LOCK, out):
+    with alone(out / LOCK, out) if state.is_main_process else nullcontext():
         sweep(out)
-        with progress(console, "making images") as observe:
-            samplers = gathered.all(wanted, measured.batch, out / IMAGES, observe)
+        part = state.process_index, state.num_processes
+        shown = console if state.is_main_process else Console(quiet=True)
+        with waited_for(state), progress(shown, "making images") as observe:
+            samplers = gathered.all(wanted, out / IMAGES, part, observe)
+        if not state.is_main_process:
+            return []
         lay_all(gathered, against, wanted, out)
         with progress(console, "evaluating") as observe:
             rows = score_all(samplers, measured, *size, SEED, observe, out / SCORED)
         made = report(sources, samplers, rows, measured, size[0])
-        write_report(out, replace(made, costs=costs or {}))
+        unkept = {
+            f"images of {s}": f"not kept, {n / 1e9:.0f} GB" for s, n in gathered.unkept.items()
+        }
+        made = replace(made, provenance=made.provenance | unkept, costs=costs or {})
+        write_report(out, made)
         (out / SCORED).unlink()
     return rows
 

@@ -16,6 +16,7 @@ from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from inspect import signature
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ..evaluation.collection import Collection, save
-from ..evaluation.evaluate import Request, Sampled
+from ..evaluation.collection import Collection, save, write
+from ..evaluation.evaluate import Request, Requests, Sampled
 from ..evaluation.reference import Asked, Kind
 from ..evaluation.rows import STUDENT
 from ..files import sha256 as hash_of
@@ -34,6 +35,7 @@ from ..schema import ConfigError
 from ..teachers.folder import require_own_files
 from ..teachers.loading import FEW_STEP, foreign
 
+KEPT = 20 * 10**9  # bytes of a model's images
 NETWORKS = ("transformer", "unet", "prior", "decoder")  # names of the part that is distilled
 
 
@@ -172,16 +174,16 @@ class Foreign:
         return digest.hexdigest()
 
 
-def about(model: Foreign, requests: Sequence[Request], batch: int) -> dict[str, Any]:
+def about(model: Foreign, wanted: Requests) -> dict[str, Any]:
     """All that images depend on."""
     return {
         "pipeline": type(model.pipeline).__name__,
         "files": model.hash,
         "steps": model.call.steps,
         "guidance": model.call.guidance,
-        "requests": sha256(json.dumps(requests).encode()).hexdigest(),
-        "images": len(requests),
-        "batch": batch,
+        "requests": sha256(json.dumps(wanted.each).encode()).hexdigest(),
+        "images": len(wanted),
+        "batch": [wanted.n, wanted.batch],
         "threads": torch.get_num_threads(),
         "device": str(model.pipeline.device),
         "torch": version("torch"),
@@ -191,8 +193,7 @@ def about(model: Foreign, requests: Sequence[Request], batch: int) -> dict[str, 
 
 def collect(
     model: Foreign,
-    requests: Sequence[Request],
-    batch: int,
+    wanted: Requests,
     store: Path,
     part: tuple[int, int] = (0, 1),
     advance: Callable[[int], None] = lambda made: None,
@@ -201,29 +202,38 @@ def collect(
 
     part: which of how many processes this is; each makes every so many-th batch. advance(n) is
     called after n more images."""
-    facts = about(model, requests, batch)
+    facts = about(model, wanted)
     key = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = store / key
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "about.json", json.dumps(facts, indent=1))
-    files = [folder / f"{i:06d}.png" for i in range(len(requests))]
-    for number, start in enumerate(range(0, len(requests), batch)):
-        rows = slice(start, start + batch)
+    files = [folder / f"{i:06d}.png" for i in range(len(wanted))]
+    for number, rows in enumerate(wanted.batches()):
         if number % part[1] == part[0] and not all(file.is_file() for file in files[rows]):
-            for file, image in zip(files[rows], model.made(requests[rows])):
+            for file, image in zip(files[rows], model.made(wanted.each[rows])):
                 save(file, image)
         advance(len(files[rows]))
     return Collection(files, None, tuple(model.kind.size[1:]))
 
 
-def sampled(model: Foreign, collection: Collection, requests: Sequence[Request]) -> Sampled:
-    """A row of a table, whose images are those of the collection."""
+def too_many(model: Foreign, wanted: Requests) -> int:
+    """Bytes of all images, if they are more than are kept, else 0."""
+    file = BytesIO()
+    write(file, model.probed[0][0])
+    size = len(wanted) * len(file.getvalue())
+    return size if size > KEPT else 0
+
+
+def sampled(model: Foreign, wanted: Requests, kept: Collection | None) -> Sampled:
+    """A row of a table. kept: its images; None for those that are made when they are looked at."""
 
     def made(first: int, count: int) -> tuple[Tensor, Asked]:
-        asked = [request.asked for request in requests[first : first + count]]
+        requests = wanted.each[first : first + count]
+        asked = [request.asked for request in requests]
         if model.asks == "class_labels":
             asked = torch.tensor(asked)
-        return collection.images(first, count), None if model.asks is None else asked
+        images = kept.images(first, count) if kept else model.made(requests).float() / 127.5 - 1
+        return images, None if model.asks is None else asked
 
     nfe = model.probed[1]
     steps = nfe if model.call.steps is None else model.call.steps

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from accelerate import Accelerator
 
 from ..evaluation.collection import Collection, collection_of, is_collection
-from ..evaluation.evaluate import Request, Sampled
+from ..evaluation.evaluate import Requests, Sampled
 from ..evaluation.reference import Brought, Kind
 from ..evaluation.rows import STUDENT, TEACHER
 from ..evaluation.suite import Suite
@@ -20,7 +20,7 @@ from ..teachers.folder import INDEX, read_json
 from ..teachers.loading import FEW_STEP
 from ..teachers.schedulers import FEW_STEP_SCHEDULER
 from ..teachers.teacher import Teacher
-from .foreign import Call, Foreign, collect
+from .foreign import Call, Foreign, collect, too_many
 from .foreign import sampled as of_pipeline
 from .layouts import Layout, lay_out
 from .samplers import UNTRAINED, of_folder, of_run
@@ -67,7 +67,8 @@ class Against(NamedTuple):
 class Gathered:
     """What sources hold. kind: of all. samplers, teacher, runs: of our students and runs. others:
     pipelines that are not ours. collections: folders of images. taught_by: the source among both
-    that is the teacher of the others. made: what other pipelines made."""
+    that is the teacher of the others. made: what other pipelines made. unkept: those
+    that make more than is kept, and how many bytes."""
 
     kind: Kind
     samplers: list[Sampled]
@@ -77,6 +78,7 @@ class Gathered:
     collections: dict[Path, Collection]
     taught_by: Path | None = None
     made: dict[Path, Collection] = field(default_factory=dict)
+    unkept: dict[str, int] = field(default_factory=dict)
 
     def suite(self, against: Against) -> Suite:
         """The suite that scores them. Raises ConfigError where the runs say several."""
@@ -86,6 +88,12 @@ class Gathered:
             raise ConfigError(f"eval: one suite a table, got {several}: choose by --suite")
         name = against.suite or (named[0] if named else self._usual(against))
         return load(name, self.kind, self._images(against.reference), against.prompts)
+
+    @property
+    def remarks(self) -> dict[str, str]:
+        """What a reader must know of images that are not kept."""
+        sizes = self.unkept.items()
+        return {f"images of {name}": f"not kept, {size / 1e9:.0f} GB" for name, size in sizes}
 
     def _usual(self, against: Against) -> str:
         """The suite of models that come without a run."""
@@ -102,12 +110,14 @@ class Gathered:
 
     def all(
         self,
-        wanted: list[Request],
-        batch: int,
+        wanted: Requests,
         store: Path,
+        part: tuple[int, int],
         observe: Callable[[int, int, str], None],
     ) -> list[Sampled]:
-        """The samplers of all, after the images of pipelines that are not ours are made."""
+        """The samplers of all, after the images of pipelines that are not ours are made.
+
+        part: which of how many processes this is."""
         done, total, found = 0, len(wanted) * len(self.others), list(self.samplers)
 
         def advance(made: int) -> None:
@@ -116,9 +126,12 @@ class Gathered:
             observe(done, total, "")
 
         for model in self.others:
-            collection = collect(model, wanted, batch, store, advance=advance)
-            self.made[model.folder] = collection
-            found.append(self._as(model.folder, of_pipeline(model, collection, wanted)))
+            if size := too_many(model, wanted):
+                self.unkept[str(model.folder)] = size
+            else:
+                self.made[model.folder] = collect(model, wanted, store, part, advance)
+            kept = self.made.get(model.folder)
+            found.append(self._as(model.folder, of_pipeline(model, wanted, kept)))
         return found + [
             self._as(path, of_collection(path, c)) for path, c in self.collections.items()
         ]
@@ -163,13 +176,15 @@ def gather(sources: list[Path], opening: Opening) -> Gathered:
     return Gathered(kind, ours, teacher, runs, others, collections, taught_by)
 
 
-def lay_all(gathered: Gathered, against: Against, wanted: list[Request], out: Path) -> None:
+def lay_all(gathered: Gathered, against: Against, wanted: Requests, out: Path) -> None:
     """Write what other pipelines made in the layout that is asked for, a folder each.
 
     Raises ConfigError without prompts, and where one is there already."""
     if against.layout is None:
         return
-    prompts = [request.asked for request in wanted]
+    if gathered.unkept:
+        raise ConfigError(f"--layout: images of {', '.join(gathered.unkept)} are too many to keep")
+    prompts = [request.asked for request in wanted.each]
     for folder, collection in gathered.made.items():
         place = out / against.layout / folder.name
         lay_out(against.layout, collection.files, prompts, place, Path(against.prompts))
@@ -189,7 +204,7 @@ def one_kind(kinds: set[Kind], collections: dict[Path, Collection]) -> Kind:
     return kind
 
 
-def require_images(collections: dict[Path, Collection], wanted: list[Request]) -> None:
+def require_images(collections: dict[Path, Collection], wanted: Requests) -> None:
     """Raise ConfigError for a folder that has fewer images than are scored."""
     for path, collection in collections.items():
         if len(collection) < len(wanted):

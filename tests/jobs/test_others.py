@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from stepdistill import cli
 from stepdistill.evaluation.collection import collection_of
-from stepdistill.evaluation.evaluate import Request
+from stepdistill.evaluation.evaluate import Request, Requests
 from stepdistill.jobs import foreign
 from stepdistill.jobs.evaluate import score
 from stepdistill.jobs.foreign import Call, Foreign, collect
@@ -38,8 +38,8 @@ def saved(pipeline: d.DiffusionPipeline, folder: Path) -> Path:
     return folder
 
 
-def asked(*what: object) -> list[Request]:
-    return [Request(each, 100 + i) for i, each in enumerate(what)]
+def asked(*what: object, batch: int = 2) -> Requests:
+    return Requests([Request(each, 100 + i) for i, each in enumerate(what)], len(what), batch)
 
 
 def pixels(pipeline: d.DiffusionPipeline, seeds: list[int], **call) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_prompts_are_the_users_own_call(tmp_path):
     model = Foreign.of(folder, Call(steps=3, guidance=4.0))
     assert model.kind.size == (3, 16, 16) and model.kind.prompts
     assert model.probed[1] == 6  # guidance counts twice
-    found = files_of(collect(model, asked(*PROMPTS), 2, tmp_path / "store"))
+    found = files_of(collect(model, asked(*PROMPTS), tmp_path / "store"))
     call = {"num_inference_steps": 3, "guidance_scale": 4.0}
     halves = [(PROMPTS[:2], [100, 101]), (PROMPTS[2:], [102, 103])]
     wanted = [pixels(pipeline, seeds, prompt=prompts, **call) for prompts, seeds in halves]
@@ -72,20 +72,20 @@ def test_labels_and_nothing_are_asked_for_where_that_is_how_it_is_called(tmp_pat
     pipeline = dit()
     model = Foreign.of(saved(pipeline, tmp_path / "dit"), Call(steps=2))
     assert model.classes == model.kind.classes == 1000
-    found = files_of(collect(model, asked(1, 7), 2, tmp_path))
+    found = files_of(collect(model, asked(1, 7), tmp_path))
     wanted = pixels(pipeline, [100, 101], class_labels=[1, 7], num_inference_steps=2)
     assert np.array_equal(found, wanted)
     free = Foreign.of(saved(pixel(), tmp_path / "ddpm"), Call(steps=2))
-    found = files_of(collect(free, asked(None, None), 2, tmp_path))
+    found = files_of(collect(free, asked(None, None), tmp_path))
     assert free.kind.classes is None and not free.kind.prompts and len(found) == 2
 
 
 def test_a_pipeline_that_forgets_its_generator_is_seeded_one_image_at_a_time(tmp_path):
     """P25: two calls with equal generators differ, and a batch depends on its order."""
     model = Foreign.of(saved(dit(d.LCMScheduler()), tmp_path / "dit"), Call(steps=2))
-    first = collect(model, asked(1, 2, 3), 3, tmp_path / "a")
+    first = collect(model, asked(1, 2, 3, batch=3), tmp_path / "a")
     torch.randn(5)
-    again = collect(model, asked(1, 2, 3), 2, tmp_path / "b")
+    again = collect(model, asked(1, 2, 3), tmp_path / "b")
     assert np.array_equal(files_of(first), files_of(again))
 
 
@@ -93,7 +93,7 @@ def test_a_pipeline_that_forgets_its_generator_is_seeded_one_image_at_a_time(tmp
 def test_a_stopped_or_a_shared_collection_is_the_same(tmp_path, stopped, monkeypatch):
     model = Foreign.of(saved(stable_diffusion(), tmp_path / "sd"), Call(steps=1))
     wanted = asked(*PROMPTS, *PROMPTS)
-    whole = files_of(collect(model, wanted, 2, tmp_path / "whole"))
+    whole = files_of(collect(model, wanted, tmp_path / "whole"))
     write, left = foreign.save, [3 * stopped]
 
     def torn(file, image):
@@ -104,13 +104,32 @@ def test_a_stopped_or_a_shared_collection_is_the_same(tmp_path, stopped, monkeyp
 
     monkeypatch.setattr(foreign, "save", torn)
     with pytest.raises(KeyboardInterrupt):
-        collect(model, wanted, 2, tmp_path / "torn")
+        collect(model, wanted, tmp_path / "torn")
     monkeypatch.setattr(foreign, "save", write)
-    assert np.array_equal(files_of(collect(model, wanted, 2, tmp_path / "torn")), whole)
-    collect(model, wanted, 2, tmp_path / "two", part=(1, 2))
+    assert np.array_equal(files_of(collect(model, wanted, tmp_path / "torn")), whole)
+    collect(model, wanted, tmp_path / "two", part=(1, 2))
     made = len(list((tmp_path / "two").glob("*/*.png")))
     assert made == len(wanted) / 2
-    assert np.array_equal(files_of(collect(model, wanted, 2, tmp_path / "two", part=(0, 2))), whole)
+    assert np.array_equal(files_of(collect(model, wanted, tmp_path / "two", part=(0, 2))), whole)
+
+
+def test_more_images_than_are_kept_are_the_same(tmp_path, monkeypatch):
+    model = Foreign.of(saved(stable_diffusion(), tmp_path / "sd"), Call(steps=1))
+    wanted = asked(*PROMPTS)
+    assert foreign.too_many(model, wanted) == 0
+    monkeypatch.setattr(foreign, "KEPT", 1000)
+    assert foreign.too_many(model, wanted) > 1000
+    kept = foreign.sampled(model, wanted, collect(model, wanted, tmp_path / "store"))
+    fresh = foreign.sampled(model, wanted, None)
+    for first in (0, 2):
+        (one, asked_one), (other, asked_other) = kept.made(first, 2), fresh.made(first, 2)
+        assert torch.equal(one, other) and asked_one == asked_other == PROMPTS[first : first + 2]
+
+
+def test_batches_keep_within_their_block():
+    wanted = Requests([Request(None, i) for i in range(10)], n=5, batch=3)
+    found = [list(range(10))[rows] for rows in wanted.batches()]
+    assert found == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
 
 
 def test_other_requests_steps_or_weights_are_other_images(tmp_path):
@@ -121,9 +140,9 @@ def test_other_requests_steps_or_weights_are_other_images(tmp_path):
         (Call(steps=1, guidance=2.0), asked("a")),
         (Call(steps=1), asked("b")),
     ):
-        collect(Foreign.of(folder, call), wanted, 1, tmp_path / "store")
+        collect(Foreign.of(folder, call), wanted, tmp_path / "store")
     stable_diffusion(seed=9).unet.save_pretrained(folder / "unet")
-    collect(Foreign.of(folder, Call(steps=1)), asked("a"), 1, tmp_path / "store")
+    collect(Foreign.of(folder, Call(steps=1)), asked("a"), tmp_path / "store")
     assert len(list((tmp_path / "store").iterdir())) == 5
 
 
