@@ -1066,5 +1066,55 @@ MUTATIONS = (
         "        pass\n",
         ("hostile/test_foreign_folders.py::test_an_index_of_shards_names_safetensors_beside_it",),
     ),
+    Mutation(
+        "one critic of all steps",
+        "families/matching.py",
+        "return critic if step is None else critic.toward(step)",
+        "return critic",
+        (
+            "maths/test_dmd2.py::test_a_critic_of_all_steps_does_not_see_errors_that_cancel",
+            "units/test_players.py::test_a_stepwise_critic_begins_as_the_teacher_and_learns_which_step",
+        ),
+    ),
+    Mutation(
+        "a carried sample that forgets its step",
+        "training/trainer.py",
+        'own.pop("x"), own.pop("step", None)',
+        'own.pop("x"), own.pop("step", None) and None',
+        (
+            "units/test_players.py::test_a_stepwise_critic_begins_as_the_teacher_and_learns_which_step",
+        ),
+    ),
+    Mutation(
+        "a run that is extended by fewer updates",
+        "runs/folder.py",
+        "longer = max(last.training.updates, updates)",
+        "longer = updates",
+        ("jobs/test_whole_jobs.py::test_a_finished_run_goes_on_as_the_longer_one",),
+    ),
+    Mutation(
+        "a pipeline whose generator is taken for its only one",
+        "jobs/foreign.py",
+        "if torch.equal(torch.get_rng_state(), before):",
+        "if True:",
+        (
+            "jobs/test_others.py::"
+            "test_a_pipeline_that_forgets_its_generator_is_seeded_one_image_at_a_time",
+        ),
+    ),
+    Mutation(
+        "images of the wrong request",
+        "jobs/foreign.py",
+        "for file, image in zip(files[rows], model.made(wanted.each[rows])):",
+        "for file, image in zip(files[rows], model.made(wanted.each[rows][::-1])):",
+        ("jobs/test_others.py::test_prompts_are_the_users_own_call",),
+    ),
+    Mutation(
+        "a merged scorer that forgets",
+        "evaluation/metrics/command.py",
+        "        self.rows += other.rows\n",
+        "",
+        ("units/test_scorers.py::test_a_program_reads_files_and_prompts",),
+    ),
 )
 FIRST = MUTATIONS[:4]
