@@ -220,7 +220,7 @@ def suite(folder: Path, text: str = SUITE):
 def test_a_suite_skips_what_has_no_weights_and_says_so(nowhere):
     start = time.perf_counter()
     opened = suite(nowhere)
-    assert time.perf_counter() - start < 2  # nobody tries twice
+    assert time.perf_counter() - start < 20  # libraries that try again take 47
     assert [metric.name for metric in opened.metrics] == ["near"]
     assert opened.headline == ("near",)
     assert list(opened.skipped) == ["fid-tf", "fd-dinov2", "cmmd", "prompts"]
