@@ -300,7 +300,7 @@ MUTATIONS = (
     Mutation(
         "guidance on the critic",
         "methods/dmd2.py",
-        "fake = p.critic(x_t, t, batch.cond).x0",
+        "fake = critic(x_t, t, batch.cond).x0",
         "fake = type(p.teacher)(p.critic, p.teacher.w, p.teacher.null)(x_t, t, batch.cond).x0",
         ("maths/test_dmd2.py::test_guidance_moves_the_teacher_and_not_the_critic",),
     ),
@@ -360,8 +360,8 @@ MUTATIONS = (
     Mutation(
         "carried sample under another label",
         "families/matching.py",
-        "p.critic.discriminate_both(x_t, y_t, t, cond, batch.cond)",
-        "p.critic.discriminate_both(x_t, y_t, t, batch.cond, batch.cond)",
+        "critic.discriminate_both(x_t, y_t, t, cond, batch.cond)",
+        "critic.discriminate_both(x_t, y_t, t, batch.cond, batch.cond)",
         ("maths/test_dmd2.py::test_the_carried_condition_belongs_to_the_carried_sample",),
     ),
     Mutation(
@@ -412,8 +412,8 @@ MUTATIONS = (
     Mutation(
         "R1 by perturbing the clean image",
         "families/matching.py",
-        "p.critic.discriminate(y_t + self.r1_width * batch.noise(), t, batch.cond)",
-        "p.critic.discriminate(y_t + p.critic.process.scales(t)[0][:, None].to(y_t)"
+        "critic.discriminate(y_t + self.r1_width * batch.noise(), t, batch.cond)",
+        "critic.discriminate(y_t + critic.process.scales(t)[0][:, None].to(y_t)"
         " * self.r1_width * batch.noise(), t, batch.cond)",
         ("maths/test_dmd2.py::test_r1_perturbs_the_very_tensor_the_head_saw",),
     ),

@@ -263,6 +263,8 @@ def _generate(sampler: Sampled, suite: Suite, batch: _Batch) -> tuple[Tensor, As
         else:
             images = sampler.sample(batch.noise.clone(), asked, generator).cpu()
     seconds = time.perf_counter() - start
+    if sampler.model == REAL and not isinstance(asked, Tensor):
+        asked = None  # no real image was asked for by these prompts
     wanted = (len(batch.noise), *suite.size)
     if images.shape != wanted or not images.isfinite().all():
         name = f"{sampler.source} {sampler.model}".lstrip()

@@ -12,6 +12,7 @@ from ..evaluation.evaluate import Requests, Sampled
 from ..evaluation.reference import Brought, Kind
 from ..evaluation.rows import STUDENT, TEACHER
 from ..evaluation.suite import Suite
+from ..export.export import is_export
 from ..runs.config import RunConfig
 from ..runs.folder import RunFolder
 from ..runs.stages import reopen
@@ -215,13 +216,13 @@ def require_images(collections: dict[Path, Collection], wanted: Requests) -> Non
 
 
 def is_other(folder: Path) -> bool:
-    """Whether a folder holds a pipeline that is none of our few-step students."""
+    """Whether a folder holds a pipeline that is none of our students."""
     try:
         index = read_json(folder / INDEX)
     except ValueError:
         return False
     name, scheduler = index.get("_class_name"), index.get("scheduler")
-    ours = FEW_STEP in (name if isinstance(name, list) else [name])
+    ours = FEW_STEP in (name if isinstance(name, list) else [name]) or is_export(folder)
     return not ours and FEW_STEP_SCHEDULER not in (scheduler or [])
 
 

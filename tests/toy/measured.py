@@ -48,7 +48,7 @@ def forget_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
     """The root mean square difference instead of LPIPS, which needs weights."""
     for name in ("lpips_diversity", "lpips_paired"):
         module = import_module(f"stepdistill.evaluation.metrics.{name}")
-        monkeypatch.setattr(module, "require_weights", lambda net: None)
+        monkeypatch.setattr(module, "find_lpips", lambda net: None)
         monkeypatch.setattr(module, "lpips", root_mean_square)
 
 

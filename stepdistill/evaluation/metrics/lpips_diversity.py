@@ -11,10 +11,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ...losses.distances import Net, lpips, require_weights
+from ...losses.distances import Net, lpips
 from ...schema import Range
 from ..kept import Kept
 from ..metric import Made
+from ..perceptual import find_lpips
 from ..reference import Reference
 from ..spread import Spread, groups
 
@@ -34,7 +35,7 @@ class LPIPSDiversity(Spread):
     most_kept: int = field(init=False, repr=False)
 
     def open(self, reference: Reference) -> None:
-        require_weights(self.net)
+        find_lpips(self.net)
         self.most_kept = BYTES // prod(reference.size)
 
     def reset(self) -> None:

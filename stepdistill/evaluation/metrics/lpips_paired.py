@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...losses.distances import Net, lpips, require_weights
+from ...losses.distances import Net, lpips
 from ..averaged import OfPairs
+from ..perceptual import find_lpips
 from ..reference import Reference
 
 
@@ -28,7 +29,7 @@ class LPIPSPaired(OfPairs):
     net: Net = "alex"
 
     def open(self, reference: Reference) -> None:
-        require_weights(self.net)
+        find_lpips(self.net)
 
     @torch.no_grad()
     def compare(self, images: Tensor, theirs: Tensor) -> Tensor:
