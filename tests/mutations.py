@@ -1080,17 +1080,10 @@ MUTATIONS = (
         "a carried sample that forgets its step",
         "training/trainer.py",
         'own.pop("x"), own.pop("step", None)',
-        'own.pop("x"), own.pop("step", None) and None',
+        'own.pop("x"), [own.pop("step", None)].clear()',
         (
             "units/test_players.py::test_a_stepwise_critic_begins_as_the_teacher_and_learns_which_step",
         ),
-    ),
-    Mutation(
-        "a run that is extended by fewer updates",
-        "runs/folder.py",
-        "longer = max(last.training.updates, updates)",
-        "longer = updates",
-        ("jobs/test_whole_jobs.py::test_a_finished_run_goes_on_as_the_longer_one",),
     ),
     Mutation(
         "a pipeline whose generator is taken for its only one",
