@@ -107,8 +107,9 @@ class Foreign:
         return None if count is None else count - own
 
     @cached_property
-    def probed(self) -> tuple[Tensor, int]:
-        """An image (1, c, h, w) of nothing in particular, and the network evaluations it takes."""
+    def probed(self) -> tuple[Tensor, int, int]:
+        """An image (1, c, h, w) of nothing in particular, the network evaluations it takes, and in
+        how many calls."""
         asked = {"prompt": "", "class_labels": 0}.get(self.asks)
         sizes = []
 
@@ -121,7 +122,7 @@ class Foreign:
             image = self._called([Request(asked, 0)])
         finally:
             hook.remove()
-        return image, sum(sizes)
+        return image, sum(sizes), len(sizes)
 
     def made(self, requests: Sequence[Request]) -> Tensor:
         """Images (n, c, h, w) uint8 of requests, in one call if their seeds alone decide them."""
@@ -235,7 +236,7 @@ def sampled(model: Foreign, wanted: Requests, kept: Collection | None) -> Sample
         images = kept.images(first, count) if kept else model.made(requests).float() / 127.5 - 1
         return images, None if model.asks is None else asked
 
-    nfe = model.probed[1]
-    steps = nfe if model.call.steps is None else model.call.steps
+    _, nfe, calls = model.probed
+    steps = calls if model.call.steps is None else model.call.steps
     parameters = sum(p.numel() for p in model.network.parameters())
     return Sampled(STUDENT, steps, nfe, parameters, (), None, str(model.folder), made)

@@ -1,6 +1,12 @@
 """Models that are not ours: any diffusers pipeline as its users call it, and folders of images."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from hashlib import sha256
 from pathlib import Path
 
 import diffusers as d
@@ -248,3 +254,46 @@ def test_words_that_do_not_fit_are_one_line(name, text, words, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=words):
         collection_of(tmp_path)
+
+
+@pytest.mark.full(shard="harness")
+def test_twenty_kills_and_two_processes_come_to_the_same(tmp_path, figure):
+    """Images and scores, bit for bit; times are not kept where images are."""
+    prompts, sources = tmp_path / "prompts.txt", [str(tmp_path / name) for name in ("one", "two")]
+    prompts.write_text("\n".join(PROMPTS))
+    for seed, source in enumerate(sources):
+        saved(stable_diffusion(seed), Path(source))
+    size = ["--prompts", str(prompts), "--n", "40", "--blocks", "3", "--steps", "4"]
+    command = ["-m", "stepdistill", "eval", *sources, "--teacher", sources[1], *size, "--out"]
+    alone = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | os.environ
+    began = time.monotonic()
+    subprocess.run([sys.executable, *command, str(tmp_path / "whole")], env=alone, check=True)
+    seconds = time.monotonic() - began
+
+    draw, kills = np.random.default_rng(0), 0
+    while kills < 20:
+        out = ["--out", str(tmp_path / "killed")]
+        running = subprocess.Popen([sys.executable, *command[:-1], *out], env=alone)
+        try:
+            running.wait(seconds * draw.uniform(0.3, 0.9))
+            shutil.rmtree(tmp_path / "killed")  # it was done: from the beginning
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            kills += 1
+    subprocess.run([sys.executable, *command, str(tmp_path / "killed")], env=alone, check=True)
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]
+    launch += ["--num_cpu_threads_per_process", "1"]
+    subprocess.run(
+        [sys.executable, *launch, *command, str(tmp_path / "pair")], env=alone, check=True
+    )
+    figure("kills", kills)
+
+    def made(name: str) -> dict[str, str]:
+        folder = tmp_path / name
+        files = [folder / "results.json", *sorted(folder.glob("images/*/*.png"))]
+        return {str(f.relative_to(folder)): sha256(f.read_bytes()).hexdigest() for f in files}
+
+    assert len(made("whole")) == 1 + 2 * 120
+    assert made("killed") == made("whole") == made("pair")
