@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from cases import at, labels, normal
 from rehearse import short
+from torch.utils.checkpoint import CheckpointError
 from toys import tiny_images, tiny_players, tiny_unet
 
 from stepdistill.denoiser import Denoiser, Rescheduled
@@ -169,7 +170,10 @@ def test_checkpointed_blocks_recompute_with_the_same_mask(low_rank):
         with at_work([view], 3):
             answer = view(X, 500, class_labels=COND["label"]).sample
             base = net(X, 500, class_labels=COND["label"]).sample if low_rank else None
-        (answer.square().mean()).backward()
+        try:
+            (answer.square().mean()).backward()
+        except CheckpointError as error:  # torch sees it, too
+            raise AssertionError("recomputed otherwise") from error
         if low_rank:
             assert torch.equal(base, net(X, 500, class_labels=COND["label"]).sample)
         grads = [p.grad for p in net.parameters() if p.grad is not None]
