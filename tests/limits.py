@@ -29,8 +29,8 @@ class Tier(NamedTuple):
 FAST = "not full and not bench"
 TIERS = {
     "maths": Tier(1, 200, fewest=2000),  # closed forms
-    "contracts": Tier(1, 240),
-    "units": Tier(3, 250),
+    "contracts": Tier(1.5, 240),
+    "units": Tier(4, 250),
     "hostile": Tier(10, 150),
     "jobs": Tier(20, 150),
     "book": Tier(20, 90),
