@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from ..data.prompts import LARGEST, read_prompts
 from ..files import read_text
 from ..schema import ConfigError
 
@@ -46,10 +47,10 @@ def geneval(samples: dict[str, list[Path]], out: Path, rows: Sequence[dict]) -> 
 
 def rows_of(source: Path) -> list[dict]:
     """What the file of the prompts says of each, the prompt alone if it is a list of them."""
-    lines = [line for line in read_text(source, 2**30).split("\n") if line.strip()]
     if source.suffix.lower() != ".jsonl":
-        return [{"prompt": line} for line in lines]
-    rows = [json.loads(line) for line in lines]
+        return [{"prompt": prompt} for prompt in read_prompts(source)]
+    lines = read_text(source, LARGEST).split("\n")
+    rows = [json.loads(line) for line in lines if line.strip()]
     if not all("prompt" in row for row in rows):
         raise ConfigError(f"{source}: GenEval's lines have the key prompt")
     return rows

@@ -59,3 +59,12 @@ def test_what_cannot_be_laid_out_is_one_line(images, tmp_path):
     lay_out("geneval", images, ["a/b"] * 4, tmp_path / "out", source)
     with pytest.raises(ConfigError, match="out: exists"):
         lay_out("geneval", images, ["a/b"] * 4, tmp_path / "out", source)
+
+
+def test_a_table_of_prompts_is_read_as_prompts_are(images, tmp_path):
+    source = tmp_path / "prompts.csv"
+    source.write_text('prompt,style\n"a dog",photo\n"two cats",photo\n')
+    lay_out("geneval", images, PROMPTS, tmp_path / "out", source)
+    found = contents(tmp_path / "out")
+    rows = [json.loads(found[f"{n:05d}/metadata.jsonl"]) for n in range(2)]
+    assert rows == [{"prompt": "a dog"}, {"prompt": "two cats"}]
