@@ -73,8 +73,9 @@ def score(
         find(against.suite, "eval/suites", "suite")  # before anything is loaded
     gathered = gather(sources, opening)
     measured = gathered.suite(against)
-    wanted = requests(measured, *size, SEED)
-    require_images(gathered.collections, wanted)
+    n, blocks = size
+    require_images(gathered.collections, n * blocks)
+    wanted = requests(measured, n, blocks if gathered.others else 0, SEED)  # each has a seed
     state = PartialState(cpu=not torch.accelerator.is_available())
     out.mkdir(parents=True, exist_ok=True)
     with alone(out / LOCK, out) if state.is_main_process else nullcontext():
@@ -89,10 +90,8 @@ def score(
         with progress(console, "evaluating") as observe:
             rows = score_all(samplers, measured, *size, SEED, observe, out / SCORED)
         made = report(sources, samplers, rows, measured, size[0])
-        unkept = {
-            f"images of {s}": f"not kept, {n / 1e9:.0f} GB" for s, n in gathered.unkept.items()
-        }
-        made = replace(made, provenance=made.provenance | unkept, costs=costs or {})
+        provenance = made.provenance | gathered.remarks
+        made = replace(made, provenance=provenance, costs=costs or {})
         write_report(out, made)
         (out / SCORED).unlink()
     return rows

@@ -205,12 +205,12 @@ def one_kind(kinds: set[Kind], collections: dict[Path, Collection]) -> Kind:
     return kind
 
 
-def require_images(collections: dict[Path, Collection], wanted: Requests) -> None:
+def require_images(collections: dict[Path, Collection], count: int) -> None:
     """Raise ConfigError for a folder that has fewer images than are scored."""
     for path, collection in collections.items():
-        if len(collection) < len(wanted):
+        if len(collection) < count:
             raise ConfigError(
-                f"{path}: has {len(collection):,} images of the {len(wanted):,} that are scored: "
+                f"{path}: has {len(collection):,} images of the {count:,} that are scored: "
                 "lower --n or --blocks"
             )
 
