@@ -18,7 +18,7 @@ from importlib.metadata import version
 from inspect import signature
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,16 @@ class Call:
 
     steps: int | None = None
     guidance: float | None = None
+
+
+class Probe(NamedTuple):
+    """image: (1, c, h, w) uint8. nfe: the network evaluations it takes, calls: in how many calls.
+    seeded: whether its generator alone decides it, and not torch's global one."""
+
+    image: Tensor
+    nfe: int
+    calls: int
+    seeded: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +104,7 @@ class Foreign:
     @cached_property
     def kind(self) -> Kind:
         """Of its images. Raises ConfigError for a pipeline that makes none."""
-        return Kind(tuple(self.probed[0].shape[1:]), self.classes, self.asks == "prompt")
+        return Kind(tuple(self.probed.image.shape[1:]), self.classes, self.asks == "prompt")
 
     @property
     def classes(self) -> int | None:
@@ -107,9 +117,8 @@ class Foreign:
         return None if count is None else count - own
 
     @cached_property
-    def probed(self) -> tuple[Tensor, int, int]:
-        """An image (1, c, h, w) of nothing in particular, the network evaluations it takes, and in
-        how many calls."""
+    def probed(self) -> Probe:
+        """What an image of nothing in particular shows."""
         asked = {"prompt": "", "class_labels": 0}.get(self.asks)
         sizes = []
 
@@ -117,19 +126,18 @@ class Foreign:
             first = next(v for v in (*args, *given.values()) if isinstance(v, Tensor))
             sizes.append(len(first))
 
+        before = torch.get_rng_state()
         hook = self.network.register_forward_hook(seen, with_kwargs=True)
         try:
             image = self._called([Request(asked, 0)])
         finally:
             hook.remove()
-        return image, sum(sizes), len(sizes)
+        return Probe(image, sum(sizes), len(sizes), torch.equal(torch.get_rng_state(), before))
 
     def made(self, requests: Sequence[Request]) -> Tensor:
         """Images (n, c, h, w) uint8 of requests, in one call if their seeds alone decide them."""
-        before = torch.get_rng_state()
-        images = self._called(requests)
-        if torch.equal(torch.get_rng_state(), before):
-            return images
+        if self.probed.seeded:
+            return self._called(requests)
         alone = []
         for request in requests:
             torch.manual_seed(request.seed)
@@ -220,7 +228,7 @@ def collect(
 def too_many(model: Foreign, wanted: Requests) -> int:
     """Bytes of all images, if they are more than are kept, else 0."""
     file = BytesIO()
-    write(file, model.probed[0][0])
+    write(file, model.probed.image[0])
     size = len(wanted) * len(file.getvalue())
     return size if size > KEPT else 0
 
@@ -236,7 +244,7 @@ def sampled(model: Foreign, wanted: Requests, kept: Collection | None) -> Sample
         images = kept.images(first, count) if kept else model.made(requests).float() / 127.5 - 1
         return images, None if model.asks is None else asked
 
-    _, nfe, calls = model.probed
-    steps = calls if model.call.steps is None else model.call.steps
+    nfe = model.probed.nfe
+    steps = model.probed.calls if model.call.steps is None else model.call.steps
     parameters = sum(p.numel() for p in model.network.parameters())
     return Sampled(STUDENT, steps, nfe, parameters, (), None, str(model.folder), made)

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from ...schema import Positive
-from ..collection import save
+from ..collection import write
 from ..metric import Made, Metric
 from ..reference import Reference
 
@@ -56,7 +56,7 @@ class Command(Metric):
         asked = [None] * len(made.images) if made.asked is None else made.asked
         for image, prompt in zip(made.images, asked):
             file = Path(self.folder.name) / f"{len(self.rows):06d}.png"
-            save(file, ((image + 1) * 127.5).round().byte())
+            write(file, ((image + 1) * 127.5).round().byte())
             text = int(prompt) if isinstance(prompt, Tensor) else prompt
             self.rows.append({"file": str(file), "prompt": text})
 
