@@ -236,3 +236,17 @@ def reason(error: OSError | SafetensorError) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).rpartition("I/O error: ")[2]
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Here `torch.load` reads tensors alone, whatever a library asks of it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before

@@ -10,15 +10,15 @@ the Inception score has it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .weights import File, fast_device, find_file, require_extra, unfit
+from ..files import tensors_only
+from .features.space import FeatureSpace, Real
+from .weights import File, fast_device, find_file, require_extra, unfit, versions
 
 SIDE, BATCH = 299, 32
 FILE = File(
@@ -59,12 +59,22 @@ def inception(resize: Resize, channels: int, given: str = "") -> Inception:
     return load(find_file(FILE, given), resize)
 
 
+def flavour(
+    name: str, resize: Resize, how: str, packages: tuple[str, ...], real: Real, place: str
+) -> FeatureSpace:
+    """The space of a flavour for images like the real ones. how: its resize, in words. packages:
+    whose versions decide on its numbers. place: see `inception`, which says what it raises."""
+    net = inception(resize, real.size[0], place)
+    details = f"{how}, {versions(*packages)}"
+    return FeatureSpace(name, net, f"FID's Inception, {how}", details, BATCH, net.head)
+
+
 def load(path: Path, resize: Resize) -> Inception:
     """torch-fidelity's network with the weights of a file, frozen; nothing is unpickled."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
-        with weights_only():
+        with tensors_only():
             net = FeatureExtractorInceptionV3(FILE.name, ["2048"], str(path))
     except Exception as error:  # a torn file, another network, a program: each fails otherwise
         raise unfit(path, "weights of FID's Inception", error) from error
@@ -75,17 +85,3 @@ def load(path: Path, resize: Resize) -> Inception:
 def levels(images: Tensor) -> Tensor:
     """Images in [−1, 1] as a file of 8 bits holds them, 0..255, in RGB."""
     return (images + 1).mul(127.5).round().expand(-1, 3, -1, -1)
-
-
-@contextmanager
-def weights_only() -> Iterator[None]:
-    """Here `torch.load` reads tensors alone, whatever a library asks of it."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before

@@ -10,7 +10,6 @@ lpips          learned perceptual distance          (arXiv:1801.03924), images i
                                                      CM's and CTM's codes to 224 × 224
 """
 
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ..conditions import Cond
 from ..denoiser import Denoiser
+from ..files import tensors_only
 
 Distance = Literal["l2", "l1", "huber", "pseudo_huber", "lpips"]
 
@@ -40,7 +40,6 @@ NETS: dict[Net, Weights] = {
     "squeeze": Weights("squeezenet1_1-b8a52dc0.pth", "5 MB"),
 }
 SOURCE = "https://download.pytorch.org/models/"
-TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 LPIPS_SIZE = 64  # the smallest side at which every trunk keeps a spatial map
 
 
@@ -90,14 +89,8 @@ def _lpips_network(net: Net) -> nn.Module:
     from lpips import LPIPS  # 1 s to import, and only this distance needs it
 
     require_weights(net)
-    before = os.environ.get(TENSORS_ONLY)
-    os.environ[TENSORS_ONLY] = "1"  # torchvision would unpickle whatever the file holds
-    try:
+    with tensors_only():  # torchvision would unpickle whatever the file holds
         return LPIPS(net=net, verbose=False).eval().requires_grad_(False)
-    finally:
-        del os.environ[TENSORS_ONLY]
-        if before is not None:
-            os.environ[TENSORS_ONLY] = before
 
 
 LEAST_NORM = 1e-6

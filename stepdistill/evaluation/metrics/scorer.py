@@ -9,24 +9,24 @@ The metric is their mean.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
-from statistics import fmean
 
 import torch
+from torch import Tensor
 
-from ..metric import Made, Metric
+from ..averaged import OfImages
+from ..metric import Made
 from ..reference import Reference
 
 
 @dataclass
-class Scorer(Metric):
+class Scorer(OfImages):
     """module: whose `score` is called. larger: whether a larger number is better."""
 
     about = "the mean of what a scorer of your own says of the images."
     module: str = ""
     larger: bool = True
-    found: list[float] = field(init=False, repr=False)
 
     def open(self, reference: Reference) -> None:
         try:
@@ -40,23 +40,13 @@ class Scorer(Metric):
     def lower_is_better(self) -> bool:
         return not self.larger
 
-    def reset(self) -> None:
-        self.found = []
-
-    def update(self, made: Made) -> None:
+    def each(self, made: Made) -> Tensor:
         asked = made.asked if made.asked is None else list(made.asked)
-        said = self._score(made.images / 2 + 0.5, asked)
-        self.found += self._numbers(said, len(made.images))
+        return self._numbers(self._score(made.images / 2 + 0.5, asked), len(made.images))
 
-    def _numbers(self, said: object, count: int) -> list[float]:
+    def _numbers(self, said: object, count: int) -> Tensor:
         with suppress(TypeError, ValueError, RuntimeError):
             values = torch.as_tensor(said).double()
             if values.shape == (count,) and values.isfinite().all():
-                return values.tolist()
+                return values
         raise ValueError(f"{self.module}: needs a finite number for each image")
-
-    def merge(self, other: Scorer) -> None:
-        self.found += other.found
-
-    def compute(self) -> list[float]:
-        return [fmean(self.found)]
