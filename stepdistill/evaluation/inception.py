@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import tensors_only
-from .features.space import FeatureSpace, Real
-from .weights import File, fast_device, find_file, require_extra, unfit, versions
+from .weights import File, fast_device, find_file, require_extra, unfit
 
 SIDE, BATCH = 299, 32
 FILE = File(
@@ -57,16 +56,6 @@ def inception(resize: Resize, channels: int, given: str = "") -> Inception:
         raise ValueError(f"Inception sees grey or RGB images, not {channels} channels")
     require_extra("fid", "torch_fidelity", "cleanfid")
     return load(find_file(FILE, given), resize)
-
-
-def flavour(
-    name: str, resize: Resize, how: str, packages: tuple[str, ...], real: Real, place: str
-) -> FeatureSpace:
-    """The space of a flavour for images like the real ones. how: its resize, in words. packages:
-    whose versions decide on its numbers. place: see `inception`, which says what it raises."""
-    net = inception(resize, real.size[0], place)
-    details = f"{how}, {versions(*packages)}"
-    return FeatureSpace(name, net, f"FID's Inception, {how}", details, BATCH, net.head)
 
 
 def load(path: Path, resize: Resize) -> Inception:
