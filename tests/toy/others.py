@@ -4,6 +4,7 @@ import diffusers as d
 import torch
 from pixels import ddpm, redrawn, unet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from twins import conditioned, labelled
 
 PROMPTS = ["a red cat", "two dogs", "a very small house", "nothing at all"]
 VAE = {
@@ -39,20 +40,10 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def stable_diffusion(seed: int = 1) -> d.StableDiffusionPipeline:
     """Of prompts, 16×16, with guidance by two passes."""
-    net = d.UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        attention_head_dim=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16,
-    )
     tokenizer = letters()
     return d.StableDiffusionPipeline(
         vae=redrawn(d.AutoencoderKL(**VAE), 2),
-        unet=redrawn(net, seed),
+        unet=redrawn(conditioned(), seed),
         text_encoder=text_encoder(tokenizer),
         tokenizer=tokenizer,
         scheduler=d.DDIMScheduler(clip_sample=False),
@@ -64,17 +55,8 @@ def stable_diffusion(seed: int = 1) -> d.StableDiffusionPipeline:
 
 def dit(scheduler: d.SchedulerMixin | None = None) -> d.DiTPipeline:
     """Of labels, 16×16; it hands no generator to its scheduler."""
-    net = d.DiTTransformer2DModel(
-        sample_size=8,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        in_channels=4,
-        out_channels=8,
-        num_embeds_ada_norm=1000,  # its pipeline takes 1000 for no class
-    )
     return d.DiTPipeline(
-        transformer=redrawn(net, 3),
+        transformer=redrawn(labelled(), 3),
         vae=redrawn(d.AutoencoderKL(**VAE), 2),
         scheduler=scheduler or d.DDIMScheduler(clip_sample=False),
     )

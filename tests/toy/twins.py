@@ -77,8 +77,8 @@ def sdxl() -> d.DiffusionPipeline:
     )
 
 
-def dit() -> d.DiffusionPipeline:
-    net = d.DiTTransformer2DModel(
+def labelled() -> d.DiTTransformer2DModel:
+    return d.DiTTransformer2DModel(
         sample_size=8,
         num_layers=1,
         attention_head_dim=8,
@@ -87,7 +87,12 @@ def dit() -> d.DiffusionPipeline:
         out_channels=8,
         num_embeds_ada_norm=1000,
     )
-    return d.DiTPipeline(transformer=net, vae=vae(), scheduler=d.DDIMScheduler(clip_sample=False))
+
+
+def dit() -> d.DiffusionPipeline:
+    return d.DiTPipeline(
+        transformer=labelled(), vae=vae(), scheduler=d.DDIMScheduler(clip_sample=False)
+    )
 
 
 def sd3() -> d.DiffusionPipeline:
