@@ -61,12 +61,12 @@ class Opened:
         with foreign(self.path / "scheduler"):
             return kind.from_config(config)
 
-    def pipeline(self, heard: stubs.Heard) -> DiffusionPipeline:
-        """The unmodified class on stubs, whose networks tell `heard` what they are asked."""
+    def pipeline(self, observe: stubs.Observe) -> DiffusionPipeline:
+        """The unmodified class on stubs, whose networks tell `observe` what they are asked."""
         parts = {}
         for name, parameter in accepted(self.kind.__init__).items():
             if name in self.parts or is_text(name):
-                parts[name] = self.part(name, parameter, heard)
+                parts[name] = self.part(name, parameter, observe)
             elif name in self.index and not isinstance(self.index[name], list):
                 parts[name] = self.index[name]
             elif name in self.index or parameter.default is Parameter.empty:
@@ -76,7 +76,7 @@ class Opened:
         with foreign(self.path):
             return self.kind(**parts)
 
-    def part(self, name: str, parameter: Parameter, heard: stubs.Heard) -> Any:
+    def part(self, name: str, parameter: Parameter, observe: stubs.Observe) -> Any:
         if "tokenizer" in name or name == "processor":
             return stubs.Tokens()
         if "text_encoder" in name:
@@ -86,9 +86,9 @@ class Opened:
         if name == "scheduler":
             return self.scheduler()
         if name == "inputs":
-            return stubs.Inputs(config, heard)
+            return stubs.Inputs(config, observe)
         asked = name.startswith(("unet", "transformer"))
-        return stubs.network(kind, config, heard) if asked else stubs.autoencoder(kind, config)
+        return stubs.network(kind, config, observe) if asked else stubs.autoencoder(kind, config)
 
 
 def accepted(function: Callable) -> dict[str, Parameter]:

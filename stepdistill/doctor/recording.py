@@ -7,7 +7,7 @@ A network is told a time in units of its own, in which pipelines of one process 
     told = 1 − t/1000   Z-Image, Lumina 2: the other way round
 
 Which it is, is seen from the scheduler's timesteps. Beside it stands the σ that the scheduler takes
-the state to have: where the two differ, the network is lied to.
+the state to have: where the two differ, the network is given a wrong time.
 """
 
 from collections.abc import Callable, Iterable
@@ -39,7 +39,7 @@ BACK: dict[str, Callable[[float, float], float]] = {
 
 
 @dataclass(frozen=True)
-class Heard:
+class NetworkCall:
     """One call of a network. told: its time; step: of the scheduler; rows: states in it.
 
     timestep: the scheduler's own; sigma: what it takes the state to have, of a flow; w: a guidance
@@ -83,11 +83,11 @@ class Recording:
         return ", ".join(further + told) or "none"
 
 
-class Ear:
+class Recorder:
     """Writes down what networks are asked while a pipeline runs."""
 
     def __init__(self) -> None:
-        self.calls: list[Heard] = []
+        self.calls: list[NetworkCall] = []
         self.steps, self.finite, self.w = 0, True, None
         self.pipe: DiffusionPipeline | None = None
 
@@ -120,7 +120,7 @@ class Ear:
         if asked.get("timestep_cond") is not None:
             w = float(self.pipe.guidance_scale)  # what is embedded there
         at = timestep_of(self.scheduler, self.steps), sigma_of(self.scheduler, self.steps)
-        self.calls.append(Heard(told, self.steps, len(x), *at, w=w))
+        self.calls.append(NetworkCall(told, self.steps, len(x), *at, w=w))
 
 
 def timestep_of(scheduler: SchedulerMixin, step: int) -> float | None:
@@ -144,9 +144,9 @@ def number(told: Any) -> float:
 
 def record(folder: Opened, call: dict[str, Any]) -> Recording:
     """Run one call of a folder's pipeline. Raises Unknown where it needs more than words."""
-    ear = Ear()
-    pipe = folder.pipeline(ear)
-    ear.follow(pipe)
+    recorder = Recorder()
+    pipe = folder.pipeline(recorder)
+    recorder.follow(pipe)
     pipe.set_progress_bar_config(disable=True)
     arguments = plain_arguments(folder, pipe) | call
     with torch.random.fork_rng(devices=[]):
@@ -156,8 +156,8 @@ def record(folder: Opened, call: dict[str, Any]) -> Recording:
                 made = pipe(**arguments)[0]
         except ValueError as error:
             return Recording(call, error=str(error))
-    finite = ear.finite and bool(torch.isfinite(torch.as_tensor(made)).all())
-    return written(call, ear, finite)
+    finite = recorder.finite and bool(torch.isfinite(torch.as_tensor(made)).all())
+    return written(call, recorder, finite)
 
 
 def plain_arguments(folder: Opened, pipe: DiffusionPipeline) -> dict[str, Any]:
@@ -175,24 +175,24 @@ def plain_arguments(folder: Opened, pipe: DiffusionPipeline) -> dict[str, Any]:
     return {k: v for k, v in given.items() if k in known}
 
 
-def written(call: dict[str, Any], ear: Ear, finite: bool) -> Recording:
-    """What was heard, one entry for each step of the scheduler."""
-    steps = [list(g) for _, g in groupby(ear.calls, lambda c: (c.step, c.told))]
+def written(call: dict[str, Any], recorder: Recorder, finite: bool) -> Recording:
+    """What was recorded, one entry for each step of the scheduler."""
+    steps = [list(g) for _, g in groupby(recorder.calls, lambda c: (c.step, c.told))]
     if not steps:
         raise Unknown("its pipeline asked no network that is known")
     first = [calls[0] for calls in steps]
-    length = ear.scheduler.config.get("num_train_timesteps", 1000)
-    unit = unit_of(first, length) if ear.steps else "t"
+    length = recorder.scheduler.config.get("num_train_timesteps", 1000)
+    unit = unit_of(first, length) if recorder.steps else "t"
     times = [BACK[unit](c.told, length) for c in first]
-    if process_of(ear.scheduler) == FLOW:
+    if process_of(recorder.scheduler) == FLOW:
         times = [t / length for t in times]
     # Our own pipeline walks by itself: its scheduler stands still.
-    sigmas = tuple(c.sigma for c in first if c.sigma is not None and ear.steps)
+    sigmas = tuple(c.sigma for c in first if c.sigma is not None and recorder.steps)
     passes = max(sum(c.rows for c in calls) for calls in steps)
     return Recording(call, tuple(times), sigmas, passes, first[0].w, unit, finite)
 
 
-def unit_of(calls: Iterable[Heard], length: float) -> str:
+def unit_of(calls: Iterable[NetworkCall], length: float) -> str:
     """What a network is told of the scheduler's timestep t: the unit that is nearest."""
     known = [c for c in calls if c.timestep is not None]
 

@@ -19,7 +19,7 @@ from transformers import BatchEncoding
 WIDTH = 16  # of embedded texts: no network reads them
 LENGTH = 77  # of texts whose length nobody says
 CPU, FLOAT = torch.device("cpu"), torch.float32
-Heard = Callable[[dict[str, Any]], None]
+Observe = Callable[[dict[str, Any]], None]
 
 
 class Answer(tuple):
@@ -45,13 +45,13 @@ def hollow(kind: type, config: Mapping[str, Any], acts: dict[str, Callable]) -> 
     return part
 
 
-def network(kind: type, config: Mapping[str, Any], heard: Heard) -> nn.Module:
-    """A network that tells `heard` the arguments of every call, by name, and answers a ramp."""
+def network(kind: type, config: Mapping[str, Any], observe: Observe) -> nn.Module:
+    """A network that tells `observe` the arguments of every call, by name, and answers a ramp."""
     names = signature(kind.forward)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Answer:
         asked = dict(names.bind(self, *args, **kwargs).arguments)
-        heard(asked)
+        observe(asked)
         x = asked[[*names.parameters][1]]
         return Answer(([ramp(each.shape) for each in x] if listed(x) else answer(self, x),))
 
@@ -164,11 +164,11 @@ class Inputs(nn.Module):
 
     device, dtype = CPU, FLOAT
 
-    def __init__(self, config: Mapping[str, Any], heard: Heard) -> None:
+    def __init__(self, config: Mapping[str, Any], observe: Observe) -> None:
         super().__init__()
-        self.config, self.heard = FrozenDict(config), heard
+        self.config, self.observe = FrozenDict(config), observe
 
     def attach(self, net: nn.Module, t: Tensor, s: Tensor, w: Tensor, labels: Any = None) -> list:
         if "w" in self.config.get("inputs", ["w"]):
-            self.heard({"guidance": w})
+            self.observe({"guidance": w})
         return []

@@ -82,7 +82,7 @@ def no_signal(case: Case) -> Iterator[Fault]:
         yield Fault("noise prediction without signal", what, change)
 
 
-def told_otherwise(case: Case) -> Iterator[Fault]:
+def another_time(case: Case) -> Iterator[Fault]:
     """P5: a time that is not that of the state."""
     for seen in case.seen:
         pairs = zip(seen.times, seen.sigmas)
@@ -182,7 +182,7 @@ RULES: tuple[Callable[[Case], Iterator[Fault]], ...] = (
     another_process,
     lost_shift,
     no_signal,
-    told_otherwise,
+    another_time,
     not_finite,
     other_prediction,
     other_steps,
