@@ -965,7 +965,7 @@ MUTATIONS = (
     ),
     Mutation(
         "programs run by a file of weights",
-        "evaluation/inception.py",
+        "files.py",
         'os.environ[name] = "1"',
         'os.environ[name] = "0"',
         ("units/test_presets.py::test_a_file_of_weights_runs_no_program",),
