@@ -26,8 +26,9 @@ from .stages import Stages
 Observer = Callable[[Snapshot], None]
 Warn = Callable[[str], None]
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Launchers pass a Ctrl-C on to processes that have had it from the terminal already.
-ECHO = 2.0  # seconds
+# Whoever launches us, `make` or accelerate, passes a stop on to who has had it already; so a second
+# one is another wish to stop only after so many seconds.
+ECHO = 2.0
 
 
 def train(stages: Stages, observe: Observer, warn: Warn = lambda line: None) -> None:
@@ -69,7 +70,7 @@ def train_stage(stages: Stages, log: Log, observe: Observer, warn: Warn) -> None
     with fitting(stages.folder.checkpoints):
         monitor.begin(stages.health)
     saved, periods = trainer.turn, trainer.update // run.save_every
-    with deferred_stop(ECHO if accelerator.num_processes > 1 else 0) as asked:
+    with deferred_stop() as asked:
         observe(log.snapshot())
         while not (trainer.done or monitor.stopped or agreed(asked, accelerator)):
             step = trainer.step(compare_terms=monitor.due)
@@ -99,13 +100,12 @@ def watch(monitor: Monitor, step: StepLog, log: Log, warn: Warn) -> None:
 
 
 @contextmanager
-def deferred_stop(echo: float) -> Iterator[Event]:
-    """A signal of STOPS sets an event instead of breaking a step in two; a second one acts at once.
+def deferred_stop() -> Iterator[Event]:
+    """A signal of STOPS sets an event instead of breaking a step in two; a second one, after ECHO,
+    acts at once.
 
-    One that is ignored already, as under nohup, stays so.
-
-    echo: seconds in which a second one is taken for the first. Raises KeyboardInterrupt at the end
-    if a stop was asked for and nothing came of it."""
+    One that is ignored already, as under nohup, stays so. Raises KeyboardInterrupt at the end if a
+    stop was asked for and nothing came of it."""
     asked, since = Event(), 0.0
     if current_thread() is not main_thread():
         yield asked
@@ -116,7 +116,7 @@ def deferred_stop(echo: float) -> Iterator[Event]:
         if not asked.is_set():
             since = time.monotonic()
             asked.set()
-        elif time.monotonic() - since >= echo:
+        elif time.monotonic() - since >= ECHO:
             restore()
             signal.raise_signal(number)
 

@@ -227,11 +227,11 @@ def hangup() -> Iterator[Callable[[signal.Handlers], object]]:
 
 def test_a_closed_terminal_stops_as_a_signal_does_unless_nobody_listens(hangup):
     hangup(signal.SIG_DFL)
-    with pytest.raises(KeyboardInterrupt), deferred_stop(0) as asked:
+    with pytest.raises(KeyboardInterrupt), deferred_stop() as asked:
         signal.raise_signal(signal.SIGHUP)
         assert asked.is_set()
     hangup(signal.SIG_IGN)  # as nohup does
-    with deferred_stop(0) as asked:
+    with deferred_stop() as asked:
         signal.raise_signal(signal.SIGHUP)
         assert not asked.is_set()
 

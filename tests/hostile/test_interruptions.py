@@ -21,7 +21,7 @@ from stepdistill.files import DiskError
 from stepdistill.jobs.distill import Clock, complete, distill, train_run
 from stepdistill.method import Loss
 from stepdistill.methods.consistency import Consistency
-from stepdistill.runs import stages
+from stepdistill.runs import loop, stages
 from stepdistill.runs.config import RunConfig, read
 from stepdistill.runs.folder import RunFolder
 from stepdistill.runs.log import Log, curves
@@ -140,7 +140,9 @@ def goes_on_as(folder: Path, whole: Path) -> bool:
     return all(torch.equal(mine[k], ended[k]) for k in ended) and log(folder) == log(whole)
 
 
-def test_a_second_ctrl_c_quits_at_once(tmp_path):
+def test_a_second_ctrl_c_quits_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "ECHO", 0)
+
     def press(made: Stages) -> None:
         if made.trainer.turn == 3:  # the last checkpoint is that of turn 2
             signal.raise_signal(signal.SIGINT)
@@ -153,6 +155,7 @@ def test_a_second_ctrl_c_quits_at_once(tmp_path):
 
 
 def test_a_second_ctrl_c_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "ECHO", 0)
     whole = checkpoint.save_file
 
     def press(made: Stages) -> None:
@@ -194,16 +197,18 @@ def test_signals_are_as_before_once_training_ends(tmp_path):
 
 
 def test_a_stop_that_nothing_came_of_is_passed_on():
-    with pytest.raises(KeyboardInterrupt), deferred_stop(0):
+    with pytest.raises(KeyboardInterrupt), deferred_stop():
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_an_echo_is_one_stop_and_patience_ends():
-    with pytest.raises(KeyboardInterrupt), deferred_stop(60) as asked:
+def test_an_echo_is_one_stop_and_patience_ends(monkeypatch):
+    monkeypatch.setattr(loop, "ECHO", 60)
+    with pytest.raises(KeyboardInterrupt), deferred_stop() as asked:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert asked.is_set()
-    with pytest.raises(KeyboardInterrupt), deferred_stop(1e-9):
+    monkeypatch.setattr(loop, "ECHO", 0)
+    with pytest.raises(KeyboardInterrupt), deferred_stop():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("went on")
