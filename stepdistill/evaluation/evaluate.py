@@ -27,6 +27,7 @@ from .scores import Block, Scored
 from .suite import Suite
 
 FEWEST = 20  # images a block
+PAIR = 2  # images of a category in a block, without which it has no score
 PAIRED = 2**30  # bytes of a block's images that others are compared with, image by image
 
 
@@ -66,7 +67,8 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
     file: Path | None = None,
 ) -> list[Row]:
-    """Score samplers on `blocks` ≥ 2 fresh blocks of n ≥ 20 images; the row "real" comes last.
+    """Score samplers on `blocks` fresh blocks of n ≥ 20 images; the row "real" comes last. One block
+    has no intervals.
 
     on_progress(done, total) counts network evaluations, and the scoring of an image as one more.
     file: where scores are kept as they are made; with the same samplers, which their first images
@@ -74,7 +76,19 @@ def evaluate(
     a sampler returns a wrong shape or values that are not finite.
     """
     _check(samplers, n, blocks)
-    field = [*samplers, *real(suite)]
+    with suite.threaded():
+        return _evaluated([*samplers, *real(suite)], suite, n, blocks, seed, on_progress, file)
+
+
+def _evaluated(
+    field: Sequence[Sampled],
+    suite: Suite,
+    n: int,
+    blocks: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None,
+    file: Path | None,
+) -> list[Row]:
     scored = Scored(file, _identity(field, suite, n, blocks, seed))
     done, total = 0, n * blocks * sum(sampler.work for sampler in field)
 
@@ -175,6 +189,7 @@ def _score_block(
     truths = _Truths()
     for i in new:
         metrics, seconds = [metric.fresh() for metric in suite.metrics], []
+        seen = dict.fromkeys((metric.name for metric in metrics), 0)
         for number, batch in enumerate(_batches(field[i].event, suite, n, key)):
             images, asked, taken = _generate(field[i], suite, batch)
             if i == best:
@@ -183,10 +198,15 @@ def _score_block(
             paired = None if field[i].model == REAL else truths.batch(number)
             made = Made(images, asked, paired, suite.reference)
             for metric in metrics:
-                metric.update(made)
+                part = made.within(metric.category)
+                if len(part.images):
+                    metric.update(part)
+                    seen[metric.name] += len(part.images)
             seconds.append(taken)
             advance(len(images) * field[i].work)
-        scored.add(i, block, Block({m.name: m.compute() for m in metrics}, seconds))
+        enough = [m for m in metrics if not m.category or seen[m.name] >= PAIR]
+        values = dict.fromkeys(seen, []) | {m.name: m.compute() for m in enough}
+        scored.add(i, block, Block(values, seconds))
 
 
 class _Truths:
@@ -211,7 +231,9 @@ def _row(
     scores = {}
     for metric in suite.metrics:
         base = None if best is None else [block.values[metric.name] for block in best]
-        score = metric.score([block.values[metric.name] for block in blocks], base)
+        own = [block.values[metric.name] for block in blocks]
+        missing = metric.category and not all(own)
+        score = None if missing else metric.score(own, base)
         if score is not None:
             scores[metric.name] = score
     generated = sampler.model != REAL and sampler.made is None  # else there is no time
@@ -265,6 +287,8 @@ def _generate(sampler: Sampled, suite: Suite, batch: _Batch) -> tuple[Tensor, As
     seconds = time.perf_counter() - start
     if sampler.model == REAL and not isinstance(asked, Tensor):
         asked = None  # no real image was asked for by these prompts
+    if suite.resize is not None and images.isfinite().all():
+        images = suite.resize(images.float().clamp(-1, 1))
     wanted = (len(batch.noise), *suite.size)
     if images.shape != wanted or not images.isfinite().all():
         name = f"{sampler.source} {sampler.model}".lstrip()
@@ -288,7 +312,7 @@ def _mix(*numbers: int) -> int:
 def _check(samplers: Sequence[Sampled], n: int, blocks: int) -> None:
     if not samplers:
         raise ValueError("nothing to evaluate: give at least one sampler")
-    if blocks < 2:
-        raise ValueError(f"blocks = {blocks}: an interval needs at least 2 fresh seed blocks")
+    if blocks < 1:
+        raise ValueError(f"blocks = {blocks}: give at least one, and two for intervals")
     if n < FEWEST:
         raise ValueError(f"n = {n}: give at least {FEWEST} images a block")

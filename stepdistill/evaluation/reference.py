@@ -7,8 +7,8 @@ why it does not fit.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -79,7 +79,8 @@ class Reference:
 
     size: of images, (c, h, w). ask: None where nothing is asked for. images: real ones (m, c, h, w)
     in [−1, 1], None where there are none; labels: theirs (m,), if they have any. reader: what
-    tells classes apart, if anything does. about: where it comes from.
+    tells classes apart, if anything does. about: where it comes from. categories: those of each
+    prompt, where prompts have any. groups: the category of each real image (m), if they have one.
     """
 
     size: tuple[int, ...]
@@ -88,6 +89,8 @@ class Reference:
     labels: Tensor | None = None
     reader: Reader | None = None
     about: str = ""
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    groups: Sequence[str] | None = field(default=None, repr=False)
     _spaces: dict[str, FeatureSpace] = field(default_factory=dict, repr=False)
     _features: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -109,6 +112,23 @@ class Reference:
         if name not in self._features:
             self._features[name] = self.space(name)(self.images)
         return self._features[name]
+
+    def named(self) -> list[str]:
+        """All categories, in order."""
+        return sorted({name for names in self.categories.values() for name in names})
+
+    def within(self, category: str) -> Reference:
+        """What a metric of one category looks at: its real images, with all that is asked for.
+
+        Raises ValueError where real images have no categories, or none is of this one."""
+        if not category or self.images is None:
+            return self
+        rows = [i for i, group in enumerate(self.groups or ()) if group == category]
+        if not rows:
+            raise ValueError(f"none of the real images is of the category {category}")
+        own = replace(self, images=self.images[rows], _features={})
+        own._features.update({name: of[rows] for name, of in self._features.items()})
+        return own
 
     def asked(self, n: int, generator: torch.Generator | None = None) -> Asked:
         """n things to ask for, in order or drawn."""
