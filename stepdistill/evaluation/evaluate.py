@@ -64,6 +64,11 @@ class Sampled:
         return None if self.kind.classes is None else torch.tensor(found)
 
     @property
+    def seeded(self) -> bool:
+        """Whether its images come from the evaluation's noise, and not from anyone's folder."""
+        return self.sample is not None or self.nfe > 0
+
+    @property
     def work(self) -> int:
         """Network evaluations an image, and its scoring as one more."""
         return self.nfe + 1
@@ -214,10 +219,11 @@ def _score_block(
             images, asked, taken = _generate(field[i], suite, batch)
             if not heeded(batch.asked, asked):
                 metrics, asked = [metric for metric in metrics if not metric.needs_asked], None
-            if i == best:
+            if i == best and field[i].seeded:
                 truths.add(images)
-            # No noise belongs to real images.
-            paired = None if field[i].model == REAL else truths.batch(number)
+            # No noise belongs to real images, nor to those that were there before.
+            alone = field[i].model == REAL or not field[i].seeded
+            paired = None if alone else truths.batch(number)
             made = Made(images, asked, paired, suite.reference)
             for metric in metrics:
                 part = made.within(metric.category)

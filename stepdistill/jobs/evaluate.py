@@ -16,6 +16,7 @@ from rich.console import Console
 from ..evaluation.evaluate import Sampled, requests
 from ..evaluation.evaluate import evaluate as score_all
 from ..evaluation.reference import heeded
+from ..evaluation.report.names import short
 from ..evaluation.report.report import Report, write_report
 from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
@@ -123,7 +124,7 @@ def score(
             rows = score_all(samplers, measured, *size, SEED, observe, out / SCORED)
         made = report(sources, samplers, rows, measured, size[0])
         provenance = made.provenance | gathered.remarks
-        failed = {str(source): reason for source, reason in gathered.failed.items()}
+        failed = {made.names[str(source)]: reason for source, reason in gathered.failed.items()}
         made = replace(made, provenance=provenance, costs=costs or {}, failed=failed)
         write_report(out, made)
         (out / SCORED).unlink()
@@ -133,7 +134,9 @@ def score(
 def report(
     sources: list[Path], samplers: list[Sampled], rows: list[Row], measured: Suite, n: int
 ) -> Report:
-    """What the rows of several sources are shown in."""
+    """What the rows of several sources are shown in, by short names."""
+    names = short([str(source) for source in sources])
+    samplers = [replace(c, source=names.get(c.source, c.source)) for c in samplers]
     provenance = {
         "sources": ", ".join(map(str, sources)),
         "versions": versions_line(),
@@ -142,6 +145,7 @@ def report(
         title=title_of(sources),
         rows=rows,
         suite=measured,
+        names=names,
         provenance=provenance | measured.provenance,
         unasked=unasked(samplers, measured),
         grids=[same_noise(samplers, measured, SEED, n)],

@@ -6,6 +6,7 @@ All are made by the samplers that are evaluated and shipped.
 
 from collections import Counter
 from collections.abc import Sequence
+from math import inf
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def same_noise(
         first_scored(c, suite, n, seed) if stored else first_images(c, suite, seed) for c in rows
     ]
     left = max(range(len(rows)), key=lambda i: (rows[i].model == TEACHER, rows[i].steps))
-    right = min(range(len(rows)), key=lambda i: (rows[i].model == TEACHER, rows[i].steps))
+    right = min(range(len(rows)), key=lambda i: (rows[i].model == TEACHER, rows[i].steps or inf))
     names, note = [_name(c) for c in rows], differing(rows, suite)
     same = "Image by image" if note else f"Same {'seed' if stored else 'noise'}"
     wanted = suite.reference.asked(1)
@@ -58,19 +59,14 @@ def same_noise(
 def differing(rows: Sequence[Sampled], suite: Suite) -> str:
     """Which of several samplers share neither seed nor question with the others."""
     wanted, notes = suite.reference.asked(1), []
-    if unseeded := [c.source for c in rows if not is_seeded(c)]:
+    if unseeded := [c.source for c in rows if not c.seeded]:
         notes.append(f"How the images of {listed(unseeded)} were made, nobody knows.")
-    apart = [c for c in rows if is_seeded(c) and not heeded(wanted, c.asked(wanted, 0, 1))]
+    apart = [c for c in rows if c.seeded and not heeded(wanted, c.asked(wanted, 0, 1))]
     if apart:
         what = "labels" if isinstance(wanted, Tensor) else "prompts"
         names = listed([c.source or c.model for c in apart])
         notes.append(f"From the same seeds as others, but not of their {what}: {names}.")
     return " ".join(notes)
-
-
-def is_seeded(c: Sampled) -> bool:
-    """Whether its images come from the noise of the evaluation, and not from anyone's folder."""
-    return c.sample is not None or c.nfe > 0
 
 
 def first_scored(sampler: Sampled, suite: Suite, n: int, seed: int) -> Tensor:
@@ -157,11 +153,13 @@ def of_fresh(c: Sampled, suite: Suite, seed: int, chosen: Sequence[One]) -> dict
 
 def pairs_of(samplers: Sequence[Sampled], suite: Suite, n: int, seed: int) -> list[Pairs]:
     """The images of each source's student at its fewest steps that are nearest to the teacher's at
-    most steps, and the farthest; none without a teacher, or where noise is not shared."""
-    teacher = most_steps(samplers)
-    if teacher is None or not is_seeded(teacher):
+    most steps, and the farthest; none without a teacher, or where it shares neither noise nor
+    questions."""
+    teacher, wanted = most_steps(samplers), suite.reference.asked(1)
+    if teacher is None or not teacher.seeded:
         return []
-    students = [c for c in at_fewest(samplers) if is_seeded(c)]
+    students = [c for c in at_fewest(samplers) if c.seeded]
+    students = [c for c in students if heeded(wanted, c.asked(wanted, 0, 1))]
     return [pairs(c, teacher, suite, n, seed, (_name(c), _name(teacher))) for c in students]
 
 
@@ -221,7 +219,7 @@ def outliers_of(samplers: Sequence[Sampled], suite: Suite, n: int, seed: int) ->
 
 def _name(c: Sampled) -> str:
     """With its source where there are several; the teacher is the same for all."""
-    if not is_seeded(c):
+    if not c.seeded:
         return c.source
     source = f" · {c.source}" if c.source and c.model == STUDENT else ""
     return label(c.model, c.steps) + source

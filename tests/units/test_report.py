@@ -404,7 +404,9 @@ def test_headline_compares_by_what_the_suite_says_and_in_its_direction():
     rows = [scored(r, recall=0.5) if r.model == "student" else r for r in rows]
     better = scored(replace(ROWS[5], source="runs/b"), recall=0.6)
     said = headline([*rows, better], recall)
-    assert said.startswith("In 1 step the best, runs/b, scores 0.600 (random-conv): better than ")
+    assert said.startswith(
+        "In 1 step the best, runs/b, scores 0.600 (recall, random-conv): better than"
+    )
     assert "better than the teacher at 4 steps (0.400)" in said
     three = replace(SUITE, headline=("recall", "frechet", "accuracy"))
     assert "not in all scores as good as the teacher at 1 step" in headline(

@@ -26,7 +26,7 @@ def headline(rows: Sequence[Row], suite: Suite) -> str:
         return NOTHING
     students = [row for row in rows if row.model == STUDENT]
     teachers = sorted((row for row in rows if row.model == TEACHER), key=lambda row: row.steps)
-    where = f"({', '.join(m.space or m.name for m in metrics)})"
+    where = f"({', '.join(m.space if _by_space(metrics) else m.title for m in metrics)})"
     if not students:
         return "; ".join(f"{_who(row)} {_values(row, metrics)}" for row in rows) + f" {where}."
     student = best_of(students, metrics[0])
@@ -111,7 +111,13 @@ def _scope(metrics: Sequence[Metric]) -> str:
     if len(metrics) == 1:
         return ""
     many = "both" if len(metrics) == 2 else "all"
-    return f"in {many} {'spaces' if all(m.space for m in metrics) else 'scores'} "
+    return f"in {many} {'spaces' if _by_space(metrics) else 'scores'} "
+
+
+def _by_space(metrics: Sequence[Metric]) -> bool:
+    """Whether they are one quantity in several spaces."""
+    one = len({type(metric) for metric in metrics}) == 1
+    return one and len(metrics) > 1 and all(metric.space for metric in metrics)
 
 
 def _beside(row: Row, metrics: Sequence[Metric]) -> str:

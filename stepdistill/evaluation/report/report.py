@@ -12,7 +12,7 @@ import base64
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -77,11 +77,11 @@ class TrajectoryStrip:
 class Report:
     """All that a report shows; what is empty is left out.
 
-    suite: what the rows were scored by. remark: a sentence that must not be missed. failed: sources
-    that could not be scored, and why. unasked: those that were not asked for what others were, and
-    what instead. curves:
-    "player: quantity" → [(update, value), …]. bands: the same → [(from update, to update, least,
-    most), …] of healthy runs. stages: in order, updates counted from the start of the run. costs,
+    suite: what the rows were scored by. names: shorter ones of sources. remark: a sentence that
+    must not be missed. failed: sources that could not be scored, and why. unasked: those that were
+    not asked for what others were, and what instead. curves: "player: quantity" → [(update, value),
+    …]. bands: the same → [(from update, to update, least, most), …] of healthy runs. stages: in
+    order, updates counted from the start of the run. costs,
     provenance: name → text. config: the resolved configuration.
     """
 
@@ -89,6 +89,7 @@ class Report:
     rows: Sequence[Row]
     suite: Suite
     provenance: dict[str, str]
+    names: dict[str, str] = field(default_factory=dict)
     remark: str = ""
     failed: dict[str, str] = field(default_factory=dict)
     unasked: dict[str, str] = field(default_factory=dict)
@@ -104,6 +105,11 @@ class Report:
     health: Record = Record([], [])
     config: str = ""
 
+    def named(self) -> Report:
+        """The same with sources by their shorter names."""
+        rows = [replace(row, source=self.names.get(row.source, row.source)) for row in self.rows]
+        return replace(self, rows=rows)
+
 
 def write_report(folder: Path, report: Report) -> None:
     """Write results.json, report.md, report.html and table.tex into `folder`, made if missing, and
@@ -114,13 +120,13 @@ def write_report(folder: Path, report: Report) -> None:
     """
     _check(report)
     results = json.dumps(written(report.rows), indent=1, allow_nan=False)
-    folder = Path(folder)
+    folder, shown = Path(folder), report.named()
     album = Album(folder / FOLDER)
     made = {
         "results.json": results + "\n",
-        "report.md": markdown(report),
-        "report.html": page(report, album),
-        "table.tex": latex(report.rows, report.suite),
+        "report.md": markdown(shown),
+        "report.html": page(shown, album),
+        "table.tex": latex(shown.rows, shown.suite),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in made.items():
@@ -300,13 +306,13 @@ def markdown(report: Report) -> str:
         "",
     ]
     for title, found in {"not scored": report.failed, "not measured": missing(report)}.items():
-        lines += _table([title, "because"], [list(item) for item in found.items()]) if found else []
+        lines += _words([title, "because"], found) if found else []
     if report.health.signals:
         signals = [[s.name, *_signal(s), s.verdict] for s in report.health.signals]
         lines += _table(["training health", *HEALTH], signals)
     if report.costs:
-        lines += _table(["cost", ""], [list(item) for item in report.costs.items()])
-    lines += _table(["provenance", ""], [list(item) for item in _provenance(report).items()])
+        lines += _words(["cost", ""], report.costs)
+    lines += _words(["provenance", ""], _provenance(report))
     return "\n".join(lines)
 
 
@@ -317,8 +323,12 @@ def _scores(table: Table, report: Report) -> list[str]:
     return title + _table([c.name for c in table.columns], cells)
 
 
-def _table(header: list[str], body: list[list[str]]) -> list[str]:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
+def _words(header: list[str], items: dict[str, str]) -> list[str]:
+    return _table(header, [list(item) for item in items.items()], "---")
+
+
+def _table(header: list[str], body: list[list[str]], align: str = "---:") -> list[str]:
+    rule = ["---"] + [align] * (len(header) - 1)
     return [_line(header), _line(rule), *map(_line, body), ""]
 
 
@@ -335,10 +345,14 @@ def _plain(text: str) -> str:
 
 def missing(report: Report) -> dict[str, str]:
     """What was not measured, and why: metrics of all models, and models that some do not fit."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in report.suite.skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    skipped = {", ".join(names): reason for reason, names in reasons.items()}
     asked = [metric.name for metric in report.suite.metrics if metric.needs_asked]
     without = f" Not measured of it: {', '.join(asked)}." if asked else ""
     apart = {name: f"{reason}.{without}" for name, reason in report.unasked.items()}
-    return report.suite.skipped | apart
+    return skipped | apart
 
 
 def _provenance(report: Report) -> dict[str, str]:
