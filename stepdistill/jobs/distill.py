@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import distributed
 
 from ..evaluation.evaluate import Sampled, evaluate
+from ..evaluation.protocol import Asked, protocols
 from ..evaluation.report.report import Report, read_results, write_report
 from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
@@ -245,11 +246,15 @@ def report(
     """What results.json, report.md and report.html of the run's folder show."""
     run, log = trained.run, trained.folder.log
     stages = stage_spans(run)
+    asked = Asked(run.evaluation.n, run.evaluation.blocks, run.evaluation.seed)
+    with suite.threaded():
+        protocol, said = protocols(suite, asked, versions_line()), asked.provenance(suite)
     return Report(
         title=run.name,
         rows=rows,
         suite=suite,
-        provenance=provenance(trained, difference) | suite.provenance,
+        provenance=provenance(trained, difference) | suite.provenance | said,
+        protocol=protocol,
         costs=costs(trained.setup, clock),
         curves=curves(log),
         stages=stages,

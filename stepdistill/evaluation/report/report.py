@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from jinja2 import Environment, StrictUndefined
@@ -24,6 +25,7 @@ from ...files import read_text, write_whole
 from ...schema import ConfigError, printable
 from ...training.health.monitor import Record, Signal
 from ...training.health.reference import Span, StageSpan
+from ..protocol import require_one
 from ..rows import Row, read, written
 from ..suite import Suite
 from .figures import CurvePoint, mosaic, quality_panels, training_panels
@@ -65,7 +67,8 @@ class Report:
     suite: what the rows were scored by. remark: a sentence that must not be missed. curves:
     "player: quantity" → [(update, value), …]. bands: the same → [(from update, to update, least,
     most), …] of healthy runs. stages: in order, updates counted from the start of the run. costs,
-    provenance: name → text. config: the resolved configuration.
+    provenance: name → text. protocol: of every metric, see `protocol`. config: the resolved
+    configuration.
     """
 
     title: str
@@ -82,6 +85,7 @@ class Report:
     worst: Sequence[Outliers] = ()
     health: Record = Record([], [])
     config: str = ""
+    protocol: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -91,7 +95,8 @@ def write_report(folder: Path, report: Report) -> None:
     labels do not match; then nothing is written.
     """
     _check(report)
-    results = json.dumps(written(report.rows), indent=1, allow_nan=False)
+    protocol = {"protocol": report.protocol} if report.protocol else {}
+    results = json.dumps(written(report.rows) | protocol, indent=1, allow_nan=False)
     made = {
         "results.json": results + "\n",
         "report.md": markdown(report),
@@ -118,6 +123,8 @@ def _check(report: Report) -> None:
     sizes = sorted({row.n for row in report.rows})
     if len(sizes) > 1:
         raise ValueError(f"rows of n = {sizes}: distances at different n do not compare, use one n")
+    for metric in report.suite.metrics:
+        require_one(list(report.rows), metric.name)
     for grid in report.grids:
         _check_labels("grid", grid.title, grid.images, grid.row_labels, axis=0)
     for film in report.films:
