@@ -92,7 +92,7 @@ class Suite:
         spaces = {m.space: m for m in self.metrics if m.space is not None}
         identities = {f"space {name}": self.reference.space(name).identity for name in spaces}
         skipped = {f"skipped {name}": reason for name, reason in self.skipped.items()}
-        return {"suite": self.name, "reference": self.reference.about} | identities | skipped
+        return {"suite": self.name} | self.reference.provenance | identities | skipped
 
 
 def opened(

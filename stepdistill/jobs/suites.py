@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.loader import held_out, spread
+from ..data.loader import Samples, evenly_spread
 from ..data.sources.folder import Folder
 from ..evaluation.features.space import FeatureSpace
+from ..evaluation.gallery import Gallery
 from ..evaluation.metric import Metric
-from ..evaluation.reference import Brought, Kind, RealImages, Task
+from ..evaluation.published import SUFFIX, published
+from ..evaluation.reference import Brought, Kind, NoneBrought, RealImages, Task
 from ..evaluation.suite import Suite, SuiteSettings, Unfit, opened
 from ..runs.config import DataSettings, RunConfig, find, labelled, part
 from ..runs.plan import rehearsal
@@ -19,6 +21,7 @@ from ..schema import ConfigError, fit
 from ..teachers.teacher import Teacher
 
 BESIDE_TEACHER = "teacher"  # the suite that takes any teacher
+READ = 500  # images at a time
 Parts = tuple[SuiteSettings, Task, tuple[Metric, ...]]
 
 
@@ -42,25 +45,52 @@ def kind_of(teacher: Teacher) -> Kind:
 
 
 def brought(reference: str | None, data: DataSettings | None, teacher: Teacher | Shape) -> Brought:
-    """The images of a folder, else those that a run's data holds out, as a teacher's.
+    """The images of a folder, or what a published file holds, else the images that a run's data
+    holds out, as a teacher's.
 
-    Raises ConfigError, when they are read, where there are none or they do not fit."""
+    Raises NoneBrought, when they are read, where there are none, ConfigError where they do not
+    fit."""
 
     def read() -> RealImages:
+        if reference is not None and reference.endswith(SUFFIX):
+            return of_file(Path(reference), teacher.classes)
         if reference is not None:
-            rows = spread(Folder(path=reference).open(teacher))
-            return RealImages(*rows, f"{reference}, {len(rows.images)} images")
-        if data is not None:
-            rows = held_out(data.build(), teacher)
-            return RealImages(*rows, f"{len(rows.images)} images held out of the run's data")
-        return nothing_brought()
+            found = Folder(path=reference).open(teacher)
+            return of_samples(found, f"{reference}, {len(found)} images")
+        if data is None:
+            return nothing_brought()
+        try:
+            found = data.build().open_held_out(teacher)
+        except ConfigError as error:
+            raise NoneBrought(str(error)) from error
+        return of_samples(found, f"{len(found)} images held out of the run's data")
 
     return read
 
 
+def of_samples(samples: Samples, about: str) -> RealImages:
+    """The images of samples, which are read when they are looked at."""
+    return RealImages(Gallery(samples), samples.asked(), about)
+
+
+def of_file(path: Path, classes: int | None) -> RealImages:
+    """What a published file holds, see `published`. Raises ConfigError for other labels than the
+    teacher's."""
+    found = published(path)
+    if found.images is None:
+        return RealImages(None, None, f"{path}, SHA-256 {found.sha256[:12]}", found.statistics)
+    labels = None if classes is None else found.images.labels
+    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ConfigError(f"{path}: labels {labels.min()} … {labels.max()}, not 0 … {classes - 1}")
+    about = f"{path}, {len(found.images)} images"
+    return RealImages(Gallery(found.images), labels, about, found.statistics)
+
+
 def nothing_brought() -> RealImages:
     """For who brings no real images."""
-    raise ConfigError("real images are needed: give a folder of them, --reference DIR")
+    raise NoneBrought(
+        "real images are needed: give a folder of them, --reference DIR, or a published file .npz"
+    )
 
 
 def brought_by(run: RunConfig, teacher: Teacher) -> Brought:
@@ -101,7 +131,9 @@ def require_images(task: Task, run: RunConfig, teacher: Teacher) -> None:
     read."""
     if task.needs_images:
         try:
-            brought_by(run, teacher)()
+            images = brought_by(run, teacher)().images
+            for numbers in evenly_spread(0 if images is None else len(images)).split(READ):
+                images[numbers]  # so that a damaged one shows before training
         except ConfigError as error:
             hint = "set evaluation.reference, a folder, or hold out a share of the data"
             raise ConfigError(f"suite {run.evaluation.suite}: {error}: {hint}") from error
