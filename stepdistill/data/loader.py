@@ -9,6 +9,7 @@ the same data, and makes states and conditions of them. What is kept for evaluat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +22,8 @@ from ..solver import Trajectory
 from ..teachers.backbone import Asked
 from ..teachers.teacher import Teacher
 
-MOST = 10_000  # real images that are measured against
+MOST = 10_000  # real images that are looked at one by one
+PART = 500  # that are read at a time where all are
 
 
 class Drawn(NamedTuple):
@@ -62,6 +64,24 @@ class Samples(ABC):
         """The samples (n,) of these numbers, each the same every time but for what is drawn from
         `local`, like crops; without it nothing is drawn."""
 
+    def asked(self) -> Asked:
+        """What a teacher is asked for all of them, in order."""
+        parts = [self.rows(index).asked for index in self.parts()]
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        return None if parts[0] is None else [each for part in parts for each in part]
+
+    def digest(self) -> str:
+        """SHA-256 of what all images are made of, in order."""
+        found = sha256()
+        for index in self.parts():
+            found.update(self.rows(index).images.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    def parts(self) -> Sequence[Tensor]:
+        """The numbers of all, PART at a time."""
+        return torch.arange(len(self)).split(PART)
+
     def walk(self, first: int, count: int, seed: int) -> Tensor:
         """Numbers first … first + count − 1 of an endless walk through all samples."""
         return shuffled(len(self), first, count, seed)
@@ -95,8 +115,13 @@ def held_out(source: Source, teacher: Teacher) -> Rows:
 
 def spread(samples: Samples, most: int = MOST) -> Rows:
     """At most `most` samples, evenly spread over all: in a folder those of a class lie together."""
-    count = min(most, len(samples))
-    return samples.rows(torch.arange(count) * len(samples) // count)
+    return samples.rows(evenly_spread(len(samples), most))
+
+
+def evenly_spread(total: int, most: int = MOST) -> Tensor:
+    """At most `most` of the numbers 0 … total − 1, evenly spread."""
+    count = min(most, total)
+    return torch.arange(count) * total // count
 
 
 @dataclass(frozen=True)
@@ -109,6 +134,9 @@ class InMemory(Samples):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def asked(self) -> Tensor | None:
+        return self.labels
 
     def rows(self, index: Tensor, local: torch.Generator | None = None) -> Rows:
         return Rows(self.images[index], None if self.labels is None else self.labels[index])

@@ -30,15 +30,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import Annotated, Any, Literal
 
 import torch
 
+from ..data.resize import Resize
 from ..schema import ConfigError, Count, Range, Seed, Steps
 from .metric import Metric
 from .reference import Brought, Kind, Reference, Task
-from .resize import Resize
 from .weights import Unavailable
 
 MOST, VALUES = 250, 2**22  # images, and pixel values, that are generated at a time
@@ -161,7 +162,7 @@ class Suite:
         identities = {f"space {name}": self.reference.space(name).identity for name in spaces}
         skipped = {f"skipped {name}": reason for name, reason in self.skipped.items()}
         resize = {} if self.resize is None else {"resize": str(self.resize)}
-        said = {"suite": self.name, "reference": self.reference.about} | resize
+        said = {"suite": self.name} | self.reference.provenance | resize
         return said | identities | skipped
 
 
@@ -179,6 +180,7 @@ def opened(
     where, seen = "", kind
     if settings.resize is not None:
         seen = replace(kind, size=(kind.channels, *[settings.resize.side] * 2))
+        brought = partial(brought, settings.resize)
     try:
         reference = task.open(seen, brought)
         found, skipped = [], {}

@@ -257,7 +257,7 @@ def test_each_metric_looks_at_its_own_side():
     """Precision at generated among real images, recall at real among generated ones."""
     images = resampled(60, 5)
     seen, real = random_conv()(images), random_conv()(digits.load()[0][:200])
-    reference = replace(SUITE.reference, images=digits.load()[0][:200], _features={})
+    reference = replace(SUITE.reference, images=digits.load()[0][:200], _summaries={})
     found = {}
     for name in ("precision", "recall"):
         metric = named(name).fresh()
@@ -396,7 +396,7 @@ def test_committed_classifier_has_the_accuracy_its_header_claims():
     said = domain_cnn.committed_recipe()
     images, labels = digits.load()
     _, held_out = domain_cnn.split(len(images), int(said["seed"]))
-    found = domain_cnn.accuracy(load_domain_cnn(), images[held_out], labels[held_out])
+    found = domain_cnn.accuracy(load_domain_cnn(), images, labels, held_out)
     assert found >= 0.98
     assert said == domain_cnn.recipe(int(said["seed"]), found)
 

@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..gallery import Images
+
 BATCH = 500
 
 
@@ -23,7 +25,7 @@ class Real(Protocol):
     (m, c, h, w) in [−1, 1] with their labels (m,), where there are any."""
 
     size: tuple[int, ...]
-    images: Tensor | None
+    images: Images | None
     labels: Tensor | None
 
 

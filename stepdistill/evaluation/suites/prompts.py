@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from ...data.prompts import categories_of, prompts_of
-from ...schema import ConfigError, Count
-from ..reference import Brought, Kind, Reference, Task
+from ...schema import Count
+from ..reference import Brought, Kind, NoneBrought, Reference, Task
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,15 @@ class Prompts(Task):
             order = torch.randperm(len(found), generator=generator) if drawn else range(len(found))
             return [found[int(order[i // self.each % len(found)])] for i in range(n)]
 
-        with suppress(ConfigError):
-            images, labels, where = brought()
-            return Reference(kind.size, ask, images, about=f"{about}; {where}")
-        return Reference(kind.size, ask, about=about)
+        with suppress(NoneBrought):
+            real = brought()
+            return Reference(
+                kind.size,
+                ask,
+                real.images,
+                about=f"{about}; {real.about}",
+                statistics=real.statistics,
+                categories=categories,
+                groups=real.groups,
+            )
+        return Reference(kind.size, ask, about=about, categories=categories)
