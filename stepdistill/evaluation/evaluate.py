@@ -67,8 +67,8 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
     file: Path | None = None,
 ) -> list[Row]:
-    """Score samplers on `blocks` fresh blocks of n ≥ 20 images; the row "real" comes last. One block
-    has no intervals.
+    """Score samplers on `blocks` fresh blocks of n ≥ 20 images, of which one has no intervals; the
+    row "real" comes last.
 
     on_progress(done, total) counts network evaluations, and the scoring of an image as one more.
     file: where scores are kept as they are made; with the same samplers, which their first images

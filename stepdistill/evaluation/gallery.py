@@ -81,4 +81,6 @@ class Some(Samples):
 def chosen(images: Images, rows: list[int]) -> Images:
     """Some of images, by number."""
     numbers = torch.tensor(rows)
-    return Gallery(Some(images.samples, numbers)) if isinstance(images, Gallery) else images[numbers]
+    return (
+        Gallery(Some(images.samples, numbers)) if isinstance(images, Gallery) else images[numbers]
+    )

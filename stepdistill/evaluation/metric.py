@@ -84,8 +84,8 @@ class Metric(ABC):
     about: what it says, for the reader of a table. decimals: in a table, None for three significant
     digits. ideal: the value of perfect images, where more is as bad as less. least, most: what it
     can be, where intervals end. space: the name of the space it measures in, None without. name: in
-    the suite's YAML. category: of the prompts whose images it sees, all if there is none. table: the
-    title of the table it stands in, the main one without.
+    the suite's YAML. category: of the prompts whose images it sees, "" for all. table: the title of
+    the one it stands in, "" for the main one.
     """
 
     about: ClassVar[str] = ""

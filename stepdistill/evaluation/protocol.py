@@ -28,21 +28,23 @@ ONE_BLOCK = "none: there is one block of images; more, like --blocks 3, make som
 @dataclass(frozen=True)
 class Asked:
     """How many images are scored, and how they are asked for: n in each of so many blocks, from one
-    seed. steps, guidance: of pipelines that are not ours, None for their own."""
+    seed. steps, guidance: of pipelines that are not ours, None for their own. size: height and
+    width of what is scored."""
 
     n: int
     blocks: int
     seed: int
     steps: int | None = None
     guidance: float | None = None
+    size: tuple[int, ...] | None = None
 
     def departures(self, settings: SuiteSettings) -> list[str]:
         """Where it is not what the suite says, in words."""
         found = []
-        for name in ("n", "blocks", "seed", "steps", "guidance"):
+        for name in ("n", "blocks", "seed", "steps", "guidance", "size"):
             said, used = getattr(settings, name), getattr(self, name)
             if None not in (said, used) and said != used:
-                found.append(f"{name} = {used:,} in place of the protocol's {said:,}")
+                found.append(f"{name} = {worded(used)} in place of the protocol's {worded(said)}")
         return found
 
     def provenance(self, suite: Suite) -> dict[str, str]:
@@ -109,6 +111,11 @@ def require_one(rows: list[Row], metric: str) -> None:
             if plain(a.get(name)) != plain(b.get(name)):
                 both = f"{shown(a.get(name))} and {shown(b.get(name))}"
                 raise ValueError(f"{metric}: rows of unequal {name} do not compare: {both}")
+
+
+def worded(value: float | tuple[int, ...]) -> str:
+    """A number, or height and width, for a reader."""
+    return "×".join(map(str, value)) if isinstance(value, tuple) else f"{value:,}"
 
 
 def plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ It is a YAML of eval/suites/, or anyone's, that names its parts:
 and what else a protocol fixes; what is left out is the caller's affair:
 
     n: 1000, blocks: 3, seed: 0  images in a block, blocks of them, and what all seeds come from
+    size: [64, 64]               height and width of what is scored
     steps: 4, guidance: 0        how pipelines that are not ours are called
     batch: 250, threads: 1       images that are generated at a time, and threads of the CPU
     resize: {side: 256}          what becomes of images before they are scored, see `resize`
@@ -98,6 +99,7 @@ class SuiteSettings:
     n: Annotated[int, Range(20, 10**6)] | None = None
     blocks: Annotated[int, Range(1, 1000)] | None = None
     seed: Seed | None = None
+    size: tuple[Count, Count] | None = None
     steps: Steps | None = None
     guidance: Annotated[float, Range(0, 1000)] | None = None
     resize: Resize | None = None

@@ -246,14 +246,15 @@ def report(
     """What results.json, report.md and report.html of the run's folder show."""
     run, log = trained.run, trained.folder.log
     stages = stage_spans(run)
-    asked = Asked(run.evaluation.n, run.evaluation.blocks, run.evaluation.seed)
+    said = run.evaluation
+    asked = Asked(said.n, said.blocks, said.seed, size=suite.size[1:])
     with suite.threaded():
-        protocol, said = protocols(suite, asked, versions_line()), asked.provenance(suite)
+        protocol, made = protocols(suite, asked, versions_line()), asked.provenance(suite)
     return Report(
         title=run.name,
         rows=rows,
         suite=suite,
-        provenance=provenance(trained, difference) | suite.provenance | said,
+        provenance=provenance(trained, difference) | suite.provenance | made,
         protocol=protocol,
         costs=costs(trained.setup, clock),
         curves=curves(log),

@@ -47,9 +47,9 @@ def evaluate(
     """Score models side by side as `stepdistill eval` does, and write the report to `out`.
 
     sources: folders of runs, of pipelines or of images. suite: a shipped one or a YAML file, None
-    for what fits. size: images in a fresh seed block, and blocks; None for what the suite says, else
-    1000 and 3. steps: of pipelines, None for the suite's, the fewest or their own. reference: a
-    folder of real images. prompts: a file. Raises ConfigError for bad input."""
+    for what fits. size: images in a seed block, and blocks; None for what the suite says, or 1000
+    and 3. steps: of pipelines, None for the suite's, the fewest or their own. reference: a folder
+    of real images, or a published file. prompts: a file. Raises ConfigError for bad input."""
     against, paths = Against(suite, reference, prompts), [Path(source) for source in sources]
     return score(paths, against, Path(out), size, Opening(steps), Console(quiet=True))
 
@@ -66,9 +66,9 @@ def score(
     """Score every source on the same seed blocks and write results and report to `out`.
 
     Stopped, the same call goes on. Of several processes each makes its share of the images of
-    pipelines that are not ours, and the main one scores them; the others get no rows. size: (n,
-    blocks), None for what the suite says. Raises ConfigError for a suite that does not exist or does
-    not fit, sources that are none, or of several kinds.
+    pipelines that are not ours, and the main one scores them; the others get no rows. Raises
+    ConfigError for a suite that does not exist or does not fit, sources that are none, or of
+    several kinds.
     """
     against, opening = by_protocol(against, opening, sources)  # before anything is loaded
     gathered = gather(sources, opening)
@@ -147,7 +147,7 @@ def asked_of(measured: Suite, size: Size, opening: Opening) -> Asked:
         for mine, theirs, usual in zip(size, (said.n, said.blocks), USUAL, strict=True)
     )
     seed = SEED if said.seed is None else said.seed
-    return Asked(n, blocks, seed, opening.steps, opening.guidance)
+    return Asked(n, blocks, seed, opening.steps, opening.guidance, measured.size[1:])
 
 
 def report(

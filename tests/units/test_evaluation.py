@@ -627,10 +627,10 @@ def test_real_images_have_the_requested_class():
     assert (labels[matches.int().argmax(1)] == wanted).all()
 
 
-def test_refuses_what_cannot_give_an_interval_or_an_image():
+def test_refuses_what_cannot_give_a_block_or_an_image():
     student = sampler("student", 1, recording([]))
-    with pytest.raises(ValueError, match="at least 2 fresh seed blocks"):
-        evaluate([student], SUITE, 40, 1, 0)
+    with pytest.raises(ValueError, match="at least one, and two for intervals"):
+        evaluate([student], SUITE, 40, 0, 0)
     with pytest.raises(ValueError, match="at least 20 images"):
         evaluate([student], SUITE, 10, 2, 0)
     with pytest.raises(ValueError, match="nothing to evaluate"):

@@ -11,8 +11,8 @@ from huggingface_hub import parse_eval_result_entries
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
+from stepdistill.data import resize as resizing
 from stepdistill.data.sources import digits
-from stepdistill.evaluation import resize as resizing
 from stepdistill.evaluation.differences import difference, winner
 from stepdistill.evaluation.evaluate import Sampled, evaluate
 from stepdistill.evaluation.metrics.frechet import Frechet
@@ -110,8 +110,8 @@ def test_a_category_without_enough_images_has_no_score():
 
 def test_real_images_without_a_category_are_named():
     reference = replace(suite_of().reference, groups=None)
-    with pytest.raises(ValueError, match="none of the real images is of the category odd"):
-        reference.within("odd")
+    with pytest.raises(ValueError, match="no real images of the category odd to compare with"):
+        Frechet("pixels").open(reference.within("odd"))
 
 
 def test_departures_are_said():
