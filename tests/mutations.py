@@ -1109,5 +1109,36 @@ MUTATIONS = (
         "",
         ("units/test_scorers.py::test_a_program_reads_files_and_prompts",),
     ),
+    Mutation(
+        "a category that is scored by all images",
+        "evaluation/evaluate.py",
+        "made.within(metric.category)",
+        "made.within('')",
+        ("units/test_protocol.py::test_a_category_is_scored_by_its_own_images_alone",),
+    ),
+    Mutation(
+        "a category that is compared with all real images",
+        "evaluation/reference.py",
+        "if group == category]",
+        "]",
+        ("units/test_protocol.py::test_a_category_is_scored_by_its_own_images_alone",),
+    ),
+    Mutation(
+        "rows of two protocols, compared",
+        "evaluation/differences.py",
+        "    require_one([a, b], metric)\n",
+        "",
+        ("units/test_protocol.py::test_rows_of_two_protocols_are_never_compared",),
+    ),
+    Mutation(
+        "what is not brought, missed only later",
+        "jobs/evaluate.py",
+        "if wanted is not None and given is None:",
+        "if False:",
+        (
+            "jobs/test_protocols.py::"
+            "test_what_is_not_brought_is_refused_before_anything_is_loaded",
+        ),
+    ),
 )
 FIRST = MUTATIONS[:4]

@@ -167,10 +167,10 @@ def opened(run: RunConfig, folder: Path, extend: bool = False) -> Iterator[Stage
     """The stages of the run, as they are, in its folder, where no other run's processes work.
 
     Raises ConfigError for a run that cannot be trained there."""
-    _, task, _ = require(run.evaluation.suite)
+    settings, task, _ = require(run.evaluation.suite)
     accelerator = accelerator_of(run, folder)
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
-    require_images(task, run, stages.setup.teacher)
+    require_images(settings, task, run, stages.setup.teacher)
     check_batches(stages.setup)
     with stages.folder.held(run, extend) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()

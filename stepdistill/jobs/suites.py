@@ -176,12 +176,12 @@ def require_suite(run: RunConfig) -> Suite:
         return load(run.evaluation.suite, kind_of(teacher), brought_by(run, teacher))
 
 
-def require_images(task: Task, run: RunConfig, teacher: Teacher) -> None:
+def require_images(settings: SuiteSettings, task: Task, run: RunConfig, teacher: Teacher) -> None:
     """Raise ConfigError unless the real images that the task of the run's suite needs can be
     read."""
     if task.needs_images:
         try:
-            images = brought_by(run, teacher)().images
+            images = brought_by(run, teacher)(settings.resize).images
             for numbers in evenly_spread(0 if images is None else len(images)).split(READ):
                 images[numbers]  # so that a damaged one shows before training
         except ConfigError as error:
