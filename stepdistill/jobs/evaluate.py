@@ -45,8 +45,8 @@ def evaluate(
 
     sources: folders of runs, of pipelines or of images. suite: a shipped one or a YAML file, None
     for what fits. size: images in a fresh seed block, and blocks. steps: of pipelines, None for the
-    fewest or their own. reference: a folder of real images. prompts: a file. Raises ConfigError for
-    bad input."""
+    fewest or their own. reference: a folder of real images, or a published file .npz. prompts: a
+    file. Raises ConfigError for bad input."""
     against, paths = Against(suite, reference, prompts), [Path(source) for source in sources]
     return score(paths, against, Path(out), size, Opening(steps), Console(quiet=True))
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.loader import Samples, evenly_spread
+from ..data.loader import Samples
 from ..data.sources.folder import Folder
 from ..evaluation.features.space import FeatureSpace
 from ..evaluation.gallery import Gallery
@@ -14,6 +14,7 @@ from ..evaluation.metric import Metric
 from ..evaluation.published import SUFFIX, published
 from ..evaluation.reference import Brought, Kind, NoneBrought, RealImages, Task
 from ..evaluation.suite import Suite, SuiteSettings, Unfit, opened
+from ..evaluation.summary import places
 from ..runs.config import DataSettings, RunConfig, find, labelled, part
 from ..runs.plan import rehearsal
 from ..runs.yaml import load_values
@@ -132,7 +133,7 @@ def require_images(task: Task, run: RunConfig, teacher: Teacher) -> None:
     if task.needs_images:
         try:
             images = brought_by(run, teacher)().images
-            for numbers in evenly_spread(0 if images is None else len(images)).split(READ):
+            for numbers in places(0 if images is None else len(images)).split(READ):
                 images[numbers]  # so that a damaged one shows before training
         except ConfigError as error:
             hint = "set evaluation.reference, a folder, or hold out a share of the data"

@@ -24,13 +24,13 @@ class Folder(Task):
     published reference holds, such as inception-tf; without it they are left aside."""
 
     needs_images = True
-    statistics: str = ""
+    statistics: str | None = None
 
     def open(self, kind: Kind, brought: Brought) -> Reference:
         images, labels, about, published = brought()
         if images is not None and tuple(images.shape[1:]) != kind.size:
             raise ValueError(f"the real images are {tuple(images.shape[1:])}, the samples {kind}")
-        if published is not None:  # without a space they say only why there are no images
+        if published is not None:
             published = replace(published, space=self.statistics)
         found = Reference(kind.size, images=images, about=about, statistics=published)
         if kind.classes is None:
