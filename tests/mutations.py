@@ -985,6 +985,30 @@ MUTATIONS = (
         ("units/test_presets.py::test_levels_are_those_of_a_saved_file",),
     ),
     Mutation(
+        "moments of the last chunk alone",
+        "evaluation/summary.py",
+        "moments.merge(part)",
+        "part",
+        ("units/test_references.py::test_what_is_added_up_in_chunks_is_that_of_the_whole",),
+    ),
+    Mutation(
+        "statistics of another network",
+        "evaluation/summary.py",
+        "key.update(space(images[:PROBED]).contiguous().numpy().tobytes())",
+        "pass",
+        ("units/test_references.py::test_another_picture_space_or_network_is_another_entry",),
+    ),
+    Mutation(
+        "published statistics that nobody named",
+        "evaluation/reference.py",
+        "self.statistics.space == name",
+        "self.statistics.space in (None, name)",
+        (
+            "units/test_references.py::"
+            "test_statistics_beside_images_are_taken_only_where_a_suite_says_whose_they_are",
+        ),
+    ),
+    Mutation(
         "a thin root without the gap of means",
         "evaluation/moments.py",
         "torch.cat([*parts, gap], 1)",

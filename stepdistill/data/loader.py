@@ -2,8 +2,8 @@
 
 A `Source` opens samples that are read by number; the `Loader` walks through them in one fresh
 order per epoch, keyed by (seed, epoch), so a resumed run and any number of processes see exactly
-the same data, and makes states and conditions of them. What is kept for evaluation comes from
-`held_out(source, teacher)`; no batch has it.
+the same data, and makes states and conditions of them. What a source keeps for evaluation is in no
+batch.
 """
 
 from abc import ABC, abstractmethod
@@ -22,8 +22,7 @@ from ..solver import Trajectory
 from ..teachers.backbone import Asked
 from ..teachers.teacher import Teacher
 
-MOST = 10_000  # real images that are looked at one by one
-PART = 500  # that are read at a time where all are
+PART = 500  # samples that are read at a time where all are
 
 
 class Drawn(NamedTuple):
@@ -100,28 +99,9 @@ class Source(ABC):
         "settings.KEY: " and names the file."""
 
     def open_held_out(self, teacher: Teacher) -> Samples:
-        """The samples kept for evaluation, which `open` leaves out. Raises ConfigError as it."""
+        """The samples kept for evaluation, which `open` leaves out: always the same, nothing drawn
+        at random. Raises ConfigError as it, and if there are none."""
         raise ConfigError("source: keeps no samples for evaluation")
-
-
-def held_out(source: Source, teacher: Teacher) -> Rows:
-    """The samples that a source keeps for evaluation, at most MOST: always the same, with nothing
-    drawn at random, none of them in any training batch of the same settings.
-
-    source: `run.data.build()`. The images are (n, c, h, w) float32 in [−1, 1]; `asked` has the
-    labels (n,) int64, or is None. Raises ConfigError if it keeps none."""
-    return spread(source.open_held_out(teacher))
-
-
-def spread(samples: Samples, most: int = MOST) -> Rows:
-    """At most `most` samples, evenly spread over all: in a folder those of a class lie together."""
-    return samples.rows(evenly_spread(len(samples), most))
-
-
-def evenly_spread(total: int, most: int = MOST) -> Tensor:
-    """At most `most` of the numbers 0 … total − 1, evenly spread."""
-    count = min(most, total)
-    return torch.arange(count) * total // count
 
 
 @dataclass(frozen=True)

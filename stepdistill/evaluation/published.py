@@ -44,13 +44,14 @@ HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 class Statistics:
     """mean (d,) and covariance (d, d) in float64, of n images, None if nobody says of how many.
 
-    file: they come from. space: whose features they are of, nothing where nobody says."""
+    file: they come from. space: whose features they are of, None where nobody says: then all that
+    they tell is why there are no images."""
 
     mean: Tensor
     covariance: Tensor
     n: int | None
     file: str
-    space: str = ""
+    space: str | None = None
 
     def moments(self, space: FeatureSpace, size: tuple[int, ...]) -> Moments:
         """As those of a space of images of this size. Raises ValueError for another width."""
@@ -101,7 +102,8 @@ class Batch(Samples):
         size, handle = prod(self.array[1:]), self.file.fileno()
         found = b"".join(os.pread(handle, size, self.start + i * size) for i in index.tolist())
         pixels = np.frombuffer(found, np.uint8).reshape(-1, *self.array[1:]).transpose(0, 3, 1, 2)
-        images = torch.from_numpy(pixels.astype(np.float32)) / 127.5 - 1
+        # In the order in memory that other sources have, on which a network's last bits depend.
+        images = torch.from_numpy(pixels.astype(np.float32, order="C")) / 127.5 - 1
         return Rows(images, None if self.labels is None else self.labels[index])
 
 

@@ -14,7 +14,6 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.loader import evenly_spread
 from ..resources import named
 from ..schema import ConfigError
 from ..teachers.backbone import Asked
@@ -22,7 +21,7 @@ from .features.space import FeatureSpace
 from .gallery import Gallery, Images, chosen
 from .moments import Moments
 from .published import Statistics
-from .summary import Summary, summary
+from .summary import Summary, places, summary
 from .weights import Unavailable
 
 # n things to ask for: in order without a generator, else drawn with that of a block, as it was
@@ -139,7 +138,7 @@ class Reference:
     def places(self) -> Tensor:
         """The numbers (n,) of the real images whose features are compared one by one: all of them,
         or 10,000 that are evenly spread."""
-        return evenly_spread(len(self.real))
+        return places(len(self.real))
 
     def summary(self, space: FeatureSpace) -> Summary:
         """What a space says of the real images, which are looked at once. Raises ValueError where

@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..data.loader import MOST, evenly_spread
 from ..files import save_whole
 from ..resources import cache_folder
 from .features.space import BATCH, FeatureSpace
 from .gallery import Gallery, Images
 from .moments import Moments
 
+MOST = 10_000  # real images that are compared one by one
 PROBED, RECIPE = 2, 1  # images whose features are part of the key
 WIDEST = 2**13  # numbers whose covariance is added up
 
@@ -66,6 +66,13 @@ class Summary:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
+def places(m: int) -> Tensor:
+    """The numbers of the images, of m, that are compared one by one: at most MOST, evenly spread,
+    since in a folder those of a class lie together."""
+    count = min(MOST, m)
+    return torch.arange(count) * m // count
+
+
 def summary(images: Images, space: FeatureSpace) -> Summary:
     """Of real images (m, c, h, w), from the cache if it is there."""
     file = cached_at(images, space) if isinstance(images, Gallery) else None
@@ -79,7 +86,7 @@ def summary(images: Images, space: FeatureSpace) -> Summary:
 
 def look(images: Images, space: FeatureSpace) -> Summary:
     """Of images that are looked at now."""
-    wanted, first, rows, moments = evenly_spread(len(images)), 0, [], None
+    wanted, first, rows, moments = places(len(images)), 0, [], None
     few = len(images) <= MOST
     for features in joined(map(space, images.split(space.batch or BATCH)), MOST):
         inside = (wanted >= first) & (wanted < first + len(features))
@@ -128,7 +135,7 @@ def known(file: Path, images: Gallery, space: FeatureSpace) -> Summary | None:
 
 def is_whole(found: Summary) -> bool:
     """Whether all parts are there, and fit."""
-    n, d = len(evenly_spread(found.m)), found.rows.shape[-1]
+    n, d = len(places(found.m)), found.rows.shape[-1]
     if found.rows.shape != (n, d):
         return False
     if found.mean is None or found.scatter is None:

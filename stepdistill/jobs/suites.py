@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data.images import Pictures
-from ..data.loader import Samples, evenly_spread
+from ..data.loader import Samples
 from ..data.pictures import Fit
 from ..data.resize import Resize
 from ..data.sources.folder import Folder
@@ -21,6 +21,7 @@ from ..evaluation.metric import Metric
 from ..evaluation.published import SUFFIX, published
 from ..evaluation.reference import Brought, Kind, NoneBrought, RealImages, Task
 from ..evaluation.suite import Suite, SuiteSettings, Unfit, opened
+from ..evaluation.summary import places
 from ..runs.config import DataSettings, RunConfig, find, labelled, part
 from ..runs.plan import rehearsal
 from ..runs.yaml import load_values
@@ -182,7 +183,7 @@ def require_images(settings: SuiteSettings, task: Task, run: RunConfig, teacher:
     if task.needs_images:
         try:
             images = brought_by(run, teacher)(settings.resize).images
-            for numbers in evenly_spread(0 if images is None else len(images)).split(READ):
+            for numbers in places(0 if images is None else len(images)).split(READ):
                 images[numbers]  # so that a damaged one shows before training
         except ConfigError as error:
             hint = "set evaluation.reference, a folder, or hold out a share of the data"

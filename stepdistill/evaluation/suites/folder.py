@@ -27,7 +27,7 @@ class Folder(Task):
     of the classes is trained, which reads them."""
 
     needs_images = True
-    statistics: str = ""
+    statistics: str | None = None
     balanced: bool = False
     reader: bool = True
 
@@ -35,7 +35,7 @@ class Folder(Task):
         images, labels, about, published, _ = brought()
         if images is not None and tuple(images.shape[1:]) != kind.size:
             raise ValueError(f"the real images are {tuple(images.shape[1:])}, the samples {kind}")
-        if published is not None:  # without a space they say only why there are no images
+        if published is not None:
             published = replace(published, space=self.statistics)
         found = Reference(kind.size, images=images, about=about, statistics=published)
         if kind.classes is None:
