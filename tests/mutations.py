@@ -1159,10 +1159,7 @@ MUTATIONS = (
         "jobs/evaluate.py",
         "if wanted is not None and given is None:",
         "if False:",
-        (
-            "jobs/test_protocols.py::"
-            "test_what_is_not_brought_is_refused_before_anything_is_loaded",
-        ),
+        ("jobs/test_protocols.py::test_what_is_not_brought_is_refused_before_anything_is_loaded",),
     ),
 )
 FIRST = MUTATIONS[:4]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .metric import Made
+from .metric import Made, Metric
 from .reference import Asked
 from .rows import REAL, TEACHER, Row
 from .scores import Block, Scored
@@ -197,16 +197,21 @@ def _score_block(
             # No noise belongs to real images.
             paired = None if field[i].model == REAL else truths.batch(number)
             made = Made(images, asked, paired, suite.reference)
-            for metric in metrics:
-                part = made.within(metric.category)
-                if len(part.images):
-                    metric.update(part)
-                    seen[metric.name] += len(part.images)
+            _show(made, metrics, seen)
             seconds.append(taken)
             advance(len(images) * field[i].work)
         enough = [m for m in metrics if not m.category or seen[m.name] >= PAIR]
         values = dict.fromkeys(seen, []) | {m.name: m.compute() for m in enough}
         scored.add(i, block, Block(values, seconds))
+
+
+def _show(made: Made, metrics: Sequence[Metric], seen: dict[str, int]) -> None:
+    """A batch to all metrics, to each what is of its category; seen counts how many."""
+    for metric in metrics:
+        part = made.within(metric.category)
+        if len(part.images):
+            metric.update(part)
+            seen[metric.name] += len(part.images)
 
 
 class _Truths:

@@ -191,11 +191,9 @@ def opened(
             several = of_each(metric, asked, reference)
             if not several:
                 skipped[metric.name] = "what is asked for has no categories"
-            for one in several:
-                if reason := refusal(one, reference, asked.optional):
-                    skipped[one.name] = reason
-                else:
-                    found.append(one)
+            reasons = {one.name: refusal(one, reference, asked.optional) for one in several}
+            found += [one for one in several if not reasons[one.name]]
+            skipped |= {name: reason for name, reason in reasons.items() if reason}
     except ValueError as error:
         raise Unfit(f"suite '{name}' {where}{error}") from error
     headline = tuple(each for each in settings.headline if each not in skipped)
