@@ -7,17 +7,14 @@ COMPARED is the same of both; other batches, threads and versions agree to 1e-5 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from hashlib import sha256
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 from ..schema import shown
-from .gallery import Gallery
 from .metric import Metric
-from .published import Statistics
 from .rows import Row
 from .suite import Suite, SuiteSettings
 
@@ -41,8 +38,8 @@ class Asked:
     def departures(self, settings: SuiteSettings) -> list[str]:
         """Where it is not what the suite says, in words."""
         found = []
-        for name in ("n", "blocks", "seed", "steps", "guidance", "size"):
-            said, used = getattr(settings, name), getattr(self, name)
+        for name, used in asdict(self).items():
+            said = getattr(settings, name)
             if None not in (said, used) and said != used:
                 found.append(f"{name} = {worded(used)} in place of the protocol's {worded(said)}")
         return found
@@ -64,7 +61,7 @@ def protocols(suite: Suite, asked: Asked, versions: str) -> dict[str, dict[str, 
     """Of every metric, as results.json has it."""
     shared = {
         "suite": suite.name,
-        "reference": content(suite),
+        "reference": suite.reference.content,
         "resize": None if suite.resize is None else str(suite.resize),
         "n": asked.n,
         "blocks": asked.blocks,
@@ -74,21 +71,6 @@ def protocols(suite: Suite, asked: Asked, versions: str) -> dict[str, dict[str, 
         "versions": versions,
     }
     return {metric.name: own(metric, suite) | shared for metric in suite.metrics}
-
-
-def content(suite: Suite) -> str:
-    """What real images are, wherever they lie: by the digest of those in files, else in words."""
-    statistics, images = suite.reference.statistics, suite.reference.images
-    found = [f"images {images.digest[:12]}"] if isinstance(images, Gallery) else []
-    if statistics is not None:
-        found.append(f"{statistics} {digest_of(statistics)}")
-    return "; ".join(found) or suite.reference.about
-
-
-def digest_of(statistics: Statistics) -> str:
-    """Of what was published."""
-    both = torch.cat([statistics.mean, statistics.covariance.flatten()])
-    return sha256(both.numpy().tobytes()).hexdigest()[:12]
 
 
 def own(metric: Metric, suite: Suite) -> dict[str, Any]:

@@ -13,6 +13,7 @@ they are looked at, compressed ones from a temporary file. Nothing is unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import tempfile
@@ -62,6 +63,12 @@ class Statistics:
             )
         # As of two samples, whose scatter is their covariance: it is only divided by n − 1.
         return Moments(space.identity, 2, self.mean, self.covariance)
+
+    @property
+    def digest(self) -> str:
+        """Of their numbers."""
+        both = torch.cat([self.mean, self.covariance.flatten()])
+        return hashlib.sha256(both.numpy().tobytes()).hexdigest()[:12]
 
     def __str__(self) -> str:
         of = "n unknown" if self.n is None else f"n = {self.n:,}"

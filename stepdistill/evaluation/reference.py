@@ -170,6 +170,14 @@ class Reference:
             found["statistics of the reference"] = str(self.statistics)
         return found
 
+    @property
+    def content(self) -> str:
+        """What real images are, wherever they lie: digests of what lies in files, else in words."""
+        found = [f"images {self.images.digest[:12]}"] if isinstance(self.images, Gallery) else []
+        if self.statistics is not None:
+            found.append(f"{self.statistics}, {self.statistics.digest}")
+        return "; ".join(found) or self.about
+
     def named(self) -> list[str]:
         """All categories, in order."""
         return sorted({name for names in self.categories.values() for name in names})
