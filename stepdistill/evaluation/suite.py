@@ -16,15 +16,13 @@ A metric whose weights or libraries are not on this machine is skipped, and name
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 from ..schema import ConfigError, Count
+from .gallery import at_once
 from .metric import Metric
 from .reference import Brought, Kind, Reference, Task
 from .weights import Unavailable
-
-MOST, VALUES = 250, 2**22  # images, and pixel values, that are generated at a time
 
 
 class Unfit(ConfigError):
@@ -122,7 +120,7 @@ def opened(
     if not headline:
         reasons = "; ".join(f"{each} {skipped[each]}" for each in settings.headline)
         raise Unfit(f"suite '{name}': none of its headline can be computed here: {reasons}")
-    batch = settings.batch or max(1, min(MOST, VALUES // prod(reference.size)))
+    batch = settings.batch or at_once(reference.size)
     return Suite(name, reference, tuple(found), headline, batch, settings, skipped)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..data.loader import Samples
 from ..data.sources.folder import Folder
 from ..evaluation.features.space import FeatureSpace
-from ..evaluation.gallery import Gallery
+from ..evaluation.gallery import Gallery, at_once
 from ..evaluation.metric import Metric
 from ..evaluation.published import SUFFIX, published
 from ..evaluation.reference import Brought, Kind, NoneBrought, RealImages, Task
@@ -22,7 +22,6 @@ from ..schema import ConfigError, fit
 from ..teachers.teacher import Teacher
 
 BESIDE_TEACHER = "teacher"  # the suite that takes any teacher
-READ = 500  # images at a time
 Parts = tuple[SuiteSettings, Task, tuple[Metric, ...]]
 
 
@@ -133,7 +132,8 @@ def require_images(task: Task, run: RunConfig, teacher: Teacher) -> None:
     if task.needs_images:
         try:
             images = brought_by(run, teacher)().images
-            for numbers in places(0 if images is None else len(images)).split(READ):
+            some = places(0 if images is None else len(images))
+            for numbers in some.split(at_once(kind_of(teacher).size)):
                 images[numbers]  # so that a damaged one shows before training
         except ConfigError as error:
             hint = "set evaluation.reference, a folder, or hold out a share of the data"
