@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .gallery import Images
+from .gallery import Images, at_once
 
 BATCH, RATE, DECAY, SMOOTHING, TRAIN_SHARE = 64, 3e-3, 0.05, 0.1, 0.8
-READ = 500  # images at a time
 
 
 class Classifier(nn.Module):
@@ -65,5 +64,6 @@ def split(total: int, seed: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def accuracy(net: Classifier, images: Images, labels: Tensor, among: Tensor) -> float:
     """Share of the images of these numbers whose largest logit is their label's."""
-    right = [net(images[rows]).argmax(1) == labels[rows] for rows in among.split(READ)]
+    parts = among.split(at_once(images.shape[1:]))
+    right = [net(images[rows]).argmax(1) == labels[rows] for rows in parts]
     return torch.cat(right).double().mean().item()

@@ -6,10 +6,11 @@ by number, and `split`. Whatever measures real images takes either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from math import prod
 
 import torch
 from torch import Tensor
@@ -17,6 +18,13 @@ from torch import Tensor
 from ..data.loader import Rows, Samples
 from ..data.resize import Resize
 from ..teachers.backbone import Asked
+
+MOST, VALUES = 250, 2**22  # images, and pixel values, that are held at a time
+
+
+def at_once(size: Sequence[int], most: int = MOST) -> int:
+    """How many images of this size (c, h, w) are held at a time: at most so many."""
+    return max(1, min(most, VALUES // prod(size)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,7 +36,7 @@ from .moments import Moments
 
 SUFFIX = ".npz"
 IMAGES, LABELS, MEAN, COVARIANCE, COUNT = "arr_0", "arr_1", "mu", "sigma", "n"
-WIDEST, PACKED = 2**13, 2**36  # numbers of a feature, bytes of images that are compressed
+WIDEST, PACKED = 2**13, 2**34  # numbers of a feature, bytes of images that are compressed
 CHUNK, LOCAL = 2**20, 30  # bytes read at a time, and of a member's own header
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 

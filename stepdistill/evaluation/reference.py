@@ -166,6 +166,9 @@ class Reference:
         found = {"reference": self.about}
         if isinstance(self.images, Gallery):
             found["reference"] += f", SHA-256 {self.images.digest[:12]}"
+            if len(self.images) > len(self.places):
+                some = f"{len(self.places):,} of {len(self.images):,}, evenly spread"
+                found["real images that are compared one by one"] = some
         if self.statistics is not None:
             found["statistics of the reference"] = str(self.statistics)
         return found

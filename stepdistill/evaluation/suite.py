@@ -32,18 +32,16 @@ from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import prod
 from typing import Annotated, Any, Literal
 
 import torch
 
 from ..data.resize import Resize
 from ..schema import ConfigError, Count, Range, Seed, Steps
+from .gallery import at_once
 from .metric import Metric
 from .reference import Brought, Kind, Reference, Task
 from .weights import Unavailable
-
-MOST, VALUES = 250, 2**22  # images, and pixel values, that are generated at a time
 
 
 class Unfit(ConfigError):
@@ -200,7 +198,7 @@ def opened(
     if not headline:
         reasons = "; ".join(f"{each} {skipped[each]}" for each in settings.headline)
         raise Unfit(f"suite '{name}': none of its headline can be computed here: {reasons}")
-    batch = settings.batch or max(1, min(MOST, VALUES // prod(kind.size)))
+    batch = settings.batch or at_once(kind.size)
     return Suite(name, reference, tuple(found), headline, batch, settings, skipped)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..files import save_whole
 from ..resources import cache_folder
-from .features.space import BATCH, FeatureSpace
+from .features.space import FeatureSpace
 from .gallery import Gallery, Images
 from .moments import Moments
 
@@ -87,8 +87,8 @@ def summary(images: Images, space: FeatureSpace) -> Summary:
 def look(images: Images, space: FeatureSpace) -> Summary:
     """Of images that are looked at now."""
     wanted, first, rows, moments = places(len(images)), 0, [], None
-    few = len(images) <= MOST
-    for features in joined(map(space, images.split(space.batch or BATCH)), MOST):
+    few, batch = len(images) <= MOST, space.at_once(images.shape[1:])
+    for features in joined(map(space, images.split(batch)), MOST):
         inside = (wanted >= first) & (wanted < first + len(features))
         rows.append(features[wanted[inside] - first])
         first += len(features)
@@ -119,7 +119,8 @@ def cached_at(images: Gallery, space: FeatureSpace) -> Path | None:
     folder = cache_folder()
     if folder is None:
         return None
-    key = hashlib.sha256(f"{RECIPE} {images.digest} {len(images)} {space.identity}".encode())
+    told = RECIPE, images.digest, len(images), space.identity, space.batch
+    key = hashlib.sha256(repr(told).encode())
     key.update(space(images[:PROBED]).contiguous().numpy().tobytes())
     return folder / f"reference-{key.hexdigest()[:32]}.safetensors"
 

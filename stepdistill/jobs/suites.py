@@ -16,7 +16,7 @@ from ..data.resize import Resize
 from ..data.sources.folder import Folder
 from ..data.stored import numbered
 from ..evaluation.features.space import FeatureSpace
-from ..evaluation.gallery import Gallery, Some
+from ..evaluation.gallery import Gallery, Some, at_once
 from ..evaluation.metric import Metric
 from ..evaluation.published import SUFFIX, published
 from ..evaluation.reference import Brought, Kind, NoneBrought, RealImages, Task
@@ -29,7 +29,6 @@ from ..schema import ConfigError, fit
 from ..teachers.teacher import Teacher
 
 BESIDE_TEACHER = "teacher"  # the suite that takes any teacher
-READ = 500  # images at a time
 Parts = tuple[SuiteSettings, Task, tuple[Metric, ...]]
 
 
@@ -183,7 +182,8 @@ def require_images(settings: SuiteSettings, task: Task, run: RunConfig, teacher:
     if task.needs_images:
         try:
             images = brought_by(run, teacher)(settings.resize).images
-            for numbers in places(0 if images is None else len(images)).split(READ):
+            some = places(0 if images is None else len(images))
+            for numbers in some.split(at_once(kind_of(teacher).size)):
                 images[numbers]  # so that a damaged one shows before training
         except ConfigError as error:
             hint = "set evaluation.reference, a folder, or hold out a share of the data"

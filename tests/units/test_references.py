@@ -4,6 +4,7 @@ references.
 Independent references: the same images in one tensor; NumPy's mean, covariance and archives.
 """
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from shelf import Looker, pixels, save
 from torch import Tensor, nn
 
 from stepdistill.data.sources.folder import Folder
+from stepdistill.evaluation import gallery as pieces
 from stepdistill.evaluation import summary as summaries
 from stepdistill.evaluation.evaluate import Sampled, evaluate
 from stepdistill.evaluation.features import classes
@@ -115,6 +117,14 @@ def test_the_same_images_in_a_tensor_score_the_same_to_the_bit(images):
     assert scores(images) == scores(torch.cat(list(images.split(50))))
 
 
+def test_large_images_are_looked_at_few_at_a_time(images, monkeypatch):
+    expected = look(images, SPACE).rows
+    monkeypatch.setattr(pieces, "VALUES", 10 * math.prod(SIZE))
+    seen = looks(monkeypatch)
+    torch.testing.assert_close(look(images, SPACE).rows, expected)
+    assert seen == [10] * 9 and pieces.at_once((3, 999, 999)) == 1
+
+
 def suite_of(real: object) -> Suite:
     return load("folder", KIND, lambda: RealImages(real, None, "mine"))
 
@@ -152,6 +162,8 @@ def test_the_nearest_real_image_is_found_among_those_that_are_compared(images, m
         return images[places(M)[: len(noise)]]
 
     found = outliers(Sampled("student", 1, 1, 0, SIZE, copies), suite, 20, 0, "copies")
+    said = suite.provenance["real images that are compared one by one"]
+    assert said == "30 of 90, evenly spread"
     assert all(one.distance < 1e-6 and one.nearest.equal(one.image) for one in found.found)
 
 
@@ -345,9 +357,9 @@ def test_statistics_beside_images_are_taken_only_where_a_suite_says_whose_they_a
 
 
 def test_statistics_of_another_width_are_refused_before_anything_is_made(tmp_path):
-    np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
     with pytest.raises(
-        Unfit, match=r"stats.npz: statistics of 2048 numbers, not the 288 of random-conv"
+        Unfit, match=r"stats.npz: statistics of 64 numbers, not the 288 of random-conv"
     ):
         suite(tmp_path, bring(tmp_path / "stats.npz"))
     with pytest.raises(Unfit, match="of a space that nobody names"):
