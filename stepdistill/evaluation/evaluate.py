@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .metric import Made, Metric
-from .reference import Asked
+from .reference import Asked, Kind, One, heeded
 from .rows import REAL, TEACHER, Row
 from .scores import Block, Scored
 from .suite import Suite
@@ -40,7 +40,7 @@ class Sampled:
     standard normal noise (n, *event) float32 on the CPU, and labels (n,), n prompts or None →
     images (n, c, h, w) in [−1, 1]; all other randomness comes from the CPU generator. made(first,
     count): instead, images that exist already, those of an evaluation in order, and what each was
-    asked for.
+    asked for. kind: of what it can be asked; None for whatever a suite asks.
     """
 
     model: str
@@ -51,6 +51,17 @@ class Sampled:
     sample: Callable[[Tensor, Asked, torch.Generator], Tensor] | None
     source: str = ""
     made: Callable[[int, int], tuple[Tensor, Asked]] | None = None
+    kind: Kind | None = None
+
+    def asked(self, wanted: Asked, first: int, n: int) -> Asked:
+        """What its n images from `first` on are asked for, where others are asked for `wanted`."""
+        if self.kind is None or (isinstance(wanted, Tensor) and self.kind.classes is not None):
+            return wanted
+        each = [None] * n if wanted is None else wanted
+        found = [self.kind.answer(one, first + i) for i, one in enumerate(each)]
+        if self.kind.prompts:
+            return found
+        return None if self.kind.classes is None else torch.tensor(found)
 
     @property
     def work(self) -> int:
@@ -124,7 +135,7 @@ def first_block(
 class Request(NamedTuple):
     """What one image of an evaluation is asked for, and the seed it is made from."""
 
-    asked: int | str | None
+    asked: One
     seed: int
 
 
@@ -139,6 +150,14 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self.each)
+
+    def of(self, kind: Kind) -> Requests:
+        """The same of a model of this kind, see `Kind.answer`."""
+        each = [
+            Request(kind.answer(asked, place), seed)
+            for place, (asked, seed) in enumerate(self.each)
+        ]
+        return replace(self, each=each)
 
     def batches(self) -> Iterator[slice]:
         """Those made at a time."""
@@ -163,7 +182,8 @@ Key = tuple[int, int]  # seed and number of a block
 
 def _identity(field: Sequence[Sampled], suite: Suite, n: int, blocks: int, seed: int) -> str:
     """What no other evaluation shares: its settings, and images of a block that is not scored."""
-    settings = repr((suite.provenance, suite.settings, n, blocks, seed)).encode()
+    named = suite.provenance, suite.skipped, suite.settings
+    settings = repr((*named, n, blocks, seed)).encode()
     few = min(n, suite.batch)
     warm = []
     for sampler in field:
@@ -192,6 +212,8 @@ def _score_block(
         seen = dict.fromkeys((metric.name for metric in metrics), 0)
         for number, batch in enumerate(_batches(field[i].event, suite, n, key)):
             images, asked, taken = _generate(field[i], suite, batch)
+            if not heeded(batch.asked, asked):
+                metrics, asked = [metric for metric in metrics if not metric.needs_asked], None
             if i == best:
                 truths.add(images)
             # No noise belongs to real images.
@@ -200,8 +222,9 @@ def _score_block(
             _show(made, metrics, seen)
             seconds.append(taken)
             advance(len(images) * field[i].work)
+        values = dict.fromkeys((m.name for m in suite.metrics), [])
         enough = [m for m in metrics if not m.category or seen[m.name] >= PAIR]
-        values = dict.fromkeys(seen, []) | {m.name: m.compute() for m in enough}
+        values |= {m.name: m.compute() for m in enough}
         scored.add(i, block, Block(values, seconds))
 
 
@@ -282,7 +305,8 @@ def _batches(event: tuple[int, ...], suite: Suite, n: int, key: Key) -> Iterator
 def _generate(sampler: Sampled, suite: Suite, batch: _Batch) -> tuple[Tensor, Asked, float]:
     """Images on the CPU, clipped to [−1, 1] as any saved image is, what they were asked for, and
     seconds an image."""
-    generator, asked = torch.Generator().manual_seed(batch.seed), batch.asked
+    generator = torch.Generator().manual_seed(batch.seed)
+    asked = sampler.asked(batch.asked, batch.first, len(batch.noise))
     start = time.perf_counter()
     with torch.no_grad():
         if sampler.made is not None:

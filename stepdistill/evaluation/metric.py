@@ -31,8 +31,9 @@ Blocks = Sequence[Sequence[float]]  # values by block
 class Made:
     """A batch of images (b, c, h, w) in [−1, 1] of one sampler, and what was asked for.
 
-    paired: images of the teacher at most steps from the same noise; None without such a teacher.
-    Features are computed once, for all metrics that ask. whole: of which it is some rows.
+    asked: None, too, where that is not what others are asked for, as the labels of one model among
+    prompts. paired: images of the teacher at most steps from the same noise; None without such a
+    teacher. Features are computed once, for all metrics that ask. whole: of which it is some rows.
     """
 
     images: Tensor
@@ -83,9 +84,10 @@ class Metric(ABC):
 
     about: what it says, for the reader of a table. decimals: in a table, None for three significant
     digits. ideal: the value of perfect images, where more is as bad as less. least, most: what it
-    can be, where intervals end. space: the name of the space it measures in, None without. name: in
-    the suite's YAML. category: of the prompts whose images it sees, "" for all. table: the title of
-    the one it stands in, "" for the main one.
+    can be, where intervals end. needs_asked: whether it is of what each image was asked for, and
+    does not exist for a model that cannot be asked for what others are. space: the name of the
+    space it measures in, None without. name: in the suite's YAML. category: of the prompts whose
+    images it sees, "" for all. table: the title of the one it stands in, "" for the main one.
     """
 
     about: ClassVar[str] = ""
@@ -94,6 +96,7 @@ class Metric(ABC):
     ideal: ClassVar[float | None] = None
     least: ClassVar[float] = -inf
     most: ClassVar[float] = inf
+    needs_asked: ClassVar[bool] = False
     space: str | None = None
     name: str = ""
     category: str = ""

@@ -41,6 +41,7 @@ class RealImages(NamedTuple):
     groups: Sequence[str] | None = None
 
 
+One = int | str | None  # what one image is asked for
 # Reads what the user brings. Raises NoneBrought where that is nothing, ValueError where it does not
 # fit.
 Brought = Callable[[], RealImages]
@@ -63,6 +64,16 @@ class Kind:
     def channels(self) -> int:
         """Of its images."""
         return self.size[0]
+
+    def answer(self, asked: One, place: int) -> One:
+        """What such a model is asked where others are asked for this, in a place of an evaluation.
+
+        What it cannot be asked, it is not: it gets its labels in order, no words, or nothing."""
+        if self.prompts:
+            return asked if isinstance(asked, str) else ""
+        if self.classes is None:
+            return None
+        return place % self.classes if asked is None or isinstance(asked, str) else asked
 
     def __str__(self) -> str:
         asked = "prompts" if self.prompts else f"{self.classes or 'no'} classes"
@@ -223,6 +234,13 @@ class Task(ABC):
     def open(self, kind: Kind, brought: Brought) -> Reference:
         """The reference for samplers of this kind; brought: for tasks that measure against the
         user's own images. Raises ValueError where they do not fit."""
+
+
+def heeded(wanted: Asked, given: Asked) -> bool:
+    """Whether a model was given what was wanted: labels, prompts, or nothing, which all are."""
+    if wanted is None:
+        return True
+    return given is not None and isinstance(wanted, Tensor) == isinstance(given, Tensor)
 
 
 def evenly(classes: int) -> Ask:

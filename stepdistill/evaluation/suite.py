@@ -160,10 +160,9 @@ class Suite:
         """What a reader must know to repeat the numbers."""
         spaces = {m.space: m for m in self.metrics if m.space is not None}
         identities = {f"space {name}": self.reference.space(name).identity for name in spaces}
-        skipped = {f"skipped {name}": reason for name, reason in self.skipped.items()}
         resize = {} if self.resize is None else {"resize": str(self.resize)}
         said = {"suite": self.name} | self.reference.provenance | resize
-        return said | identities | skipped
+        return said | identities
 
 
 def opened(

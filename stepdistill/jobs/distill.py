@@ -42,7 +42,7 @@ from ..runs.stages import Stages, TrainedRun
 from ..schema import ConfigError, fit
 from ..training.health.monitor import record_of
 from ..training.health.reference import StageSpan, spans
-from .report_images import outliers_of, same_noise, strips
+from .report_images import outliers_of, pairs_of, same_noise, strips, within
 from .samplers import of_run
 from .suites import require, require_images, suite_for
 
@@ -245,9 +245,8 @@ def report(
 ) -> Report:
     """What results.json, report.md and report.html of the run's folder show."""
     run, log = trained.run, trained.folder.log
-    stages = stage_spans(run)
-    said = run.evaluation
-    asked = Asked(said.n, said.blocks, said.seed, size=suite.size[1:])
+    stages, n, seed = stage_spans(run), run.evaluation.n, run.evaluation.seed
+    asked = Asked(n, run.evaluation.blocks, seed, size=suite.size[1:])
     with suite.threaded():
         protocol, made = protocols(suite, asked, versions_line()), asked.provenance(suite)
     return Report(
@@ -260,8 +259,10 @@ def report(
         curves=curves(log),
         stages=stages,
         grids=[same_noise(samplers, suite, run.seed)],
+        within=within(samplers, suite, run.seed, n),
+        pairs=pairs_of(samplers, suite, n, seed),
         films=strips(trained),
-        worst=outliers_of(samplers, suite, run.evaluation.n, run.evaluation.seed),
+        worst=outliers_of(samplers, suite, n, seed),
         health=record_of(log_rows(log), run.health, stages),
         bands={f"health: {signal}": found for signal, found in spans(stages).items()},
         config=text_of(run),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -15,6 +16,7 @@ from rich.console import Console
 from ..evaluation.evaluate import Sampled, requests
 from ..evaluation.evaluate import evaluate as score_all
 from ..evaluation.protocol import Asked, protocols
+from ..evaluation.reference import heeded
 from ..evaluation.report.hub import write_results
 from ..evaluation.report.report import Report, write_report
 from ..evaluation.rows import Row
@@ -24,7 +26,7 @@ from ..runs.folder import RunFolder, alone, versions_line
 from ..runs.progress import progress
 from ..schema import ConfigError
 from .distill import waited_for
-from .report_images import outliers_of, same_noise
+from .report_images import outliers_of, pairs_of, same_noise, within
 from .sources import Against, Gathered, Opening, gather, lay_all, require_images
 from .suites import require
 
@@ -33,6 +35,21 @@ SEED, USUAL = 2000, (1000, 3)  # where neither the user nor the suite says other
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report
 IMAGES = "images"  # in the report's folder, those of pipelines that are not ours
 NAMED = 8  # sources that a report names in its heading
+
+
+class Incomplete(RuntimeError):
+    """Sources that could not be scored, after the report of the others is written: their rows."""
+
+    def __init__(self, message: str, rows: list[Row]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+class Scored(NamedTuple):
+    """rows: of the table. failed: sources whose call fails, and why."""
+
+    rows: list[Row]
+    failed: dict[Path, str]
 
 
 def evaluate(
@@ -49,9 +66,21 @@ def evaluate(
     sources: folders of runs, of pipelines or of images. suite: a shipped one or a YAML file, None
     for what fits. size: images in a seed block, and blocks; None for what the suite says, or 1000
     and 3. steps: of pipelines, None for the suite's, the fewest or their own. reference: a folder
-    of real images, or a published file. prompts: a file. Raises ConfigError for bad input."""
+    of real images, or a published file. prompts: a file. Raises ConfigError for bad input, and
+    Incomplete, with the rows of the others, where the call of a pipeline fails."""
     against, paths = Against(suite, reference, prompts), [Path(source) for source in sources]
-    return score(paths, against, Path(out), size, Opening(steps), Console(quiet=True))
+    scored = score(paths, against, Path(out), size, Opening(steps), Console(quiet=True))
+    require_all(scored, Path(out))
+    return scored.rows
+
+
+def require_all(scored: Scored, out: Path) -> None:
+    """Raise Incomplete if a source could not be scored."""
+    if scored.failed:
+        reasons = "; ".join(scored.failed.values())
+        raise Incomplete(
+            f"{len(scored.failed)} not scored, {out} has the others: {reasons}", scored.rows
+        )
 
 
 def score(
@@ -62,13 +91,14 @@ def score(
     opening: Opening,
     console: Console,
     costs: dict[str, str] | None = None,
-) -> list[Row]:
+) -> Scored:
     """Score every source on the same seed blocks and write results and report to `out`.
 
     Stopped, the same call goes on. Of several processes each makes its share of the images of
-    pipelines that are not ours, and the main one scores them; the others get no rows. Raises
-    ConfigError for a suite that does not exist or does not fit, sources that are none, or of
-    several kinds.
+    pipelines that are not ours, and the main one scores them; the others get no rows. A pipeline
+    whose call fails is left out, and named in the report. Raises ConfigError for a suite that does
+    not exist or does not fit, sources that are none, or that do not belong in one table, and where
+    the call of every source fails.
     """
     against, opening = by_protocol(against, opening, sources)  # before anything is loaded
     gathered = gather(sources, opening)
@@ -76,10 +106,10 @@ def score(
     asked = asked_of(measured, size, opening)
     require_images(gathered.collections, asked.n * asked.blocks)
     with measured.threaded():
-        return scored(sources, gathered, measured, asked, against, out, (console, costs or {}))
+        return measure(sources, gathered, measured, asked, against, out, (console, costs or {}))
 
 
-def scored(
+def measure(
     sources: list[Path],
     gathered: Gathered,
     measured: Suite,
@@ -87,7 +117,7 @@ def scored(
     against: Against,
     out: Path,
     shown_with: tuple[Console, dict[str, str]],
-) -> list[Row]:
+) -> Scored:
     """The rows of what is gathered, and their report. shown_with: the console, and costs."""
     n, blocks, seed = asked.n, asked.blocks, asked.seed
     wanted = requests(measured, n, blocks if gathered.others else 0, seed)  # each has a seed
@@ -99,18 +129,22 @@ def scored(
         part = state.process_index, state.num_processes
         shown = console if state.is_main_process else Console(quiet=True)
         with waited_for(state), progress(shown, "making images") as observe:
-            samplers = gathered.all(wanted, out / IMAGES, part, observe)
+            gathered.make(wanted, out / IMAGES, part, observe)
         if not state.is_main_process:
-            return []
+            return Scored([], {})
+        samplers = gathered.all(wanted)
+        for reason in gathered.failed.values():
+            console.print(f"left out: {reason}", markup=False, soft_wrap=True)
         lay_all(gathered, against, wanted, out)
         with progress(console, "evaluating") as observe:
             rows = score_all(samplers, measured, n, blocks, seed, observe, out / SCORED)
         made = report(sources, samplers, rows, measured, asked)
         provenance = made.provenance | gathered.remarks
-        write_report(out, replace(made, provenance=provenance, costs=costs))
+        failed = {str(source): reason for source, reason in gathered.failed.items()}
+        write_report(out, replace(made, provenance=provenance, costs=costs, failed=failed))
         write_results(out, rows, measured, asked)
         (out / SCORED).unlink()
-    return rows
+    return Scored(rows, gathered.failed)
 
 
 def by_protocol(against: Against, opening: Opening, sources: list[Path]) -> tuple[Against, Opening]:
@@ -154,7 +188,7 @@ def report(
     sources: list[Path], samplers: list[Sampled], rows: list[Row], measured: Suite, asked: Asked
 ) -> Report:
     """What the rows of several sources are shown in."""
-    versions = versions_line()
+    versions, n, seed = versions_line(), asked.n, asked.seed
     provenance = {"sources": ", ".join(map(str, sources)), "versions": versions}
     return Report(
         title=title_of(sources),
@@ -162,9 +196,30 @@ def report(
         suite=measured,
         provenance=provenance | measured.provenance | asked.provenance(measured),
         protocol=protocols(measured, asked, versions),
-        grids=[same_noise(samplers, measured, asked.seed, asked.n)],
-        worst=outliers_of(samplers, measured, asked.n, asked.seed),
+        unasked=unasked(samplers, measured),
+        grids=[same_noise(samplers, measured, seed, n)],
+        within=within(samplers, measured, seed, n),
+        pairs=pairs_of(samplers, measured, n, seed),
+        worst=outliers_of(samplers, measured, n, seed),
     )
+
+
+def unasked(samplers: list[Sampled], suite: Suite) -> dict[str, str]:
+    """Sources that were not asked for what the suite asks, and what they were asked for."""
+    wanted = suite.reference.asked(1)
+    apart = [c for c in samplers if not heeded(wanted, c.asked(wanted, 0, 1))]
+    return {c.source or c.model: instead(c) for c in apart}
+
+
+def instead(c: Sampled) -> str:
+    """What a source was asked for in place of what others were."""
+    if not c.nfe:
+        return "nobody says what its images were asked for"
+    if c.kind.prompts:
+        return "it takes prompts, and was asked for none"
+    if c.kind.classes is None:
+        return "it takes neither prompts nor labels: the images are of nothing in particular"
+    return f"it takes no prompts: its labels, 0 to {c.kind.classes - 1:,}, were asked for in order"
 
 
 def title_of(sources: list[Path]) -> str:
