@@ -66,7 +66,7 @@ BLOCKS = 3  # fresh seed blocks of a comparison
 BUDGET = "Network passes of one sample to train each config with; may be given several times."
 SEEDS = "Seeds at every budget; 3 if none is said."
 SUITE = "What scores them: a shipped suite, or a YAML file; by default what their runs say."
-REFERENCE = "A folder of real images, for suites that need one; else what the runs' data hold out."
+REFERENCE = "A folder of real images, or a published .npz; else what the runs' data hold out."
 PROMPTS = "A file of prompts (.txt, .csv, .jsonl, .parquet) for models that take them."
 GUIDANCE = "Guidance of pipelines that are not ours; by default their own."
 TEACHER = "Which source is the teacher of the others, called as it is by default."
@@ -219,8 +219,8 @@ def evaluate(
     sources: Annotated[list[Path], typer.Argument(help="Runs, pipelines, folders of images.")],
     suite: Annotated[str | None, typer.Option(help=SUITE)] = None,
     out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("evaluation"),
-    n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 1000,
-    blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
+    n: Annotated[int | None, typer.Option(min=20, max=10**6, help="Images a block.")] = None,
+    blocks: Annotated[int | None, typer.Option(min=1, max=1000, help="Seed blocks.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
     reference: Annotated[str | None, typer.Option(help=REFERENCE)] = None,
     prompts: Annotated[str | None, typer.Option(help=PROMPTS)] = None,
@@ -233,7 +233,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Score models side by side, and write one report. Any pipeline, any folder of images."""
+    """Score models, ours or not, in one report; n and blocks as the suite says, else 1000 and 3."""
     with guarded(debug):
         require_writable(out)
         from .evaluation.weights import DOWNLOADS

@@ -985,6 +985,30 @@ MUTATIONS = (
         ("units/test_presets.py::test_levels_are_those_of_a_saved_file",),
     ),
     Mutation(
+        "moments of the last chunk alone",
+        "evaluation/summary.py",
+        "moments.merge(part)",
+        "part",
+        ("units/test_references.py::test_what_is_added_up_in_chunks_is_that_of_the_whole",),
+    ),
+    Mutation(
+        "statistics of another network",
+        "evaluation/summary.py",
+        "key.update(space(images[:PROBED]).contiguous().numpy().tobytes())",
+        "pass",
+        ("units/test_references.py::test_another_picture_space_or_network_is_another_entry",),
+    ),
+    Mutation(
+        "published statistics that nobody named",
+        "evaluation/reference.py",
+        "self.statistics.space == name",
+        "self.statistics.space in (None, name)",
+        (
+            "units/test_references.py::"
+            "test_statistics_beside_images_are_taken_only_where_a_suite_says_whose_they_are",
+        ),
+    ),
+    Mutation(
         "a thin root without the gap of means",
         "evaluation/moments.py",
         "torch.cat([*parts, gap], 1)",
@@ -1108,6 +1132,34 @@ MUTATIONS = (
         "        self.rows += other.rows\n",
         "",
         ("units/test_scorers.py::test_a_program_reads_files_and_prompts",),
+    ),
+    Mutation(
+        "a category that is scored by all images",
+        "evaluation/evaluate.py",
+        "made.within(metric.category)",
+        "made.within('')",
+        ("units/test_protocol.py::test_a_category_is_scored_by_its_own_images_alone",),
+    ),
+    Mutation(
+        "a category that is compared with all real images",
+        "evaluation/reference.py",
+        "if group == category]",
+        "]",
+        ("units/test_protocol.py::test_a_category_is_scored_by_its_own_images_alone",),
+    ),
+    Mutation(
+        "rows of two protocols, compared",
+        "evaluation/differences.py",
+        "    require_one([a, b], metric)\n",
+        "",
+        ("units/test_protocol.py::test_rows_of_two_protocols_are_never_compared",),
+    ),
+    Mutation(
+        "what is not brought, missed only later",
+        "jobs/evaluate.py",
+        "if wanted is not None and given is None:",
+        "if False:",
+        ("jobs/test_protocols.py::test_what_is_not_brought_is_refused_before_anything_is_loaded",),
     ),
 )
 FIRST = MUTATIONS[:4]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .metric import Made
+from .metric import Made, Metric
 from .reference import Asked, Kind, One, heeded
 from .rows import REAL, TEACHER, Row
 from .scores import Block, Scored
@@ -83,8 +83,8 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
     file: Path | None = None,
 ) -> list[Row]:
-    """Score samplers on `blocks` fresh blocks of n ≥ 20 images; the row "real" comes last. One
-    block has no intervals.
+    """Score samplers on `blocks` fresh blocks of n ≥ 20 images, of which one has no intervals; the
+    row "real" comes last.
 
     on_progress(done, total) counts network evaluations, and the scoring of an image as one more.
     file: where scores are kept as they are made; with the same samplers, which their first images
@@ -225,17 +225,22 @@ def _score_block(
             alone = field[i].model == REAL or not field[i].seeded
             paired = None if alone else truths.batch(number)
             made = Made(images, asked, paired, suite.reference)
-            for metric in metrics:
-                part = made.within(metric.category)
-                if len(part.images):
-                    metric.update(part)
-                    seen[metric.name] += len(part.images)
+            _show(made, metrics, seen)
             seconds.append(taken)
             advance(len(images) * field[i].work)
         values = dict.fromkeys((m.name for m in suite.metrics), [])
         enough = [m for m in metrics if not m.category or seen[m.name] >= PAIR]
         values |= {m.name: m.compute() for m in enough}
         scored.add(i, block, Block(values, seconds))
+
+
+def _show(made: Made, metrics: Sequence[Metric], seen: dict[str, int]) -> None:
+    """A batch to all metrics, to each what is of its category; seen counts how many."""
+    for metric in metrics:
+        part = made.within(metric.category)
+        if len(part.images):
+            metric.update(part)
+            seen[metric.name] += len(part.images)
 
 
 class _Truths:

@@ -87,8 +87,7 @@ class Metric(ABC):
     can be, where intervals end. needs_asked: whether it is of what each image was asked for, and
     does not exist for a model that cannot be asked for what others are. space: the name of the
     space it measures in, None without. name: in the suite's YAML. category: of the prompts whose
-    images it sees, all if there is none. table: the title of the table it stands in, the main one
-    without.
+    images it sees, "" for all. table: the title of the one it stands in, "" for the main one.
     """
 
     about: ClassVar[str] = ""

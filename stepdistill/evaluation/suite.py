@@ -12,6 +12,7 @@ It is a YAML of eval/suites/, or anyone's, that names its parts:
 and what else a protocol fixes; what is left out is the caller's affair:
 
     n: 1000, blocks: 3, seed: 0  images in a block, blocks of them, and what all seeds come from
+    size: [64, 64]               height and width of what is scored
     steps: 4, guidance: 0        how pipelines that are not ours are called
     batch: 250, threads: 1       images that are generated at a time, and threads of the CPU
     resize: {side: 256}          what becomes of images before they are scored, see `resize`
@@ -30,18 +31,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
-from math import prod
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 
+from ..data.resize import Resize
 from ..schema import ConfigError, Count, Range, Seed, Steps
+from .gallery import at_once
 from .metric import Metric
 from .reference import Brought, Kind, Reference, Task
-from .resize import Resize
 from .weights import Unavailable
-
-MOST, VALUES = 250, 2**22  # images, and pixel values, that are generated at a time
 
 
 class Unfit(ConfigError):
@@ -97,6 +97,7 @@ class SuiteSettings:
     n: Annotated[int, Range(20, 10**6)] | None = None
     blocks: Annotated[int, Range(1, 1000)] | None = None
     seed: Seed | None = None
+    size: tuple[Count, Count] | None = None
     steps: Steps | None = None
     guidance: Annotated[float, Range(0, 1000)] | None = None
     resize: Resize | None = None
@@ -160,7 +161,7 @@ class Suite:
         spaces = {m.space: m for m in self.metrics if m.space is not None}
         identities = {f"space {name}": self.reference.space(name).identity for name in spaces}
         resize = {} if self.resize is None else {"resize": str(self.resize)}
-        said = {"suite": self.name, "reference": self.reference.about} | resize
+        said = {"suite": self.name} | self.reference.provenance | resize
         return said | identities
 
 
@@ -178,6 +179,7 @@ def opened(
     where, seen = "", kind
     if settings.resize is not None:
         seen = replace(kind, size=(kind.channels, *[settings.resize.side] * 2))
+        brought = partial(brought, settings.resize)
     try:
         reference = task.open(seen, brought)
         found, skipped = [], {}
@@ -186,18 +188,16 @@ def opened(
             several = of_each(metric, asked, reference)
             if not several:
                 skipped[metric.name] = "what is asked for has no categories"
-            for one in several:
-                if reason := refusal(one, reference, asked.optional):
-                    skipped[one.name] = reason
-                else:
-                    found.append(one)
+            reasons = {one.name: refusal(one, reference, asked.optional) for one in several}
+            found += [one for one in several if not reasons[one.name]]
+            skipped |= {name: reason for name, reason in reasons.items() if reason}
     except ValueError as error:
         raise Unfit(f"suite '{name}' {where}{error}") from error
     headline = tuple(each for each in settings.headline if each not in skipped)
     if not headline:
         reasons = "; ".join(f"{each} {skipped[each]}" for each in settings.headline)
         raise Unfit(f"suite '{name}': none of its headline can be computed here: {reasons}")
-    batch = settings.batch or max(1, min(MOST, VALUES // prod(kind.size)))
+    batch = settings.batch or at_once(kind.size)
     return Suite(name, reference, tuple(found), headline, batch, settings, skipped)
 
 

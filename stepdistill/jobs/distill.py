@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import distributed
 
 from ..evaluation.evaluate import Sampled, evaluate
+from ..evaluation.protocol import Asked, protocols
 from ..evaluation.report.report import Report, read_results, write_report
 from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
@@ -166,10 +167,10 @@ def opened(run: RunConfig, folder: Path, extend: bool = False) -> Iterator[Stage
     """The stages of the run, as they are, in its folder, where no other run's processes work.
 
     Raises ConfigError for a run that cannot be trained there."""
-    _, task, _ = require(run.evaluation.suite)
+    settings, task, _ = require(run.evaluation.suite)
     accelerator = accelerator_of(run, folder)
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
-    require_images(task, run, stages.setup.teacher)
+    require_images(settings, task, run, stages.setup.teacher)
     check_batches(stages.setup)
     with stages.folder.held(run, extend) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
@@ -245,11 +246,15 @@ def report(
     """What results.json, report.md and report.html of the run's folder show."""
     run, log = trained.run, trained.folder.log
     stages, n, seed = stage_spans(run), run.evaluation.n, run.evaluation.seed
+    asked = Asked(n, run.evaluation.blocks, seed, size=suite.size[1:])
+    with suite.threaded():
+        protocol, made = protocols(suite, asked, versions_line()), asked.provenance(suite)
     return Report(
         title=run.name,
         rows=rows,
         suite=suite,
-        provenance=provenance(trained, difference) | suite.provenance,
+        provenance=provenance(trained, difference) | suite.provenance | made,
+        protocol=protocol,
         costs=costs(trained.setup, clock),
         curves=curves(log),
         stages=stages,

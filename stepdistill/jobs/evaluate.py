@@ -15,21 +15,24 @@ from rich.console import Console
 
 from ..evaluation.evaluate import Sampled, requests
 from ..evaluation.evaluate import evaluate as score_all
+from ..evaluation.protocol import Asked, protocols
 from ..evaluation.reference import heeded
+from ..evaluation.report.hub import write_results
 from ..evaluation.report.names import short
 from ..evaluation.report.report import Report, write_report
 from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
 from ..files import LOCK, sweep
-from ..runs.config import find
-from ..runs.folder import alone, versions_line
+from ..runs.folder import RunFolder, alone, versions_line
 from ..runs.progress import progress
 from ..schema import ConfigError
 from .distill import waited_for
 from .report_images import outliers_of, pairs_of, same_noise, within
-from .sources import Against, Opening, gather, lay_all, require_images
+from .sources import Against, Gathered, Opening, gather, lay_all, require_images
+from .suites import require
 
-SEED = 2000
+Size = tuple[int | None, int | None]  # images in a block, and blocks
+SEED, USUAL = 2000, (1000, 3)  # where neither the user nor the suite says otherwise
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report
 IMAGES = "images"  # in the report's folder, those of pipelines that are not ours
 NAMED = 8  # sources that a report names in its heading
@@ -54,7 +57,7 @@ def evaluate(
     sources: Sequence[str | Path],
     suite: str | None = None,
     out: str | Path = "evaluation",
-    size: tuple[int, int] = (1000, 3),
+    size: Size = (None, None),
     steps: int | None = None,
     reference: str | None = None,
     prompts: str | None = None,
@@ -62,9 +65,10 @@ def evaluate(
     """Score models side by side as `stepdistill eval` does, and write the report to `out`.
 
     sources: folders of runs, of pipelines or of images. suite: a shipped one or a YAML file, None
-    for what fits. size: images in a fresh seed block, and blocks. steps: of pipelines, None for the
-    fewest or their own. reference: a folder of real images. prompts: a file. Raises ConfigError for
-    bad input, and Incomplete, with the rows of the others, where the call of a pipeline fails."""
+    for what fits. size: images in a seed block, and blocks; None for what the suite says, or 1000
+    and 3. steps: of pipelines, None for the suite's, the fewest or their own. reference: a folder
+    of real images, or a published file. prompts: a file. Raises ConfigError for bad input, and
+    Incomplete, with the rows of the others, where the call of a pipeline fails."""
     against, paths = Against(suite, reference, prompts), [Path(source) for source in sources]
     scored = score(paths, against, Path(out), size, Opening(steps), Console(quiet=True))
     require_all(scored, Path(out))
@@ -84,7 +88,7 @@ def score(
     sources: list[Path],
     against: Against,
     out: Path,
-    size: tuple[int, int],
+    size: Size,
     opening: Opening,
     console: Console,
     costs: dict[str, str] | None = None,
@@ -93,19 +97,32 @@ def score(
 
     Stopped, the same call goes on. Of several processes each makes its share of the images of
     pipelines that are not ours, and the main one scores them; the others get no rows. A pipeline
-    whose call fails is left out, and named in the report. size: (n, blocks). Raises ConfigError for
-    a suite that does not exist or does not fit, sources that are none, or that do not belong in one
-    table, and where the call of every source fails.
+    whose call fails is left out, and named in the report. Raises ConfigError for a suite that does
+    not exist or does not fit, sources that are none, or that do not belong in one table, and where
+    the call of every source fails.
     """
-    if against.layout is not None and against.prompts is None:
-        raise ConfigError(f"--layout {against.layout}: lays out images of prompts: --prompts FILE")
-    if against.suite is not None:
-        find(against.suite, "eval/suites", "suite")  # before anything is loaded
+    against, opening = by_protocol(against, opening, sources)  # before anything is loaded
     gathered = gather(sources, opening)
     measured = gathered.suite(against)
-    n, blocks = size
-    require_images(gathered.collections, n * blocks)
-    wanted = requests(measured, n, blocks if gathered.others else 0, SEED)  # each has a seed
+    asked = asked_of(measured, size, opening)
+    require_images(gathered.collections, asked.n * asked.blocks)
+    with measured.threaded():
+        return measure(sources, gathered, measured, asked, against, out, (console, costs or {}))
+
+
+def measure(
+    sources: list[Path],
+    gathered: Gathered,
+    measured: Suite,
+    asked: Asked,
+    against: Against,
+    out: Path,
+    shown_with: tuple[Console, dict[str, str]],
+) -> Scored:
+    """The rows of what is gathered, and their report. shown_with: the console, and costs."""
+    n, blocks, seed = asked.n, asked.blocks, asked.seed
+    wanted = requests(measured, n, blocks if gathered.others else 0, seed)  # each has a seed
+    console, costs = shown_with
     state = PartialState(cpu=not torch.accelerator.is_available())
     out.mkdir(parents=True, exist_ok=True)
     with alone(out / LOCK, out) if state.is_main_process else nullcontext():
@@ -121,37 +138,73 @@ def score(
             console.print(f"left out: {reason}", markup=False, soft_wrap=True)
         lay_all(gathered, against, wanted, out)
         with progress(console, "evaluating") as observe:
-            rows = score_all(samplers, measured, *size, SEED, observe, out / SCORED)
-        made = report(sources, samplers, rows, measured, size[0])
+            rows = score_all(samplers, measured, n, blocks, seed, observe, out / SCORED)
+        made = report(sources, samplers, rows, measured, asked)
         provenance = made.provenance | gathered.remarks
         failed = {made.names[str(source)]: reason for source, reason in gathered.failed.items()}
-        made = replace(made, provenance=provenance, costs=costs or {}, failed=failed)
-        write_report(out, made)
+        write_report(out, replace(made, provenance=provenance, costs=costs, failed=failed))
+        write_results(out, rows, measured, asked)
         (out / SCORED).unlink()
     return Scored(rows, gathered.failed)
 
 
+def by_protocol(against: Against, opening: Opening, sources: list[Path]) -> tuple[Against, Opening]:
+    """What is said, and what the suite that is named says beside. Raises ConfigError for a suite
+    that there is not, and where what it takes from the user is not brought."""
+    if against.suite is not None:
+        settings, _, _ = require(against.suite, against.prompts)
+        brings, name = settings.brings, Path(against.suite).stem
+        bring(name, brings.prompts, against.prompts or settings.settings.get("prompts"), "prompts")
+        if not any(RunFolder(source).is_run for source in sources):  # a run may name its own
+            bring(name, brings.reference, against.reference, "reference")
+        opening = replace(
+            opening,
+            steps=settings.steps if opening.steps is None else opening.steps,
+            guidance=settings.guidance if opening.guidance is None else opening.guidance,
+        )
+        against = against._replace(layout=against.layout or settings.layout)
+    if against.layout is not None and against.prompts is None:
+        raise ConfigError(f"--layout {against.layout}: lays out images of prompts: --prompts FILE")
+    return against, opening
+
+
+def bring(suite: str, wanted: str | None, given: object, option: str) -> None:
+    """Raise ConfigError where a suite wants something from the user that is not given."""
+    if wanted is not None and given is None:
+        raise ConfigError(f"suite {suite}: needs --{option}: {wanted}")
+
+
+def asked_of(measured: Suite, size: Size, opening: Opening) -> Asked:
+    """How many images are made, and how: what is said, else what the suite says, else as ever."""
+    said = measured.settings
+    n, blocks = (
+        mine or theirs or usual
+        for mine, theirs, usual in zip(size, (said.n, said.blocks), USUAL, strict=True)
+    )
+    seed = SEED if said.seed is None else said.seed
+    return Asked(n, blocks, seed, opening.steps, opening.guidance, measured.size[1:])
+
+
 def report(
-    sources: list[Path], samplers: list[Sampled], rows: list[Row], measured: Suite, n: int
+    sources: list[Path], samplers: list[Sampled], rows: list[Row], measured: Suite, asked: Asked
 ) -> Report:
     """What the rows of several sources are shown in, by short names."""
     names = short([str(source) for source in sources])
     samplers = [replace(c, source=names.get(c.source, c.source)) for c in samplers]
-    provenance = {
-        "sources": ", ".join(map(str, sources)),
-        "versions": versions_line(),
-    }
+    versions, n, seed = versions_line(), asked.n, asked.seed
+    provenance = {"sources": ", ".join(map(str, sources)), "versions": versions}
     return Report(
         title=title_of(sources),
         rows=rows,
         suite=measured,
         names=names,
-        provenance=provenance | measured.provenance,
+        provenance=provenance | measured.provenance | asked.provenance(measured),
+        protocol=protocols(measured, asked, versions),
         unasked=unasked(samplers, measured),
-        grids=[same_noise(samplers, measured, SEED, n)],
-        within=within(samplers, measured, SEED, n),
-        pairs=pairs_of(samplers, measured, n, SEED),
-        worst=outliers_of(samplers, measured, n, SEED),
+        grids=[same_noise(samplers, measured, seed, n)],
+        within=within(samplers, measured, seed, n),
+        pairs=pairs_of(samplers, measured, n, seed),
+        worst=outliers_of(samplers, measured, n, seed),
     )
 
 

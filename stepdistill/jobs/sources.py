@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from accelerate import Accelerator
 
+from ..data.listing import listed
 from ..evaluation.collection import Collection, collection_of, is_collection
 from ..evaluation.evaluate import Requests, Sampled
 from ..evaluation.reference import Brought, Kind
@@ -56,7 +58,8 @@ class Opening:
 class Against(NamedTuple):
     """What sources are measured against; None for what their own runs say.
 
-    suite: a shipped one, or a YAML file. reference: a folder of real images. prompts: a file.
+    suite: a shipped one, or a YAML file. reference: a folder of real images, or a published file
+    .npz. prompts: a file.
     layout: how images of other pipelines are laid out for other people's scorers, too."""
 
     suite: str | None = None
@@ -90,7 +93,9 @@ class Gathered:
             several = ", ".join(named)
             raise ConfigError(f"eval: one suite a table, got {several}: choose by --suite")
         name = against.suite or (named[0] if named else self._usual(against))
-        return load(name, self.kind, self._images(against.reference), against.prompts)
+        kind = classed(self.kind, self.collections, against.reference)
+        images = self._images(against.reference, kind)
+        return load(name, kind, images, against.prompts)
 
     @property
     def remarks(self) -> dict[str, str]:
@@ -104,12 +109,12 @@ class Gathered:
             return PROMPTS
         return OTHERS if self.teacher is None or against.reference else DEFAULT
 
-    def _images(self, reference: str | None) -> Brought:
+    def _images(self, reference: str | None, kind: Kind) -> Brought:
         """Those of a folder, else what the runs name, if all name the same."""
         said = {repr((run.data, run.evaluation.reference)) for run in self.runs}
         if reference is None and len(said) == 1:
             return brought_by(self.runs[0], self.teacher)
-        return brought(reference, None, self.teacher or shape_of(self.kind))
+        return brought(reference, None, self.teacher or shape_of(kind))
 
     def make(
         self,
@@ -151,7 +156,8 @@ class Gathered:
         if not found and not self.collections:
             raise ConfigError(next(iter(self.failed.values())))
         return found + [
-            self._as(path, of_collection(path, c)) for path, c in self.collections.items()
+            self._as(path, of_collection(path, c, self.kind.classes))
+            for path, c in self.collections.items()
         ]
 
     def _as(self, source: Path, sampler: Sampled) -> Sampled:
@@ -242,6 +248,18 @@ def one_kind(kinds: set[Kind], collections: dict[Path, Collection]) -> Kind:
     return kind
 
 
+def classed(kind: Kind, collections: dict[Path, Collection], reference: str | None) -> Kind:
+    """The same; of images that lie in subfolders, where the reference has subfolders of the same
+    names, it has these classes."""
+    named = {collection.classes for collection in collections.values()}
+    if kind.classes is None and not kind.prompts and len(named) == 1 and reference is not None:
+        (classes,) = named
+        place = Path(reference)
+        if classes and place.is_dir() and {*classes} == {e.name for e in listed(place)}:
+            return replace(kind, classes=len(classes))
+    return kind
+
+
 def require_images(collections: dict[Path, Collection], count: int) -> None:
     """Raise ConfigError for a folder that has fewer images than are scored."""
     for path, collection in collections.items():
@@ -263,13 +281,19 @@ def is_other(folder: Path) -> bool:
     return not ours and FEW_STEP_SCHEDULER not in (scheduler or [])
 
 
-def of_collection(folder: Path, collection: Collection) -> Sampled:
-    """A row of a table: a folder of images, made by whatever made them."""
+def of_collection(folder: Path, collection: Collection, classes: int | None) -> Sampled:
+    """A row of a table: a folder of images, made by whatever made them. classes: of the others in
+    the table, which are the folder's own where it has as many."""
+    labels = collection.labels if classes in (None, len(collection.classes)) else None
 
     def made(first: int, count: int):
-        prompts = collection.prompts
-        asked = None if prompts is None else prompts[first : first + count]
+        rows = slice(first, first + count)
+        if collection.prompts is None:
+            asked = None if labels is None else torch.tensor(labels[rows])
+        else:
+            asked = collection.prompts[rows]
         return collection.images(first, count), asked
 
-    kind = Kind((3, *collection.size), prompts=collection.prompts is not None)
+    classes = None if labels is None else len(collection.classes)
+    kind = Kind((3, *collection.size), classes, collection.prompts is not None)
     return Sampled(STUDENT, 0, 0, 0, (), None, str(folder), made, kind)

@@ -43,6 +43,7 @@ from stepdistill.evaluation.metrics.recall import Recall
 from stepdistill.evaluation.moments import Moments, frechet_distance
 from stepdistill.evaluation.reference import Kind, Reference
 from stepdistill.evaluation.suite import Unfit
+from stepdistill.evaluation.summary import Summary
 from stepdistill.evaluation.weights import (
     DOWNLOADS,
     File,
@@ -318,9 +319,8 @@ def test_cmmd_of_gaussians_is_the_closed_form():
     values = []
     for seed in range(300):
         draw = torch.randn(2, n, d, generator=rng(seed))
-        reference = Reference(
-            (1, 1, d), images=draw[0], _spaces={"x": FLAT}, _features={"x": draw[0]}
-        )
+        known = {FLAT.identity: Summary(FLAT.identity, n, draw[0])}
+        reference = Reference((1, 1, d), images=draw[0], _spaces={"x": FLAT}, _summaries=known)
         metric = CMMD(space="x", sigma=sigma)
         metric.open(reference)
         values.append(cmmd_of(metric, draw[1] + gap))
@@ -333,7 +333,7 @@ FLAT = FeatureSpace("flat", nn.Flatten())
 
 def cmmd_of(metric: CMMD, features: Tensor) -> float:
     seen = metric.fresh()
-    seen.made = [features]
+    seen.made.add(features)
     return seen.compute()[0]
 
 

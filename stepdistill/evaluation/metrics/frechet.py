@@ -25,8 +25,7 @@ class Frechet(Metric):
     made: Moments = field(init=False, repr=False)
 
     def open(self, reference: Reference) -> None:
-        identity = reference.space(self.space).identity
-        self.real = Moments.of(reference.features(self.space), identity)
+        self.real = reference.moments(self.space)
 
     def reset(self) -> None:
         self.made = Moments.empty(self.real.space, len(self.real.mean))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from jinja2 import Environment, StrictUndefined
@@ -25,6 +26,7 @@ from ...files import read_text, write_whole
 from ...schema import ConfigError, printable
 from ...training.health.monitor import Record, Signal
 from ...training.health.reference import Span, StageSpan
+from ..protocol import require_one
 from ..rows import Row, read, written
 from ..suite import Suite
 from .figures import CurvePoint, quality_panels, training_panels
@@ -81,8 +83,8 @@ class Report:
     must not be missed. failed: sources that could not be scored, and why. unasked: those that were
     not asked for what others were, and what instead. curves: "player: quantity" → [(update, value),
     …]. bands: the same → [(from update, to update, least, most), …] of healthy runs. stages: in
-    order, updates counted from the start of the run. costs,
-    provenance: name → text. config: the resolved configuration.
+    order, updates counted from the start of the run. costs, provenance: name → text. protocol: of
+    every metric, see `protocol`. config: the resolved configuration.
     """
 
     title: str
@@ -104,6 +106,7 @@ class Report:
     worst: Sequence[Outliers] = ()
     health: Record = Record([], [])
     config: str = ""
+    protocol: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def named(self) -> Report:
         """The same with sources by their shorter names."""
@@ -119,7 +122,8 @@ def write_report(folder: Path, report: Report) -> None:
     labels do not match; then nothing is written.
     """
     _check(report)
-    results = json.dumps(written(report.rows), indent=1, allow_nan=False)
+    protocol = {"protocol": report.protocol} if report.protocol else {}
+    results = json.dumps(written(report.rows) | protocol, indent=1, allow_nan=False)
     folder, shown = Path(folder), report.named()
     album = Album(folder / FOLDER)
     made = {
@@ -148,6 +152,8 @@ def _check(report: Report) -> None:
     sizes = sorted({row.n for row in report.rows})
     if len(sizes) > 1:
         raise ValueError(f"rows of n = {sizes}: distances at different n do not compare, use one n")
+    for metric in report.suite.metrics:
+        require_one(list(report.rows), metric.name)
     for grid in report.grids:
         _check_labels("grid", grid.title, grid.images, grid.row_labels, axis=0)
     for film in report.films:
