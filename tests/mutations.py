@@ -1122,8 +1122,8 @@ MUTATIONS = (
     Mutation(
         "images of the wrong request",
         "jobs/foreign.py",
-        "for file, image in zip(files[rows], model.made(wanted.each[rows])):",
-        "for file, image in zip(files[rows], model.made(wanted.each[rows][::-1])):",
+        "for file, image in zip(files, model.made(wanted)):",
+        "for file, image in zip(files, model.made(wanted[::-1])):",
         ("jobs/test_others.py::test_prompts_are_the_users_own_call",),
     ),
     Mutation(

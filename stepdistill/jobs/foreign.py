@@ -224,14 +224,21 @@ def collect(
     files = [folder / f"{i:06d}.png" for i in range(len(wanted))]
     try:
         for number, rows in enumerate(wanted.batches()):
-            if number % part[1] == part[0] and not all(file.is_file() for file in files[rows]):
-                for file, image in zip(files[rows], model.made(wanted.each[rows])):
-                    save(file, image)
+            if number % part[1] == part[0]:
+                fill(files[rows], model, wanted.each[rows])
             advance(len(files[rows]))
     except CallFailed as error:
         write_whole(folder / FAILED, str(error))  # for the process that scores
         raise
     return Collection(files, None, tuple(model.kind.size[1:]))
+
+
+def fill(files: Sequence[Path], model: Foreign, wanted: Sequence[Request]) -> None:
+    """Make the images of these requests, unless all are there."""
+    if all(file.is_file() for file in files):
+        return
+    for file, image in zip(files, model.made(wanted)):
+        save(file, image)
 
 
 def missing(kept: Collection) -> str:
