@@ -63,9 +63,9 @@ Images = Tensor | Gallery  # (m, c, h, w)
 
 @dataclass(frozen=True, eq=False)
 class Some(Samples):
-    """Those of given numbers of others; with `resize` made smaller when they are read."""
+    """Those of given numbers of a gallery; with `resize` made smaller when they are read."""
 
-    of: Samples
+    of: Gallery
     numbers: Tensor
     resize: Resize | None = None
 
@@ -73,15 +73,15 @@ class Some(Samples):
         return len(self.numbers)
 
     def rows(self, index: Tensor, local: torch.Generator | None = None) -> Rows:
-        rows = self.of.rows(self.numbers[index], local)
+        rows = self.of.samples.rows(self.numbers[index], local)
         return rows if self.resize is None else rows._replace(images=self.resize(rows.images))
 
     def asked(self) -> Asked:
-        said = self.of.asked()
+        said = self.of.samples.asked()
         return said[self.numbers] if isinstance(said, Tensor) else said
 
     def digest(self) -> str:
-        found = sha256(f"{self.of.digest()} {self.resize!r} ".encode())
+        found = sha256(f"{self.of.digest} {self.resize!r} ".encode())
         found.update(self.numbers.numpy().tobytes())
         return found.hexdigest()
 
@@ -89,6 +89,4 @@ class Some(Samples):
 def chosen(images: Images, rows: list[int]) -> Images:
     """Some of images, by number."""
     numbers = torch.tensor(rows)
-    return (
-        Gallery(Some(images.samples, numbers)) if isinstance(images, Gallery) else images[numbers]
-    )
+    return Gallery(Some(images, numbers)) if isinstance(images, Gallery) else images[numbers]

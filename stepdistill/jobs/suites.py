@@ -99,8 +99,8 @@ def resized(real: RealImages, resize: Resize | None) -> RealImages:
     """The same, made smaller when they are read. Statistics are of what they are of."""
     if resize is None or real.images is None:
         return real
-    samples = real.images.samples
-    return real._replace(images=Gallery(Some(samples, torch.arange(len(samples)), resize)))
+    everyone = torch.arange(len(real.images))
+    return real._replace(images=Gallery(Some(real.images, everyone, resize)))
 
 
 def of_samples(samples: Samples, about: str) -> RealImages:
