@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .costs import Call, Parts
 from .metric import Made
 from .reference import Asked
 from .rows import REAL, TEACHER, Row
@@ -39,7 +40,7 @@ class Sampled:
     standard normal noise (n, *event) float32 on the CPU, and labels (n,), n prompts or None →
     images (n, c, h, w) in [−1, 1]; all other randomness comes from the CPU generator. made(first,
     count): instead, images that exist already, those of an evaluation in order, and what each was
-    asked for.
+    asked for. call, parts: how such images were made, and what is measured of any, see `costs`.
     """
 
     model: str
@@ -50,6 +51,8 @@ class Sampled:
     sample: Callable[[Tensor, Asked, torch.Generator], Tensor] | None
     source: str = ""
     made: Callable[[int, int], tuple[Tensor, Asked]] | None = None
+    call: Call | None = None
+    parts: Parts = field(default_factory=dict)
 
     @property
     def work(self) -> int:

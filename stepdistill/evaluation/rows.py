@@ -6,11 +6,12 @@ had names of their own, {"frechet": 0.3, "low": 0.2, …}, are read as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..schema import Whole, fit, shown
+from .costs import Cost
 
 TEACHER, STUDENT, REAL = "teacher", "student", "real"
 
@@ -57,7 +58,8 @@ class Row:
 
     model: "teacher", "student", "untrained-student" or "real". nfe: network evaluations an image.
     n: images in total. source: the run or folder it comes from, where a table has several.
-    seconds: an image, None where none is generated.
+    seconds: an image of the batches that are scored, None where none is generated. costs: of an
+    image, as measured beside its scores; None where it was not, as for images that exist already.
     """
 
     model: str
@@ -68,6 +70,7 @@ class Row:
     parameters: int
     seconds: float | None
     scores: dict[str, Score]
+    costs: Cost | None = None
 
     def value(self, metric: str) -> float:
         """The value of a score the row has."""
@@ -84,6 +87,14 @@ class _Place:
     n: Whole
     parameters: int
     seconds: float | None
+
+
+def timing(rows: Sequence[Row]) -> Callable[[Row], float | None]:
+    """Seconds an image of a table's rows, of all in the same way: alone where that was measured,
+    else in the batches that are scored."""
+    if any(row.costs is not None for row in rows):
+        return lambda row: None if row.costs is None else row.costs.latency
+    return lambda row: row.seconds
 
 
 def written(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
@@ -106,8 +117,10 @@ def _row(row: Mapping[str, Any]) -> Row:
     if not isinstance(source, str):
         raise TypeError(f"source: needs a text, got {shown(source)}")
     scores = {name: fit(Score, score, name) for name, score in row["scores"].items()}
-    place = {key: value for key, value in row.items() if key not in ("source", "scores")}
-    return Row(**asdict(fit(_Place, place)), source=source, scores=scores)
+    apart = ("source", "scores", "costs")
+    place = {key: value for key, value in row.items() if key not in apart}
+    costs = fit(Cost | None, row.get("costs"), "costs")
+    return Row(**asdict(fit(_Place, place)), source=source, scores=scores, costs=costs)
 
 
 def _old_row(row: Mapping[str, Any]) -> Row:

@@ -22,6 +22,7 @@ from ..runs.config import find
 from ..runs.folder import alone, versions_line
 from ..runs.progress import progress
 from ..schema import ConfigError
+from .costs import with_costs
 from .distill import waited_for
 from .report_images import outliers_of, same_noise
 from .sources import Against, Opening, gather, lay_all, require_images
@@ -89,6 +90,8 @@ def score(
         lay_all(gathered, against, wanted, out)
         with progress(console, "evaluating") as observe:
             rows = score_all(samplers, measured, *size, SEED, observe, out / SCORED)
+        with progress(console, "measuring costs") as observe:
+            rows = with_costs(rows, samplers, measured, observe)
         made = report(sources, samplers, rows, measured, size[0])
         provenance = made.provenance | gathered.remarks
         made = replace(made, provenance=provenance, costs=costs or {})

@@ -30,20 +30,22 @@ from PIL import Image
 from stepdistill.data.sources import digits
 from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.report.figures import (
-    CROWD,
     LIGHT,
     Curve,
-    Series,
-    _draw_quality,
     _draw_training,
-    _series,
     mosaic,
-    quality_panels,
     training_panels,
-    value_of,
 )
 from stepdistill.evaluation.report.latex import latex
 from stepdistill.evaluation.report.outliers import Outlier, Outliers
+from stepdistill.evaluation.report.quality import (
+    CROWD,
+    Series,
+    _draw_quality,
+    _series,
+    quality_panels,
+    value_of,
+)
 from stepdistill.evaluation.report.report import (
     ImageGrid,
     Report,

@@ -1,4 +1,4 @@
-"""The result table for a paper: a tabular with booktabs' rules, intervals in small type."""
+"""The tables for a paper, results and costs: tabulars with booktabs' rules, small type for less."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ...schema import printable
 from ..rows import Row
 from ..suite import Suite
-from .table import columns_of
+from .costs import cost_columns
+from .table import Column, columns_of
 
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -24,8 +25,14 @@ SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 def latex(rows: Sequence[Row], suite: Suite) -> str:
-    """A tabular of rows and columns of the report's table."""
-    columns = columns_of(rows, suite)
+    """A tabular of scores, and one of costs where these were measured."""
+    costly = [row for row in rows if row.costs is not None]
+    tables = [(rows, columns_of(rows, suite)), (costly, cost_columns(rows))]
+    return "\n".join(tabular(rows, columns) for rows, columns in tables if columns)
+
+
+def tabular(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Of rows and columns of the report."""
     lines = [" & ".join(escaped(column.name) for column in columns)]
     lines += [
         " & ".join(cell(column.text(row), column.small(row)) for column in columns) for row in rows

@@ -26,10 +26,12 @@ from ...training.health.monitor import Record, Signal
 from ...training.health.reference import Span, StageSpan
 from ..rows import Row, read, written
 from ..suite import Suite
-from .figures import CurvePoint, mosaic, quality_panels, training_panels
+from .costs import cost_columns, cost_notes
+from .figures import CurvePoint, mosaic, training_panels
 from .latex import latex
 from .outliers import Outlier, Outliers
-from .table import columns_of, headline, in_markdown, notes_of
+from .quality import quality_panels
+from .table import Column, columns_of, headline, in_markdown, notes_of
 
 HERE = files("stepdistill.evaluation.report")
 ACROSS, STRIP = 5, 10  # images in a row under the slider, and in a row of the static grid
@@ -152,7 +154,8 @@ def page(report: Report) -> str:
         policy=_policy(style, script),
         headline=headline(report.rows, report.suite),
         columns=columns_of(report.rows, report.suite),
-        notes=[_code_parts(note) for note in notes_of(report.rows, report.suite)],
+        prices=cost_columns(report.rows),
+        notes=[_code_parts(note) for note in _notes(report)],
         quality=quality_panels(report.rows, report.suite),
         training=training_panels(report.curves, report.stages, report.bands),
         grids=[_Pictures.of(grid) for grid in report.grids],
@@ -226,8 +229,6 @@ def _policy(style: str, script: str) -> str:
 
 def markdown(report: Report) -> str:
     """The tables as Markdown."""
-    columns = columns_of(report.rows, report.suite)
-    cells = [[f"{c.text(row)} {c.small(row)}".strip() for c in columns] for row in report.rows]
     lines = [
         f"# {_plain(report.title)}",
         "",
@@ -236,8 +237,9 @@ def markdown(report: Report) -> str:
         *([_plain(report.remark), ""] if report.remark else []),
         *(f"* **alarm**: {_plain(alarm)}" for alarm in report.health.alarms),
         *[""][: len(report.health.alarms)],
-        *_table([c.name for c in columns], cells),
-        *(f"* {_plain(note)}" for note in notes_of(report.rows, report.suite)),
+        *_rows(report.rows, columns_of(report.rows, report.suite)),
+        *_rows([row for row in report.rows if row.costs], cost_columns(report.rows)),
+        *(f"* {_plain(note)}" for note in _notes(report)),
         "",
     ]
     if report.health.signals:
@@ -247,6 +249,12 @@ def markdown(report: Report) -> str:
         lines += _table(["cost", ""], [list(item) for item in report.costs.items()])
     lines += _table(["provenance", ""], [list(item) for item in _provenance(report).items()])
     return "\n".join(lines)
+
+
+def _rows(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Nothing without columns."""
+    cells = [[f"{c.text(row)} {c.small(row)}".strip() for c in columns] for row in rows]
+    return _table([c.name for c in columns], cells) if columns else []
 
 
 def _table(header: list[str], body: list[list[str]]) -> list[str]:
@@ -263,6 +271,10 @@ def _plain(text: str) -> str:
 
 
 # Texts of both
+
+
+def _notes(report: Report) -> list[str]:
+    return [*notes_of(report.rows, report.suite), *cost_notes(report.rows)]
 
 
 def _provenance(report: Report) -> dict[str, str]:

@@ -9,7 +9,7 @@ from ...schema import printable
 from ..differences import winner
 from ..metric import Metric
 from ..numerals import number
-from ..rows import REAL, STUDENT, TEACHER, Row, Score
+from ..rows import REAL, STUDENT, TEACHER, Row, Score, timing
 from ..suite import Suite
 
 N_NOTE = (
@@ -49,7 +49,8 @@ def headline(rows: Sequence[Row], suite: Suite) -> str:
     several = len({row.source for row in students}) > 1
     which = f"the best, {student.source}," if several else "the student"
     text = f"In {_steps(student.steps)} {which} scores {_values(student, metrics)} {where}"
-    return text + _against(student, teachers, metrics) + "."
+    faster = _faster(student, teachers, metrics, timing(rows))
+    return text + _against(student, teachers, metrics) + faster + "."
 
 
 def best_of(students: Sequence[Row], metric: Metric) -> Row:
@@ -62,13 +63,24 @@ def best_of(students: Sequence[Row], metric: Metric) -> Row:
 def columns_of(rows: Sequence[Row], suite: Suite) -> list[Column]:
     """The columns that have something to say in this table."""
     columns = [
-        Column("model", lambda r: r.model, _steps_and_source),
+        Column("model", lambda r: r.model, steps_and_source),
         Column("NFE", lambda r: str(r.nfe) if r.nfe else "–"),
         *(_column(metric, _winner(rows, metric)) for metric in suite.metrics),
-        Column("ms / image", lambda r: "–" if r.seconds is None else f"{1e3 * r.seconds:.3g}"),
+        Column("ms / image", milliseconds(rows)),
         Column("parameters", lambda r: f"{r.parameters:,}" if r.parameters else "–"),
     ]
     return [column for column in columns if any(column.text(row) != "–" for row in rows)]
+
+
+def milliseconds(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """The time of an image as text, of all rows in the same way."""
+    taken = timing(rows)
+    return lambda row: amount(taken(row), 1e3)
+
+
+def amount(value: float | None, unit: float = 1) -> str:
+    """Three digits of a cost in units, or that it is unknown."""
+    return "–" if value is None else f"{unit * value:.3g}"
 
 
 def notes_of(rows: Sequence[Row], suite: Suite) -> list[str]:
@@ -125,17 +137,28 @@ def _note(metrics: Sequence[Metric], suite: Suite) -> str:
 
 
 def _against(student: Row, teachers: Sequence[Row], metrics: Sequence[Metric]) -> str:
-    """Which teacher the student is as good as, and how much faster than the last."""
-    text, scope = "", _scope(metrics)
+    """Which teacher the student is as good as."""
+    scope = _scope(metrics)
     matched = [row for row in teachers if _no_worse(student, row, metrics)]
     if matched:
-        text = f": {scope}no worse than {_who(matched[-1])} ({_values(matched[-1], metrics)})"
-    elif teachers:
-        text = f": not {scope}as good as {_who(teachers[0])} ({_values(teachers[0], metrics)})"
-    if teachers and student.seconds and teachers[-1].seconds:
-        best, speed = teachers[-1], teachers[-1].seconds / student.seconds
-        text += f", and {speed:.3g}× as fast per image as {_who(best)} ({_values(best, metrics)})"
-    return text
+        return f": {scope}no worse than {_who(matched[-1])} ({_values(matched[-1], metrics)})"
+    if teachers:
+        return f": not {scope}as good as {_who(teachers[0])} ({_values(teachers[0], metrics)})"
+    return ""
+
+
+def _faster(
+    student: Row,
+    teachers: Sequence[Row],
+    metrics: Sequence[Metric],
+    taken: Callable[[Row], float | None],
+) -> str:
+    """How much faster than the teacher at most steps; taken(row): seconds an image."""
+    if not (teachers and taken(student) and taken(teachers[-1])):
+        return ""
+    best = teachers[-1]
+    speed = taken(best) / taken(student)
+    return f", and {speed:.3g}× as fast per image as {_who(best)} ({_values(best, metrics)})"
 
 
 def _scope(metrics: Sequence[Metric]) -> str:
@@ -163,5 +186,6 @@ def _steps(steps: int) -> str:
     return "1 step" if steps == 1 else f"{steps} steps"
 
 
-def _steps_and_source(row: Row) -> str:
+def steps_and_source(row: Row) -> str:
+    """The small print beside a model."""
     return " · ".join(filter(None, (_steps(row.steps), row.source)))

@@ -1,0 +1,73 @@
+"""The table of what an image costs: its columns, and what a reader must know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from matplotlib.ticker import EngFormatter
+
+from ..costs import ENOUGH, ByPart, Cost
+from ..rows import Row
+from .table import Column, amount, steps_and_source
+
+NOTES = (
+    "`latency` is the time from the call for one image until it is made, {devices}: the median "
+    f"(p50) and, of at least {ENOUGH} calls, the 95th percentile (p95), after one for warming up.",
+    "`images / s` is the best throughput of a few batches; small print names the batch.",
+    "`MACs` are multiply-accumulates of the matrix products, convolutions and attentions of such a "
+    "call, half of the FLOPs that torch counts: of the network alone, and with VAE, text encoder "
+    "and all else.",
+)
+MEMORY = (
+    "`peak memory` is what a model's weights take on the device, and the most that a call for one "
+    "image allocates besides."
+)
+NAMES = {"macs": "MACs", "memory": "peak memory"}
+engineering = EngFormatter(places=1)  # 3.2 G
+
+
+def cost_columns(rows: Sequence[Row]) -> list[Column]:
+    """Those that have something to say of rows whose costs were measured; none where none was."""
+    costly = [row for row in rows if row.costs is not None]
+    columns = [
+        Column("model", lambda row: row.model, steps_and_source),
+        Column("NFE", lambda row: str(row.nfe)),
+        column("latency p50, ms", lambda c: amount(c.latency, 1e3), lambda c: f"{c.runs} calls"),
+        column("p95, ms", lambda c: amount(c.p95, 1e3)),
+        column("images / s", lambda c: amount(c.throughput), lambda c: f"batch {c.batch}"),
+        column("peak memory, MiB", lambda c: amount(c.memory, 2**-20)),
+        column("MACs, network", lambda c: part(c.macs, "network", engineering)),
+        column("MACs, all", lambda c: part(c.macs, "total", engineering)),
+        column("parameters, network", lambda c: part(c.parameters, "network", "{:,}".format)),
+        column("parameters, all", lambda c: part(c.parameters, "total", "{:,}".format)),
+    ]
+    return [c for c in columns if any(c.text(row) != "–" for row in costly)] if costly else []
+
+
+def column(
+    name: str, text: Callable[[Cost], str], small: Callable[[Cost], str] = lambda cost: ""
+) -> Column:
+    """Of what rows cost; small print stands beside numbers alone."""
+
+    def beside(row: Row) -> str:
+        return "" if text(row.costs) == "–" else small(row.costs)
+
+    return Column(name, lambda row: text(row.costs), beside)
+
+
+def part(numbers: ByPart | None, name: str, written: Callable[[int], str]) -> str:
+    """One of the numbers of parts, as text."""
+    number = numbers and getattr(numbers, name)
+    return written(number) if number else "–"
+
+
+def cost_notes(rows: Sequence[Row]) -> list[str]:
+    """What the columns are, and why numbers are missing."""
+    costs = [row.costs for row in rows if row.costs is not None]
+    if not costs:
+        return []
+    devices = "on " + " and ".join(dict.fromkeys(cost.device for cost in costs))
+    reasons = dict.fromkeys(reason for cost in costs for reason in cost.missing.items())
+    missing = [f"No {NAMES.get(name, name)} of some or all: {reason}." for name, reason in reasons]
+    memory = [MEMORY] if any(cost.memory for cost in costs) else []
+    return [*(note.format(devices=devices) for note in NOTES), *memory, *missing]
