@@ -7,7 +7,7 @@
     MACs         multiply-accumulates of the matrix products, convolutions and attentions of such a
                  call, half of the FLOPs that torch counts while it runs
 
-The first call, which chooses kernels and fills caches, is the one that is counted and never timed.
+The first calls, which choose kernels and fill caches, are those that are counted and never timed.
 Times end when the accelerator has done its work. A model is measured for SECONDS at most, or for
 SHARE of the time that its scored images take one by one, where that is less; FEWEST calls are timed
 however long they take.
@@ -15,19 +15,21 @@ however long they take.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from ..networks.views import parameter_count
 from ..schema import printable
 
 SECONDS = 5.0  # of a model's timed calls
@@ -38,7 +40,6 @@ BATCHES = (4, 16, 64, 256)
 
 Call = Callable[[int], object]  # makes so many images, from what is asked for to pixels
 Parts = Mapping[str, Sequence[nn.Module]]  # by the fields of ByPart
-UNCOUNTED = "torch counts memory on CUDA devices alone"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Cost:
 
 
 def measure(call: Call, parts: Parts, images: int, most: int) -> Cost:
-    """The cost of a model whose parts `call` runs.
+    """The cost of a model whose parts `call` runs, without their parameters.
 
     images: how many are scored, which bounds the time that is spent. most: the largest batch. What
     fails is missing from it, with the reason."""
@@ -90,18 +91,15 @@ def measure(call: Call, parts: Parts, images: int, most: int) -> Cost:
             missing[name] = reason_of(error)
             return None
 
-    device = device_of(parts)
     macs = attempt("macs", lambda: macs_of(call, parts))
-    memory = attempt("memory", lambda: peak_memory(call, parts)) if device.type == "cuda" else None
+    memory = attempt("memory", lambda: peak_memory(call, parts))
     times = attempt("latency", lambda: latencies(call, images)) or []
     left = allowed(images, times[0]) - sum(times) if times else 0
     rate, batch = throughput(call, median(times), most, left) if times else (None, None)
-    if device.type != "cuda":
-        missing["memory"] = UNCOUNTED
     if len(times) < ENOUGH and times:
         missing["p95"] = f"{ENOUGH} calls are the least"
     return Cost(
-        device=described(device),
+        device=described(device_of(parts)),
         runs=len(times),
         latency=median(times) if times else None,
         p95=float(np.percentile(times, 95)) if len(times) >= ENOUGH else None,
@@ -109,7 +107,6 @@ def measure(call: Call, parts: Parts, images: int, most: int) -> Cost:
         batch=batch,
         memory=memory,
         macs=macs,
-        parameters=parameters_of(parts),
         missing=missing,
     )
 
@@ -215,21 +212,35 @@ def grown(parts: Parts, total: Callable[[], int]) -> Iterator[dict[str, int]]:
 
 
 def peak_memory(call: Call, parts: Parts) -> int:
-    """Bytes on a CUDA device, of other models' weights without."""
+    """Bytes on the device, without what other models have there.
+
+    Raises NotImplementedError for a device whose memory torch does not count."""
+    kind = device_of(parts).type
+    if kind not in ("cpu", "cuda"):
+        raise NotImplementedError(f"torch counts no memory on {kind}")
+    nets = (net for part in parts.values() for net in part)
+    weights = sum(each.nbytes for net in nets for each in tensors(net) if each.device.type == kind)
+    return weights + (allocated_on_cuda(call) if kind == "cuda" else allocated_on_cpu(call))
+
+
+def allocated_on_cuda(call: Call) -> int:
+    """The most bytes that a call for one image holds at a time."""
     wait()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call(1)
     wait()
-    weights = sum(
-        tensor.nbytes for net in every(parts) for tensor in tensors(net) if tensor.is_cuda
-    )
-    return weights + torch.cuda.max_memory_allocated() - before
+    return torch.cuda.max_memory_allocated() - before
 
 
-def parameters_of(parts: Parts) -> ByPart:
-    """How many there are in each part."""
-    return ByPart(**{name: sum(map(parameter_count, nets)) for name, nets in parts.items()})
+def allocated_on_cpu(call: Call) -> int:
+    """The same of torch's allocator on the CPU, whose every event the profiler notes."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it says that there is no GPU
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as noted:
+        call(1)
+    events = [e for e in noted.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))
 
 
 def device_of(parts: Parts) -> torch.device:
@@ -243,11 +254,6 @@ def described(device: torch.device) -> str:
     if device.type == "cuda":
         return printable(torch.cuda.get_device_name(device))
     return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-
-
-def every(parts: Parts) -> list[nn.Module]:
-    """The modules of all parts."""
-    return [net for nets in parts.values() for net in nets]
 
 
 def tensors(net: nn.Module) -> Iterator[torch.Tensor]:

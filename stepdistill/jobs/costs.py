@@ -11,10 +11,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..evaluation.costs import Call, Parts, measure
+from ..evaluation.costs import ByPart, Call, Parts, measure
 from ..evaluation.evaluate import Sampled
 from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
+from ..networks.views import parameter_count
 
 NETWORKS = ("transformer", "unet", "prior", "decoder")  # names of the part that is distilled
 OURS = "inputs"  # of a network that takes more than it was made for
@@ -33,8 +34,10 @@ def with_costs(
     found = []
     for row, sampler in zip(rows, samplers):
         call = sampler.call or drawing(sampler, suite)
-        costs = call and measure(call, sampler.parts, row.n, suite.batch)
-        found.append(replace(row, costs=costs))
+        if call is not None:
+            costs = measure(call, sampler.parts, row.n, suite.batch)
+            row = replace(row, costs=replace(costs, parameters=parameters_of(sampler.parts)))
+        found.append(row)
         observe(len(found), len(samplers))
     return [*found, *rows[len(found) :]]
 
@@ -51,6 +54,11 @@ def drawing(sampler: Sampled, suite: Suite) -> Call | None:
         sampler.sample(noise, suite.reference.asked(count), source)
 
     return call
+
+
+def parameters_of(parts: Parts) -> ByPart:
+    """How many there are in each part."""
+    return ByPart(**{name: sum(map(parameter_count, nets)) for name, nets in parts.items()})
 
 
 def parts_of(pipeline: DiffusionPipeline) -> Parts:

@@ -102,13 +102,15 @@ def test_macs_of_a_pipeline_are_those_of_each_part_times_its_calls(foreign, requ
 
 def test_a_pipeline_measured_twice_says_the_same(foreign, requests):
     sampler = sampled(foreign, requests, None)
-    one, two = (measure(sampler.call, sampler.parts, 40, 4) for _ in range(2))
+    rows = [row("student", 3, 1.0)] * 2
+    one, two = (found.costs for found in with_costs(rows, [sampler] * 2, SUITE))
     assert one.macs == two.macs and one.macs.network > one.macs.vae > 0
     assert one.parameters == two.parameters
     assert one.parameters.network == sampler.parameters < one.parameters.total
     assert one.device == two.device == f"CPU, {torch.get_num_threads()} threads"
     assert min(one.latency, two.latency) > 0 and one.runs >= costs.FEWEST
-    assert one.memory is None and "CUDA" in one.missing["memory"]
+    weights = 4 * one.parameters.total
+    assert weights < one.memory == pytest.approx(two.memory, rel=0.01)
 
 
 def test_macs_grow_with_steps_and_guidance():
@@ -140,7 +142,7 @@ def test_a_known_time_is_the_latency_and_batches_share_it():
     found = measure(model, {}, MANY, 16)
     assert found.latency >= 0.02 and costs.FEWEST <= found.runs <= costs.RUNS
     assert found.batch in (4, 16) and 1 / found.latency < found.throughput <= 16 / 0.02
-    assert model.calls.count(1) == 1 + found.runs  # one for warming up
+    assert model.calls.count(1) == 2 + found.runs  # of which two are counted
     assert [count for count in model.calls if count > 1] == [4, 4, 16, 16]
 
 
@@ -166,7 +168,7 @@ def test_time_is_bounded_by_seconds_and_by_a_share_of_the_evaluation(monkeypatch
     for images, runs in ((MANY, 8), (20, costs.FEWEST), (100, 4)):
         model = Sleeper(0)
         assert measure(model, {}, images, 1).runs == runs
-        assert len(model.calls) == 1  # the one that is counted
+        assert model.calls == [1, 1]  # those that are counted
 
 
 def test_a_batch_that_does_not_fit_leaves_the_best_that_does():
@@ -174,31 +176,35 @@ def test_a_batch_that_does_not_fit_leaves_the_best_that_does():
     assert found.batch == 4 and found.throughput > 1 / found.latency
 
 
-def test_memory_is_of_weights_and_of_what_a_call_allocates_besides(monkeypatch):
-    """Whatever other models hold on the device."""
-    held = {"now": 700, "most": 0}
+def test_memory_is_of_weights_and_of_what_a_call_holds_at_a_time():
+    net = nn.Linear(300, 200)
 
     def call(count: int) -> None:
-        held["most"] = held["now"] + 50
+        first = torch.empty(count, 10**6)
+        second = torch.empty(count, 2 * 10**6)
+        del first
+        torch.empty(count, 10**5).sum()
+        del second
+        torch.empty(count, 10**6)
+
+    once = costs.peak_memory(call, {"network": [net]})
+    assert once == 4 * (301 * 200 + 3 * 10**6)
+    assert costs.peak_memory(call, {"network": [net], "vae": [nn.Linear(9, 1)]}) == once + 4 * 10
+
+
+def test_memory_on_a_gpu_leaves_out_what_lay_there_before(monkeypatch):
+    held = {"now": 700, "most": 900}
+
+    def call(count: int) -> None:
+        held["most"] = max(held["most"], held["now"] + 50)
 
     for name, fake in {
         "memory_allocated": lambda: held["now"],
         "max_memory_allocated": lambda: held["most"],
-        "reset_peak_memory_stats": lambda: None,
+        "reset_peak_memory_stats": lambda: held.update(most=held["now"]),
     }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    net = nn.Linear(3, 2)
-    monkeypatch.setattr(costs, "tensors", lambda net: [Held(p) for p in net.parameters()])
-    assert costs.peak_memory(call, {"network": [net], "vae": [net]}) == 2 * 4 * 8 + 50
-
-
-class Held:
-    """A tensor on a CUDA device."""
-
-    is_cuda = True
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.nbytes = tensor.nbytes
+    assert costs.allocated_on_cuda(call) == 50
 
 
 def row(model: str, nfe: int, frechet: float, parameters: int = 5, cost: Cost | None = None) -> Row:

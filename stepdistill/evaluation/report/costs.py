@@ -13,14 +13,15 @@ from .table import Column, amount, steps_and_source
 NOTES = (
     "`latency` is the time from the call for one image until it is made, {devices}: the median "
     f"(p50) and, of at least {ENOUGH} calls, the 95th percentile (p95), after one for warming up.",
-    "`images / s` is the best throughput of a few batches; small print names the batch.",
+    "`images / s` is the best throughput of the few batches that there was time for; small print "
+    "names the batch.",
     "`MACs` are multiply-accumulates of the matrix products, convolutions and attentions of such a "
     "call, half of the FLOPs that torch counts: of the network alone, and with VAE, text encoder "
     "and all else.",
 )
 MEMORY = (
-    "`peak memory` is what a model's weights take on the device, and the most that a call for one "
-    "image allocates besides."
+    "`peak memory` is what a model's weights take on the device, and the most that torch allocates "
+    "besides in a call for one image."
 )
 NAMES = {"macs": "MACs", "memory": "peak memory"}
 engineering = EngFormatter(places=1)  # 3.2 G
