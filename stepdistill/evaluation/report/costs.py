@@ -12,7 +12,8 @@ from .table import Column, amount, steps_and_source
 
 NOTES = (
     "`latency` is the time from the call for one image until it is made, {devices}: the median "
-    f"(p50) and, of at least {ENOUGH} calls, the 95th percentile (p95), after one for warming up.",
+    f"(p50), which is `ms / image`, too, and of at least {ENOUGH} calls the 95th percentile (p95); "
+    "the calls before, which warm up, are left out.",
     "`images / s` is the best throughput of the few batches that there was time for; small print "
     "names the batch.",
     "`MACs` are multiply-accumulates of the matrix products, convolutions and attentions of such a "
@@ -42,7 +43,7 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
         column("parameters, network", lambda c: part(c.parameters, "network", "{:,}".format)),
         column("parameters, all", lambda c: part(c.parameters, "total", "{:,}".format)),
     ]
-    return [c for c in columns if any(c.text(row) != "–" for row in costly)] if costly else []
+    return [c for c in columns if any(c.text(row) != "–" for row in costly)]
 
 
 def column(

@@ -12,7 +12,7 @@ from itertools import chain, product, repeat
 from math import inf
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import EngFormatter, NullLocator
 
 from ...schema import printable
 from ..metric import Metric
@@ -206,4 +206,6 @@ def _apart(ticks: list[float]) -> list[float]:
 
 
 def _tick(value: float) -> str:
+    if value >= 10_000:
+        return EngFormatter(places=1, sep="")(value)  # 859.5M
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"

@@ -79,8 +79,10 @@ def milliseconds(rows: Sequence[Row]) -> Callable[[Row], str]:
 
 
 def amount(value: float | None, unit: float = 1) -> str:
-    """Three digits of a cost in units, or that it is unknown."""
-    return "–" if value is None else f"{unit * value:.3g}"
+    """Three digits of a cost in units, or that it is unknown; never an exponent."""
+    if value is None:
+        return "–"
+    return f"{unit * value:,.0f}" if unit * value >= 100 else f"{unit * value:.3g}"
 
 
 def notes_of(rows: Sequence[Row], suite: Suite) -> list[str]:
