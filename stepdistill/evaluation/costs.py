@@ -15,6 +15,7 @@ however long they take.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,7 +136,7 @@ def throughput(call: Call, alone: float, most: int, seconds: float) -> tuple[flo
         try:
             call(batch)
             each = seconds_of(call, batch) / batch
-        except (RuntimeError, ValueError):  # mostly out of memory: what fitted remains the best
+        except Exception:  # out of memory, by whatever name: what fitted remains the best
             break
         best = max(best, (1 / each, batch))
     return best
@@ -218,6 +219,7 @@ def peak_memory(call: Call, parts: Parts) -> int:
     kind = device_of(parts).type
     if kind not in ("cpu", "cuda"):
         raise NotImplementedError(f"torch counts no memory on {kind}")
+    gc.collect()  # what lay there unreachable must not go in between
     nets = (net for part in parts.values() for net in part)
     weights = sum(each.nbytes for net in nets for each in tensors(net) if each.device.type == kind)
     return weights + (allocated_on_cuda(call) if kind == "cuda" else allocated_on_cpu(call))
