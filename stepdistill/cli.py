@@ -237,18 +237,18 @@ def evaluate(
     with guarded(debug):
         require_writable(out)
         from .evaluation.weights import DOWNLOADS
-        from .jobs.evaluate import score
+        from .jobs.evaluate import require_all, score
         from .jobs.sources import Against, Opening
 
         DOWNLOADS.allowed = download
         how = Opening(steps, tuple(trust or ()), guidance, code, teacher)
         what, where = Against(suite, reference, prompts, layout), errors if as_json else console
-        rows = score(sources, what, out, (n, blocks), how, where)
-        if as_json and rows:
+        scored = score(sources, what, out, (n, blocks), how, where)
+        if as_json and scored.rows:
             typer.echo((out / "results.json").read_text(encoding="utf-8"), nl=False)
-        elif rows:
-            console.print(table(rows))
-            console.print(f"report: {out / 'report.html'}")
+        elif scored.rows:
+            console.print(table(scored.rows), f"report: {out / 'report.html'}")
+        require_all(scored, out)
 
 
 @app.command()

@@ -44,6 +44,8 @@ class OfPairs(OfImages):
     """Base of those of an image and the teacher's of the same noise; without a teacher there are
     none."""
 
+    needs_asked = True
+
     @abstractmethod
     def compare(self, images: Tensor, theirs: Tensor) -> Tensor:
         """The number (b,) of every pair of images (b, c, h, w) in [−1, 1]."""

@@ -7,8 +7,8 @@ why it does not fit.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -32,6 +32,7 @@ class RealImages(NamedTuple):
     about: str
 
 
+One = int | str | None  # what one image is asked for
 # Reads what the user brings. Raises ValueError where nothing is brought, or does not fit.
 Brought = Callable[[], RealImages]
 
@@ -49,6 +50,16 @@ class Kind:
     def channels(self) -> int:
         """Of its images."""
         return self.size[0]
+
+    def answer(self, asked: One, place: int) -> One:
+        """What such a model is asked where others are asked for this, in a place of an evaluation.
+
+        What it cannot be asked, it is not: it gets its labels in order, no words, or nothing."""
+        if self.prompts:
+            return asked if isinstance(asked, str) else ""
+        if self.classes is None:
+            return None
+        return place % self.classes if asked is None or isinstance(asked, str) else asked
 
     def __str__(self) -> str:
         asked = "prompts" if self.prompts else f"{self.classes or 'no'} classes"
@@ -79,7 +90,8 @@ class Reference:
 
     size: of images, (c, h, w). ask: None where nothing is asked for. images: real ones (m, c, h, w)
     in [−1, 1], None where there are none; labels: theirs (m,), if they have any. reader: what
-    tells classes apart, if anything does. about: where it comes from.
+    tells classes apart, if anything does. about: where it comes from. categories: those of each
+    prompt, where prompts have any. groups: the category of each real image (m), if they have one.
     """
 
     size: tuple[int, ...]
@@ -88,6 +100,8 @@ class Reference:
     labels: Tensor | None = None
     reader: Reader | None = None
     about: str = ""
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    groups: Sequence[str] | None = field(default=None, repr=False)
     _spaces: dict[str, FeatureSpace] = field(default_factory=dict, repr=False)
     _features: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -109,6 +123,23 @@ class Reference:
         if name not in self._features:
             self._features[name] = self.space(name)(self.images)
         return self._features[name]
+
+    def named(self) -> list[str]:
+        """All categories, in order."""
+        return sorted({name for names in self.categories.values() for name in names})
+
+    def within(self, category: str) -> Reference:
+        """What a metric of one category looks at: its real images, with all that is asked for.
+
+        Raises ValueError where real images have no categories, or none is of this one."""
+        if not category or self.images is None:
+            return self
+        rows = [i for i, group in enumerate(self.groups or ()) if group == category]
+        if not rows:
+            raise ValueError(f"none of the real images is of the category {category}")
+        own = replace(self, images=self.images[rows], _features={})
+        own._features.update({name: of[rows] for name, of in self._features.items()})
+        return own
 
     def asked(self, n: int, generator: torch.Generator | None = None) -> Asked:
         """n things to ask for, in order or drawn."""
@@ -137,6 +168,13 @@ class Task(ABC):
     def open(self, kind: Kind, brought: Brought) -> Reference:
         """The reference for samplers of this kind; brought: for tasks that measure against the
         user's own images. Raises ValueError where they do not fit."""
+
+
+def heeded(wanted: Asked, given: Asked) -> bool:
+    """Whether a model was given what was wanted: labels, prompts, or nothing, which all are."""
+    if wanted is None:
+        return True
+    return given is not None and isinstance(wanted, Tensor) == isinstance(given, Tensor)
 
 
 def evenly(classes: int) -> Ask:

@@ -51,7 +51,8 @@ def drawing(sampler: Sampled, suite: Suite) -> Call | None:
     def call(count: int) -> None:
         source = torch.Generator().manual_seed(0)
         noise = torch.randn(count, *sampler.event, generator=source)
-        sampler.sample(noise, suite.reference.asked(count), source)
+        asked = sampler.asked(suite.reference.asked(count), 0, count)
+        sampler.sample(noise, asked, source)
 
     return call
 

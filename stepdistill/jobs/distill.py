@@ -42,7 +42,7 @@ from ..schema import ConfigError, fit
 from ..training.health.monitor import record_of
 from ..training.health.reference import StageSpan, spans
 from .costs import with_costs
-from .report_images import outliers_of, same_noise, strips
+from .report_images import outliers_of, pairs_of, same_noise, strips, within
 from .samplers import of_run
 from .suites import require, require_images, suite_for
 
@@ -247,7 +247,7 @@ def report(
 ) -> Report:
     """What results.json, report.md and report.html of the run's folder show."""
     run, log = trained.run, trained.folder.log
-    stages = stage_spans(run)
+    stages, n, seed = stage_spans(run), run.evaluation.n, run.evaluation.seed
     return Report(
         title=run.name,
         rows=rows,
@@ -257,8 +257,10 @@ def report(
         curves=curves(log),
         stages=stages,
         grids=[same_noise(samplers, suite, run.seed)],
+        within=within(samplers, suite, run.seed, n),
+        pairs=pairs_of(samplers, suite, n, seed),
         films=strips(trained),
-        worst=outliers_of(samplers, suite, run.evaluation.n, run.evaluation.seed),
+        worst=outliers_of(samplers, suite, n, seed),
         health=record_of(log_rows(log), run.health, stages),
         bands={f"health: {signal}": found for signal, found in spans(stages).items()},
         config=text_of(run),

@@ -29,14 +29,19 @@ from ..evaluation.collection import Collection, save, write
 from ..evaluation.evaluate import Request, Requests, Sampled
 from ..evaluation.reference import Asked, Kind
 from ..evaluation.rows import STUDENT
+from ..files import read_text, write_whole
 from ..files import sha256 as hash_of
-from ..files import write_whole
 from ..schema import ConfigError
 from ..teachers.folder import require_own_files
 from ..teachers.loading import FEW_STEP, foreign
 from .costs import NETWORKS, parts_of
 
 KEPT = 20 * 10**9  # bytes of a model's images
+FAILED = "failed.txt"  # beside a model's images: why the rest is missing
+
+
+class CallFailed(ConfigError):
+    """A pipeline that raises, or gives no finite images, when it is called as it should be."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +161,10 @@ class Foreign:
             images = self.pipeline(**given).images
         except (TypeError, ValueError, RuntimeError) as error:
             words = " ".join(str(error).split())
-            raise ConfigError(f"{self.folder}: its call fails: {words}") from error
+            raise CallFailed(f"{self.folder}: its call fails: {words}") from error
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
         if not pixels.isfinite().all():
-            raise ConfigError(f"{self.folder}: its images are not finite")
+            raise CallFailed(f"{self.folder}: its images are not finite")
         return (pixels * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
 
     def _arguments(self, requests: Sequence[Request]) -> dict[str, Any]:
@@ -211,19 +216,32 @@ def collect(
     """The images of all requests below `store`; those that are missing are made.
 
     part: which of how many processes this is; each makes every so many-th batch. advance(n) is
-    called after n more images."""
+    called after n more images. Raises CallFailed, which is kept beside the images."""
     facts = about(model, wanted)
     key = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = store / key
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "about.json", json.dumps(facts, indent=1))
     files = [folder / f"{i:06d}.png" for i in range(len(wanted))]
-    for number, rows in enumerate(wanted.batches()):
-        if number % part[1] == part[0] and not all(file.is_file() for file in files[rows]):
-            for file, image in zip(files[rows], model.made(wanted.each[rows])):
-                save(file, image)
-        advance(len(files[rows]))
+    try:
+        for number, rows in enumerate(wanted.batches()):
+            if number % part[1] == part[0] and not all(file.is_file() for file in files[rows]):
+                for file, image in zip(files[rows], model.made(wanted.each[rows])):
+                    save(file, image)
+            advance(len(files[rows]))
+    except CallFailed as error:
+        write_whole(folder / FAILED, str(error))  # for the process that scores
+        raise
     return Collection(files, None, tuple(model.kind.size[1:]))
+
+
+def missing(kept: Collection) -> str:
+    """Why images are missing that other processes should have made; nothing where none is."""
+    file = kept.files[0].with_name(FAILED)
+    if all(image.is_file() for image in kept.files):
+        file.unlink(missing_ok=True)  # of an earlier try
+        return ""
+    return read_text(file) if file.is_file() else "another process did not make its images"
 
 
 def too_many(model: Foreign, wanted: Requests) -> int:
@@ -235,7 +253,8 @@ def too_many(model: Foreign, wanted: Requests) -> int:
 
 
 def sampled(model: Foreign, wanted: Requests, kept: Collection | None) -> Sampled:
-    """A row of a table. kept: its images; None for those that are made when they are looked at."""
+    """A row of a table. wanted: of it. kept: its images; None for those that are made when they
+    are looked at."""
 
     def made(first: int, count: int) -> tuple[Tensor, Asked]:
         requests = wanted.each[first : first + count]
@@ -251,5 +270,6 @@ def sampled(model: Foreign, wanted: Requests, kept: Collection | None) -> Sample
     nfe = model.probed.nfe
     steps = model.probed.calls if model.call.steps is None else model.call.steps
     parameters = sum(p.numel() for p in model.network.parameters())
-    place, parts = str(model.folder), parts_of(model.pipeline)
-    return Sampled(STUDENT, steps, nfe, parameters, (), None, place, made, call, parts)
+    source, parts = str(model.folder), parts_of(model.pipeline)
+    known = (source, made, model.kind, call, parts)
+    return Sampled(STUDENT, steps, nfe, parameters, (), None, *known)

@@ -24,11 +24,11 @@ from stepdistill.evaluation import costs
 from stepdistill.evaluation.costs import ByPart, Cost, macs_of, measure
 from stepdistill.evaluation.evaluate import Request, Requests
 from stepdistill.evaluation.reference import Kind
-from stepdistill.evaluation.report.costs import cost_columns, cost_notes
+from stepdistill.evaluation.report.costs import cost_notes, cost_tables
+from stepdistill.evaluation.report.headline import headline
 from stepdistill.evaluation.report.latex import latex
 from stepdistill.evaluation.report.quality import axes_of, pareto, pareto_line, quality_panels
 from stepdistill.evaluation.report.report import Report, markdown, page, read_results, write_report
-from stepdistill.evaluation.report.table import headline
 from stepdistill.evaluation.rows import Row, Score
 from stepdistill.jobs.costs import with_costs
 from stepdistill.jobs.foreign import Call, Foreign, sampled
@@ -259,13 +259,14 @@ def test_the_table_of_costs_is_in_every_form_and_its_words_are_explained():
     said = "| teacher 8 steps | 8 | 100 3 calls | – | 10 batch 1 | 3 | 4.0 | 8.0 | 7 | 9 |"
     assert said in lines
     html, tables = page(report), latex(rows, SUITE)
-    for heading in (column.name for column in cost_columns(rows)):
+    (table,) = cost_tables(rows)
+    for heading in (column.name for column in table.columns):
         assert f'<th scope="col">{heading}</th>' in html and heading in tables
-    assert tables.count(r"\begin{tabular}") == 2 and "<h2>Cost of an image</h2>" in html
+    assert tables.count(r"\begin{tabular}") == 2 and "<h3>Cost of an image</h3>" in html
     notes = " ".join(cost_notes(rows))
     for word in ("`latency`", "`images / s`", "`peak memory`", "`MACs`", "on CPU, 1 threads"):
         assert word in notes
-    assert cost_columns(rows[2:]) == cost_notes(rows[2:]) == []
+    assert cost_tables(rows[2:]) == cost_notes(rows[2:]) == []
     assert "Cost of an image" not in page(replace(report, rows=rows[2:]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..intervals import interval
+from ..intervals import around, interval
 from ..metric import Blocks, Made, Metric
 from ..moments import Moments, frechet_distance
 from ..reference import Reference
@@ -42,5 +42,7 @@ class Frechet(Metric):
 
     def score(self, blocks: Blocks, best: Blocks | None) -> Score:
         values = [value for block in blocks for value in block]
+        if len(values) < 2:
+            return around(values[0], values)
         mean, low, high = interval(values)
         return Score(mean, max(self.least, low), high, blocks=tuple(values))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..intervals import interval, mean_and_error
+from ..intervals import around, interval, mean_and_error
 from ..kept import OfFeatures
 from ..metric import Blocks
 from ..numerals import signed
@@ -38,19 +38,21 @@ class KID(OfFeatures):
 
     def score(self, blocks: Blocks, best: Blocks | None) -> Score:
         values = [value for block in blocks for value in block]
+        if len(values) < 2:
+            return around(values[0], values)
         _, error = mean_and_error(values)
         return Score(*interval(values), error, tuple(values))
 
     @property
     def heading(self) -> str:
-        return f"{self.name} × 1000"
+        return f"{super().heading} × 1000"
 
     def text(self, score: Score) -> str:
         return signed(1e3 * score.value, 1)
 
     def small(self, score: Score) -> str:
         if score.low is None or score.high is None:  # of a table of before
-            return f"± {1e3 * score.error:.1f}"
+            return "" if score.error is None else f"± {1e3 * score.error:.1f}"
         return f"{signed(1e3 * score.low, 1)} to {signed(1e3 * score.high, 1)}"
 
 

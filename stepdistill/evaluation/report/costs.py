@@ -8,7 +8,7 @@ from matplotlib.ticker import EngFormatter
 
 from ..costs import ENOUGH, ByPart, Cost
 from ..rows import Row
-from .table import Column, amount, steps_and_source
+from .table import Column, Table, amount, steps_and_source, telling
 
 NOTES = (
     "`latency` is the time from the call for one image until it is made, {devices}: the median "
@@ -28,12 +28,11 @@ NAMES = {"macs": "MACs", "memory": "peak memory"}
 engineering = EngFormatter(places=1)  # 3.2 G
 
 
-def cost_columns(rows: Sequence[Row]) -> list[Column]:
-    """Those that have something to say of rows whose costs were measured; none where none was."""
-    costly = [row for row in rows if row.costs is not None]
+def cost_tables(rows: Sequence[Row]) -> list[Table]:
+    """The table of what was measured; none where nothing was."""
     columns = [
         Column("model", lambda row: row.model, steps_and_source),
-        Column("NFE", lambda row: str(row.nfe)),
+        Column("NFE", lambda row: str(row.nfe) if row.nfe else "–"),
         column("latency p50, ms", lambda c: amount(c.latency, 1e3), lambda c: f"{c.runs} calls"),
         column("p95, ms", lambda c: amount(c.p95, 1e3)),
         column("images / s", lambda c: amount(c.throughput), lambda c: f"batch {c.batch}"),
@@ -43,7 +42,9 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
         column("parameters, network", lambda c: part(c.parameters, "network", "{:,}".format)),
         column("parameters, all", lambda c: part(c.parameters, "total", "{:,}".format)),
     ]
-    return [c for c in columns if any(c.text(row) != "–" for row in costly)]
+    if not any(row.costs for row in rows):
+        return []
+    return [Table("Cost of an image", telling(rows, columns))]
 
 
 def column(
@@ -51,10 +52,10 @@ def column(
 ) -> Column:
     """Of what rows cost; small print stands beside numbers alone."""
 
-    def beside(row: Row) -> str:
-        return "" if text(row.costs) == "–" else small(row.costs)
+    def number(row: Row) -> str:
+        return "–" if row.costs is None else text(row.costs)
 
-    return Column(name, lambda row: text(row.costs), beside)
+    return Column(name, number, lambda row: "" if number(row) == "–" else small(row.costs))
 
 
 def part(numbers: ByPart | None, name: str, written: Callable[[int], str]) -> str:

@@ -1,29 +1,25 @@
-"""Pictures of the report as PNG data URIs: curves in a light and a dark version, and image mosaics.
+"""Curves of the report as PNG data URIs, in a light and a dark version.
 
 Figures are drawn without pyplot, so nothing global changes and nothing needs a display.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
-from PIL import Image
-from torch import Tensor
 
 from ...training.health.reference import Span, StageSpan
+from .pictures import data_uri
 
 CurvePoint = tuple[float, float]
 
-SIDE = 48  # least height of an image in a mosaic, in pixels
 LOG_RANGE = 20  # a curve that spans more is drawn on a log axis
 NAME = 30  # characters of a name in a drawing
 # Logged for every player, and shown after its losses.
@@ -135,26 +131,6 @@ def training_panels(
     return panels
 
 
-def mosaic(images: Tensor, columns: int) -> str:
-    """PNG data URI of images (n, c, h, w) in [−1, 1], c = 1 or 3, row by row with clear gaps."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"mosaic of shape {tuple(images.shape)}: expected (n, 1 or 3, h, w)")
-    pixels = images.nan_to_num().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    pixels = pixels.expand(-1, 3, -1, -1)
-    pixels = torch.cat([pixels, torch.full_like(pixels[:, :1], 255)], 1)
-    zoom = -(-SIDE // pixels.shape[2])
-    pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    gap = max(2, zoom // 2)
-    rows = -(-len(pixels) // columns)
-    missing = rows * columns - len(pixels)
-    padded = torch.nn.functional.pad(pixels, (0, gap, 0, gap, 0, 0, 0, missing))
-    tiles = padded.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2)
-    whole = tiles.flatten(2, 3).flatten(0, 1)[:-gap, :-gap]
-    out = io.BytesIO()
-    Image.fromarray(whole.contiguous().numpy(), "RGBA").save(out, "PNG", optimize=True)
-    return _uri(out.getvalue())
-
-
 def _player_order(player: str) -> tuple[bool, bool, str]:
     return (player == "", player != "student", player)
 
@@ -183,7 +159,7 @@ def _render(draw: Drawing, data: list, theme: Theme, frame: Frame) -> str:
     draw(axes, data, theme)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=170, transparent=True)
-    return _uri(out.getvalue())
+    return data_uri(out.getvalue())
 
 
 def _draw_training(axes: Axes, curves: list[Curve], theme: Theme) -> None:
@@ -231,7 +207,3 @@ def log_y(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,4 +1,4 @@
-"""The tables for a paper, results and costs: tabulars with booktabs' rules, small type for less."""
+"""The result table for a paper: a tabular with booktabs' rules, intervals in small type."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ...schema import printable
 from ..rows import Row
 from ..suite import Suite
-from .costs import cost_columns
-from .table import Column, columns_of
+from .costs import cost_tables
+from .table import Table, tables_of
 
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -25,14 +25,15 @@ SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 def latex(rows: Sequence[Row], suite: Suite) -> str:
-    """A tabular of scores, and one of costs where these were measured."""
-    costly = [row for row in rows if row.costs is not None]
-    tables = [(rows, columns_of(rows, suite)), (costly, cost_columns(rows))]
-    return "\n".join(tabular(rows, columns) for rows, columns in tables if columns)
+    """A tabular for each of the report's tables."""
+    return "\n".join(
+        tabular(rows, table) for table in [*tables_of(rows, suite), *cost_tables(rows)]
+    )
 
 
-def tabular(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """Of rows and columns of the report."""
+def tabular(rows: Sequence[Row], table: Table) -> str:
+    """Rows and columns of a table; its title is a comment."""
+    columns = table.columns
     lines = [" & ".join(escaped(column.name) for column in columns)]
     lines += [
         " & ".join(cell(column.text(row), column.small(row)) for column in columns) for row in rows
@@ -40,7 +41,8 @@ def tabular(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     head, *body = (line + r" \\" for line in lines)
     shape = "l" + "r" * (len(columns) - 1)
     inside = "\n".join([r"\toprule", head, r"\midrule", *body, r"\bottomrule"])
-    return f"\\begin{{tabular}}{{{shape}}}\n{inside}\n\\end{{tabular}}\n"
+    title = f"% {escaped(' '.join(table.title.split()))}\n" if table.title else ""
+    return f"{title}\\begin{{tabular}}{{{shape}}}\n{inside}\n\\end{{tabular}}\n"
 
 
 def cell(text: str, small: str) -> str:
