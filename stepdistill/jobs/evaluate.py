@@ -121,10 +121,7 @@ def score(
         for reason in gathered.failed.values():
             console.print(f"left out: {reason}", markup=False, soft_wrap=True)
         lay_all(gathered, against, wanted, out)
-        with progress(console, "evaluating") as observe:
-            rows = score_all(samplers, measured, *size, SEED, observe, out / SCORED)
-        with progress(console, "measuring costs") as observe:
-            rows = with_costs(rows, samplers, measured, observe)
+        rows = rows_of(samplers, measured, size, out / SCORED, console)
         made = report(sources, samplers, rows, measured, size[0])
         provenance = made.provenance | gathered.remarks
         failed = {made.names[str(source)]: reason for source, reason in gathered.failed.items()}
@@ -132,6 +129,16 @@ def score(
         write_report(out, made)
         (out / SCORED).unlink()
     return Scored(rows, gathered.failed)
+
+
+def rows_of(
+    samplers: list[Sampled], suite: Suite, size: tuple[int, int], file: Path, console: Console
+) -> list[Row]:
+    """What samplers score, and what they cost. file: see `evaluate`."""
+    with progress(console, "evaluating") as observe:
+        rows = score_all(samplers, suite, *size, SEED, observe, file)
+    with progress(console, "measuring costs") as observe:
+        return with_costs(rows, samplers, suite, observe)
 
 
 def report(
