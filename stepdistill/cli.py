@@ -331,9 +331,9 @@ def plan(config: Config, overrides: Overrides = None, debug: Debug = False) -> N
 
 def table(rows: list) -> Table:
     """The result table in the terminal; intervals are in the report."""
-    from .evaluation.report.table import score_names, value_text
+    from .evaluation.report.table import milliseconds, score_names, value_text
 
-    names = score_names(rows)
+    names, time = score_names(rows), milliseconds(rows)
     listing = Table("model", "steps", "NFE", *names, "ms/image", box=SIMPLE_HEAD, padding=0)
     for row in rows:
         listing.add_row(
@@ -341,7 +341,7 @@ def table(rows: list) -> Table:
             str(row.steps),
             str(row.nfe),
             *(value_text(row.scores.get(name)) for name in names),
-            "" if row.seconds is None else f"{1000 * row.seconds:.3g}",
+            time(row),
         )
     return listing
 

@@ -1161,5 +1161,43 @@ MUTATIONS = (
         "if False:",
         ("jobs/test_protocols.py::test_what_is_not_brought_is_refused_before_anything_is_loaded",),
     ),
+    Mutation(
+        "FLOPs told as MACs",
+        "evaluation/costs.py",
+        "name: found // 2 for",
+        "name: found for",
+        ("units/test_costs.py::test_macs_of_a_pipeline_are_those_of_each_part_times_its_calls",),
+    ),
+    Mutation(
+        "attention on a CPU for nothing",
+        "evaluation/costs.py",
+        "counter.flop_registry[attention._scaled_dot_product_flash_attention_for_cpu] = formula",
+        "pass",
+        (
+            "units/test_costs.py::"
+            "test_macs_of_convolution_linear_layer_and_attention_are_their_closed_form",
+        ),
+    ),
+    Mutation(
+        "a VAE that is entered unseen",
+        "evaluation/costs.py",
+        "for module in {m for part in modules for m in part.modules()}:",
+        "for module in modules:",
+        ("units/test_costs.py::test_macs_of_a_pipeline_are_those_of_each_part_times_its_calls",),
+    ),
+    Mutation(
+        "a Pareto line through what others beat",
+        "evaluation/report/quality.py",
+        "if points[i][1] < least:",
+        "if points[i][1] <= least:",
+        ("units/test_costs.py::test_the_pareto_line_is_of_those_that_no_other_beats",),
+    ),
+    Mutation(
+        "times of two kinds in one table",
+        "evaluation/rows.py",
+        "return lambda row: None if row.costs is None else row.costs.latency",
+        "return lambda row: row.seconds if row.costs is None else row.costs.latency",
+        ("units/test_costs.py::test_times_in_one_table_are_all_of_one_kind",),
+    ),
 )
 FIRST = MUTATIONS[:4]

@@ -8,6 +8,7 @@
 * `reference`: what samplers are asked for, and the real images, if any; `suites`: one task a file
 * `metric`: what a metric is; `metrics`: one a file
 * `suite`: what a YAML of eval/suites says
+* `costs`: what an image costs, measured beside its scores
 * `evaluate`: samplers × fresh seed blocks → rows; `scores`: those that are made, on disk
 * `report`: rows → results.json, report.md, report.html
 """

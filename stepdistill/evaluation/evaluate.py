@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .costs import Call, Parts
 from .metric import Made, Metric
 from .reference import Asked, Kind, One, heeded
 from .rows import REAL, TEACHER, Row
@@ -40,7 +41,8 @@ class Sampled:
     standard normal noise (n, *event) float32 on the CPU, and labels (n,), n prompts or None →
     images (n, c, h, w) in [−1, 1]; all other randomness comes from the CPU generator. made(first,
     count): instead, images that exist already, those of an evaluation in order, and what each was
-    asked for. kind: of what it can be asked; None for whatever a suite asks.
+    asked for. kind: of what it can be asked; None for whatever a suite asks. call, parts: how such
+    images were made, and what is measured of any, see `costs`.
     """
 
     model: str
@@ -52,6 +54,8 @@ class Sampled:
     source: str = ""
     made: Callable[[int, int], tuple[Tensor, Asked]] | None = None
     kind: Kind | None = None
+    call: Call | None = None
+    parts: Parts = field(default_factory=dict)
 
     def asked(self, wanted: Asked, first: int, n: int) -> Asked:
         """What its n images from `first` on are asked for, where others are asked for `wanted`."""

@@ -7,11 +7,12 @@ had names of their own, {"frechet": 0.3, "low": 0.2, …}, are read as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..schema import Whole, fit, shown
+from .costs import Cost
 
 TEACHER, STUDENT, REAL = "teacher", "student", "real"
 
@@ -58,8 +59,9 @@ class Row:
 
     model: "teacher", "student", "untrained-student" or "real". nfe: network evaluations an image.
     n: images in total. source: the run or folder it comes from, where a table has several.
-    seconds: an image, None where none is generated. protocol: what each score rests on, of rows
-    that were read, where their file says so.
+    seconds: an image of the batches that are scored, None where none is generated. costs: of an
+    image, as measured beside its scores; None where it was not, as for images that exist already.
+    protocol: what each score rests on, of rows that were read, where their file says so.
     """
 
     model: str
@@ -70,6 +72,7 @@ class Row:
     parameters: int
     seconds: float | None
     scores: dict[str, Score]
+    costs: Cost | None = None
     protocol: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -89,6 +92,14 @@ class _Place:
     n: Whole
     parameters: int
     seconds: float | None
+
+
+def timing(rows: Sequence[Row]) -> Callable[[Row], float | None]:
+    """Seconds an image of a table's rows, of all in the same way: alone where that was measured,
+    else in the batches that are scored."""
+    if any(row.costs is not None for row in rows):
+        return lambda row: None if row.costs is None else row.costs.latency
+    return lambda row: row.seconds
 
 
 def written(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
@@ -122,8 +133,10 @@ def _row(row: Mapping[str, Any]) -> Row:
     if not isinstance(source, str):
         raise TypeError(f"source: needs a text, got {shown(source)}")
     scores = {name: fit(Score, score, name) for name, score in row["scores"].items()}
-    place = {key: value for key, value in row.items() if key not in ("source", "scores")}
-    return Row(**asdict(fit(_Place, place)), source=source, scores=scores)
+    apart = ("source", "scores", "costs")
+    place = {key: value for key, value in row.items() if key not in apart}
+    costs = fit(Cost | None, row.get("costs"), "costs")
+    return Row(**asdict(fit(_Place, place)), source=source, scores=scores, costs=costs)
 
 
 def _old_row(row: Mapping[str, Any]) -> Row:

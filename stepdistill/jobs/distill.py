@@ -42,6 +42,7 @@ from ..runs.stages import Stages, TrainedRun
 from ..schema import ConfigError, fit
 from ..training.health.monitor import record_of
 from ..training.health.reference import StageSpan, spans
+from .costs import with_costs
 from .report_images import outliers_of, pairs_of, same_noise, strips, within
 from .samplers import of_run
 from .suites import require, require_images, suite_for
@@ -232,7 +233,9 @@ def score(run: RunConfig, suite: Suite, samplers: list[Sampled], console: Consol
     """The rows of the run's table."""
     asked = run.evaluation
     with progress(console, "evaluating") as observe:
-        return evaluate(samplers, suite, asked.n, asked.blocks, asked.seed, on_progress=observe)
+        rows = evaluate(samplers, suite, asked.n, asked.blocks, asked.seed, on_progress=observe)
+    with progress(console, "measuring costs") as observe:
+        return with_costs(rows, samplers, suite, observe)
 
 
 def report(

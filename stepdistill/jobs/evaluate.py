@@ -26,6 +26,7 @@ from ..files import LOCK, sweep
 from ..runs.folder import RunFolder, alone, versions_line
 from ..runs.progress import progress
 from ..schema import ConfigError
+from .costs import with_costs
 from .distill import waited_for
 from .report_images import outliers_of, pairs_of, same_noise, within
 from .sources import Against, Gathered, Opening, gather, lay_all, require_images
@@ -137,8 +138,7 @@ def measure(
         for reason in gathered.failed.values():
             console.print(f"left out: {reason}", markup=False, soft_wrap=True)
         lay_all(gathered, against, wanted, out)
-        with progress(console, "evaluating") as observe:
-            rows = score_all(samplers, measured, n, blocks, seed, observe, out / SCORED)
+        rows = rows_of(samplers, measured, asked, out / SCORED, console)
         made = report(sources, samplers, rows, measured, asked)
         provenance = made.provenance | gathered.remarks
         failed = {made.names[str(source)]: reason for source, reason in gathered.failed.items()}
@@ -183,6 +183,16 @@ def asked_of(measured: Suite, size: Size, opening: Opening) -> Asked:
     )
     seed = SEED if said.seed is None else said.seed
     return Asked(n, blocks, seed, opening.steps, opening.guidance, measured.size[1:])
+
+
+def rows_of(
+    samplers: list[Sampled], suite: Suite, asked: Asked, file: Path, console: Console
+) -> list[Row]:
+    """What samplers score, and what they cost. file: see `evaluate`."""
+    with progress(console, "evaluating") as observe:
+        rows = score_all(samplers, suite, asked.n, asked.blocks, asked.seed, observe, file)
+    with progress(console, "measuring costs") as observe:
+        return with_costs(rows, samplers, suite, observe)
 
 
 def report(

@@ -34,10 +34,10 @@ from ..files import sha256 as hash_of
 from ..schema import ConfigError
 from ..teachers.folder import require_own_files
 from ..teachers.loading import FEW_STEP, foreign
+from .costs import NETWORKS, parts_of
 
 KEPT = 20 * 10**9  # bytes of a model's images
 FAILED = "failed.txt"  # beside a model's images: why the rest is missing
-NETWORKS = ("transformer", "unet", "prior", "decoder")  # names of the part that is distilled
 
 
 class CallFailed(ConfigError):
@@ -134,7 +134,7 @@ class Foreign:
         before = torch.get_rng_state()
         hook = self.network.register_forward_hook(seen, with_kwargs=True)
         try:
-            image = self._called([Request(asked, 0)])
+            image = self.called([Request(asked, 0)])
         finally:
             hook.remove()
         return Probe(image, sum(sizes), len(sizes), torch.equal(torch.get_rng_state(), before))
@@ -142,14 +142,15 @@ class Foreign:
     def made(self, requests: Sequence[Request]) -> Tensor:
         """Images (n, c, h, w) uint8 of requests, in one call if their seeds alone decide them."""
         if self.probed.seeded:
-            return self._called(requests)
+            return self.called(requests)
         alone = []
         for request in requests:
             torch.manual_seed(request.seed)
-            alone.append(self._called([request]))
+            alone.append(self.called([request]))
         return torch.cat(alone)
 
-    def _called(self, requests: Sequence[Request]) -> Tensor:
+    def called(self, requests: Sequence[Request]) -> Tensor:
+        """Images (n, c, h, w) uint8 of one call. Raises ConfigError where it fails."""
         given = self._arguments(requests)
         known = signature(self.pipeline.__call__).parameters
         unknown = sorted(given.keys() - known.keys())
@@ -270,8 +271,12 @@ def sampled(model: Foreign, wanted: Requests, kept: Collection | None) -> Sample
         images = kept.images(first, count) if kept else model.made(requests).float() / 127.5 - 1
         return images, None if model.asks is None else asked
 
+    def call(count: int) -> Tensor:
+        return model.called([wanted.each[i % len(wanted)] for i in range(count)])
+
     nfe = model.probed.nfe
     steps = model.probed.calls if model.call.steps is None else model.call.steps
     parameters = sum(p.numel() for p in model.network.parameters())
-    source = str(model.folder)
-    return Sampled(STUDENT, steps, nfe, parameters, (), None, source, made, model.kind)
+    source, parts = str(model.folder), parts_of(model.pipeline)
+    known = (source, made, model.kind, call, parts)
+    return Sampled(STUDENT, steps, nfe, parameters, (), None, *known)

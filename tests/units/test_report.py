@@ -34,22 +34,24 @@ from stepdistill.data.sources import digits
 from stepdistill.evaluation.metric import Metric
 from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.report.figures import (
-    CROWD,
     LIGHT,
     Curve,
-    Series,
-    _draw_quality,
     _draw_training,
-    _series,
-    quality_panels,
     training_panels,
-    value_of,
 )
 from stepdistill.evaluation.report.headline import headline
 from stepdistill.evaluation.report.latex import latex
 from stepdistill.evaluation.report.outliers import Outlier, Outliers
 from stepdistill.evaluation.report.pairs import Pair, Pairs
 from stepdistill.evaluation.report.pictures import FOLDER, NAME, mosaic
+from stepdistill.evaluation.report.quality import (
+    CROWD,
+    Series,
+    _draw_quality,
+    _series,
+    quality_panels,
+    value_of,
+)
 from stepdistill.evaluation.report.report import (
     ImageGrid,
     Report,

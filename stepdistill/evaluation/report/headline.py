@@ -6,11 +6,11 @@ over seed blocks excludes 0; else they are "not distinguishable" in it, which is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..differences import loss_difference, winner
 from ..metric import Metric
-from ..rows import REAL, STUDENT, TEACHER, Row
+from ..rows import REAL, STUDENT, TEACHER, Row, timing
 from ..suite import Suite
 from .table import steps_text
 
@@ -31,7 +31,8 @@ def headline(rows: Sequence[Row], suite: Suite) -> str:
         return "; ".join(f"{_who(row)} {_values(row, metrics)}" for row in rows) + f" {where}."
     student = best_of(students, metrics[0])
     text = f"{_subject(student, students, metrics[0])} {_values(student, metrics)} {where}"
-    return text + _against(student, teachers, metrics) + "."
+    faster = _faster(student, teachers[-1:], metrics, timing(rows))
+    return text + _against(student, teachers, metrics) + faster + "."
 
 
 def comparable(rows: Sequence[Row], suite: Suite) -> tuple[list[Row], list[Metric]]:
@@ -72,7 +73,7 @@ def _subject(student: Row, students: Sequence[Row], metric: Metric) -> str:
 
 
 def _against(student: Row, teachers: Sequence[Row], metrics: Sequence[Metric]) -> str:
-    """What is known of the student beside teachers, and how much faster it is than the last."""
+    """What is known of the student beside teachers."""
     known = [(row, [standing(student, row, metric) for metric in metrics]) for row in teachers]
     beaten = [row for row, of in known if all(sign < 0 for sign in of)]
     level = [(row, of) for row, of in known if max(of) <= 0 and row not in beaten]
@@ -83,11 +84,19 @@ def _against(student: Row, teachers: Sequence[Row], metrics: Sequence[Metric]) -
         claims.append(f"{_level(level[-1][1], metrics)} {_beside(level[-1][0], metrics)}")
     if teachers and not claims:
         claims = [f"not {_scope(metrics)}as good as {_beside(teachers[0], metrics)}"]
-    text = ": " + ", ".join(claims) if claims else ""
-    if teachers and student.seconds and teachers[-1].seconds:
-        best, speed = teachers[-1], teachers[-1].seconds / student.seconds
-        text += f", and {speed:.3g}× as fast per image as {_beside(best, metrics)}"
-    return text
+    return ": " + ", ".join(claims) if claims else ""
+
+
+def _faster(
+    student: Row,
+    teachers: Sequence[Row],
+    metrics: Sequence[Metric],
+    taken: Callable[[Row], float | None],
+) -> str:
+    """How much faster it is than teachers; taken(row): seconds an image."""
+    known = [row for row in teachers if taken(student) and taken(row)]
+    speeds = [(taken(row) / taken(student), _beside(row, metrics)) for row in known]
+    return "".join(f", and {speed:.3g}× as fast per image as {who}" for speed, who in speeds)
 
 
 def standing(a: Row, b: Row, metric: Metric) -> int:

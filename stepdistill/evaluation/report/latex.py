@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ...schema import printable
 from ..rows import Row
 from ..suite import Suite
+from .costs import cost_tables
 from .table import Table, tables_of
 
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -25,7 +26,9 @@ SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 def latex(rows: Sequence[Row], suite: Suite) -> str:
     """A tabular for each of the report's tables."""
-    return "\n".join(tabular(rows, table) for table in tables_of(rows, suite))
+    return "\n".join(
+        tabular(rows, table) for table in [*tables_of(rows, suite), *cost_tables(rows)]
+    )
 
 
 def tabular(rows: Sequence[Row], table: Table) -> str:

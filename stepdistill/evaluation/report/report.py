@@ -29,12 +29,14 @@ from ...training.health.reference import Span, StageSpan
 from ..protocol import require_one
 from ..rows import Row, read, written
 from ..suite import Suite
-from .figures import CurvePoint, quality_panels, training_panels
+from .costs import cost_notes, cost_tables
+from .figures import CurvePoint, training_panels
 from .headline import headline
 from .latex import latex
 from .outliers import Outlier, Outliers
 from .pairs import Pair, Pairs
 from .pictures import FOLDER, SLIDE, Album, Strip, clipped, mosaic
+from .quality import quality_panels
 from .table import Table, in_markdown, notes_of, tables_of
 
 HERE = files("stepdistill.evaluation.report")
@@ -188,9 +190,9 @@ def page(report: Report, album: Album | None = None) -> str:
         script=script,
         policy=_policy(style, script),
         headline=headline(report.rows, report.suite),
-        tables=tables_of(report.rows, report.suite),
+        tables=_tables(report),
         missing=missing(report),
-        notes=[_code_parts(note) for note in notes_of(report.rows, report.suite)],
+        notes=[_code_parts(note) for note in _notes(report)],
         quality=quality_panels(report.rows, report.suite),
         training=training_panels(report.curves, report.stages, report.bands),
         grids=[_Pictures.of(grid, album) for grid in report.grids],
@@ -303,12 +305,8 @@ def markdown(report: Report) -> str:
         *([_plain(report.remark), ""] if report.remark else []),
         *(f"* **alarm**: {_plain(alarm)}" for alarm in report.health.alarms),
         *[""][: len(report.health.alarms)],
-        *(
-            line
-            for table in tables_of(report.rows, report.suite)
-            for line in _scores(table, report)
-        ),
-        *(f"* {_plain(note)}" for note in notes_of(report.rows, report.suite)),
+        *(line for table in _tables(report) for line in _scores(table, report)),
+        *(f"* {_plain(note)}" for note in _notes(report)),
         "",
     ]
     for title, found in {"not scored": report.failed, "not measured": missing(report)}.items():
@@ -347,6 +345,14 @@ def _plain(text: str) -> str:
 
 
 # Texts of both
+
+
+def _tables(report: Report) -> list[Table]:
+    return [*tables_of(report.rows, report.suite), *cost_tables(report.rows)]
+
+
+def _notes(report: Report) -> list[str]:
+    return [*notes_of(report.rows, report.suite), *cost_notes(report.rows)]
 
 
 def missing(report: Report) -> dict[str, str]:

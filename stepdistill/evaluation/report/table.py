@@ -9,7 +9,7 @@ from ...schema import printable
 from ..differences import winner
 from ..metric import Metric
 from ..numerals import number
-from ..rows import REAL, STUDENT, Row, Score
+from ..rows import REAL, STUDENT, Row, Score, timing
 from ..suite import Suite
 
 N_NOTE = (
@@ -51,11 +51,11 @@ def tables_of(rows: Sequence[Row], suite: Suite) -> list[Table]:
 
 def _table_columns(rows: Sequence[Row], suite: Suite, title: str) -> list[Column]:
     metrics = [metric for metric in suite.metrics if metric.table == title]
-    named = Column("model", lambda r: r.model, _steps_and_source)
-    return _telling(rows, [named, *(_column(m, _winner(rows, m)) for m in metrics)])
+    named = Column("model", lambda r: r.model, steps_and_source)
+    return telling(rows, [named, *(_column(m, _winner(rows, m)) for m in metrics)])
 
 
-def _telling(rows: Sequence[Row], columns: list[Column]) -> list[Column]:
+def telling(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
     """Those that have something to say."""
     return [column for column in columns if any(column.text(row) != "–" for row in rows)]
 
@@ -67,10 +67,23 @@ def columns_of(rows: Sequence[Row], suite: Suite) -> list[Column]:
         model,
         Column("NFE", lambda r: str(r.nfe) if r.nfe else "–"),
         *scores,
-        Column("ms / image", lambda r: "–" if r.seconds is None else f"{1e3 * r.seconds:.3g}"),
+        Column("ms / image", milliseconds(rows)),
         Column("parameters", lambda r: f"{r.parameters:,}" if r.parameters else "–"),
     ]
-    return _telling(rows, columns)
+    return telling(rows, columns)
+
+
+def milliseconds(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """The time of an image as text, of all rows in the same way."""
+    taken = timing(rows)
+    return lambda row: amount(taken(row), 1e3)
+
+
+def amount(value: float | None, unit: float = 1) -> str:
+    """Three digits of a cost in units, or that it is unknown; never an exponent."""
+    if value is None:
+        return "–"
+    return f"{unit * value:,.0f}" if unit * value >= 100 else f"{unit * value:.3g}"
 
 
 def notes_of(rows: Sequence[Row], suite: Suite) -> list[str]:
@@ -133,5 +146,6 @@ def steps_text(steps: int) -> str:
     return "1 step" if steps == 1 else f"{steps} steps"
 
 
-def _steps_and_source(row: Row) -> str:
+def steps_and_source(row: Row) -> str:
+    """The small print beside a model."""
     return " · ".join(filter(None, (steps_text(row.steps), row.source)))
