@@ -44,7 +44,7 @@ def drawn(n: int, seed: int) -> torch.Tensor:
 
 
 real = save(drawn(400, seed=0), here / "real")
-faded = save(0.5 * drawn(120, seed=1), here / "faded")  # another's images: right, but pale
+faded = save(0.8 * drawn(120, seed=1), here / "faded")  # another's images: right, but pale
 few = save(drawn(6, seed=2).repeat(20, 1, 1, 1), here / "few")  # perfect, but always the same six
 
 torch.manual_seed(0)
@@ -62,12 +62,14 @@ DDPMPipeline(unet, DDPMScheduler()).save_pretrained(here / "untrained")
 # %%
 sources = [faded, few, here / "untrained"]
 out = here / "evaluation"
-rows = stepdistill.evaluate(sources, "folder", out, size=(40, 3), steps=4, reference=str(real))
-for row in rows:
-    print(f"{Path(row.source).name or row.model:10}", end="")
-    for name in ("frechet_random", "precision", "recall"):
+made = stepdistill.evaluate(sources, "folder", out, size=(40, 3), steps=4, reference=str(real))
+rows = {Path(row.source).name or row.model: row for row in made}
+shown = ("frechet_random", "precision", "recall")
+for who, row in rows.items():
+    print(f"{who:10}", end="")
+    for name in shown:
         score = row.scores[name]
-        print(f"  {name} {score.value:6.2f} ({score.low:6.2f} – {score.high:6.2f})", end="")
+        print(f"  {name} {score.value:6.2f} ({score.ends[0]:6.2f} – {score.ends[1]:6.2f})", end="")
     print()
 
 # %% [markdown]
@@ -77,12 +79,12 @@ for row in rows:
 
 # %%
 figure, panels = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
-for axes, name in zip(panels, ("frechet_random", "precision", "recall")):
-    scores = [row.scores[name] for row in rows]
+for axes, name in zip(panels, shown):
+    scores = [row.scores[name] for row in rows.values()]
     low, high = zip(*(score.ends for score in scores))
     values = [score.value for score in scores]
     reach = [[v - a for v, a in zip(values, low)], [b - v for v, b in zip(values, high)]]
-    axes.errorbar([Path(row.source).name or row.model for row in rows], values, reach, fmt="o")
+    axes.errorbar(list(rows), values, reach, fmt="o")
     axes.set_title(name)
 plt.show()
 
@@ -93,10 +95,8 @@ plt.show()
 # their difference leaves out 0. By this the report says "better", and nothing else.
 
 # %%
-for name in ("frechet_random", "precision", "recall"):
-    found = difference(rows[0], rows[1], name)
+for first, second in (("untrained", "faded"), ("faded", "few"), ("few", "real")):
+    found = difference(rows[first], rows[second], "frechet_random")
     words = "sure" if found.sure else "not distinguishable"
-    print(
-        f"faded − few, {name:15} {found.value:6.2f} ({found.low:6.2f} – {found.high:6.2f}) {words}"
-    )
+    print(f"{first} − {second}: {found.value:.2f} ({found.low:.2f} – {found.high:.2f}), {words}")
 print(*(out / "report.md").read_text().splitlines()[:3], sep="\n")

@@ -22,9 +22,10 @@ from ..teachers.backbone import Asked
 MOST, VALUES = 250, 2**22  # images, and pixel values, that are held at a time
 
 
-def at_once(size: Sequence[int], most: int = MOST) -> int:
-    """How many images of this size (c, h, w) are held at a time: at most so many."""
-    return max(1, min(most, VALUES // prod(size)))
+def at_once(size: Sequence[int], most: int = MOST, values: int = VALUES) -> int:
+    """How many images of this size (c, h, w) are held at a time: at most so many, and so many pixel
+    values."""
+    return max(1, min(most, values // prod(size)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from others import PROMPTS, dit, pixel, stable_diffusion
 from PIL import Image
+from pixels import ddpm, unet
 from rich.console import Console
 from shelf import save
 from typer.testing import CliRunner
@@ -203,8 +204,8 @@ def without_times(row: dict) -> dict:
 
 def test_models_that_do_not_belong_in_one_table_are_refused(tmp_path):
     one = saved(stable_diffusion(), tmp_path / "sd")
-    two = saved(dit(), tmp_path / "dit")
-    with pytest.raises(ConfigError, match="models of one kind a table"):
+    two = saved(ddpm(unet(8)), tmp_path / "ddpm")
+    with pytest.raises(ConfigError, match=r"models of one kind a table, got \(3, 16, 16\) of prom"):
         score([one, two], Against(), tmp_path / "out", (20, 2), Opening(1), QUIET)
     with pytest.raises(ConfigError, match="needs prompts: --prompts FILE"):
         score([one], Against(), tmp_path / "out", (20, 2), Opening(1), QUIET)

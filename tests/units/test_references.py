@@ -16,10 +16,10 @@ from shelf import Looker, pixels, save
 from torch import Tensor, nn
 
 from stepdistill.data.sources.folder import Folder
-from stepdistill.evaluation import gallery as pieces
 from stepdistill.evaluation import summary as summaries
 from stepdistill.evaluation.evaluate import Sampled, evaluate
 from stepdistill.evaluation.features import classes
+from stepdistill.evaluation.features import space as spaces
 from stepdistill.evaluation.features.random_conv import RandomConv, random_conv
 from stepdistill.evaluation.features.space import FeatureSpace
 from stepdistill.evaluation.gallery import Gallery
@@ -119,10 +119,10 @@ def test_the_same_images_in_a_tensor_score_the_same_to_the_bit(images):
 
 def test_large_images_are_looked_at_few_at_a_time(images, monkeypatch):
     expected = look(images, SPACE).rows
-    monkeypatch.setattr(pieces, "VALUES", 10 * math.prod(SIZE))
+    monkeypatch.setattr(spaces, "VALUES", 10 * math.prod(SIZE))
     seen = looks(monkeypatch)
     torch.testing.assert_close(look(images, SPACE).rows, expected)
-    assert seen == [10] * 9 and pieces.at_once((3, 999, 999)) == 1
+    assert seen == [10] * 9 and SPACE.at_once((3, 999, 999)) == 1
 
 
 def suite_of(real: object) -> Suite:

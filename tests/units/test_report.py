@@ -388,8 +388,8 @@ def test_headline_calls_the_best_only_what_is_surely_ahead():
     photos = replace(ROWS[5], source="photos", steps=0, nfe=0, seconds=None)
     said = headline([photos, scored(photos, frechet=0.1)], SUITE)
     assert said.startswith("As a folder of images photos scores 0.100, 0.200 (domain-cnn, ")
-    made = replace(ROWS[5], source="a")
-    assert headline([photos, made], SUITE).startswith("In 1 step a scores")
+    slow = scored(replace(ROWS[5], source="a", steps=4), frechet=0.3)
+    assert headline([photos, ROWS[5], slow], SUITE).startswith("In 4 steps the best, a, scores")
 
 
 def test_headline_leaves_out_rows_that_lack_what_others_have():

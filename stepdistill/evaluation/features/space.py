@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..gallery import Images, at_once
 
-BATCH = 500
+BATCH, VALUES = 500, 3 * 2**19  # images, and pixel values, that a network sees at a time
 
 
 class Real(Protocol):
@@ -35,8 +35,8 @@ class FeatureSpace:
     """A frozen network (b, c, h, w) → (b, d) under a name; `identity` adds its weights' hash.
 
     about: what it is, for the reader of a table. how: what else decides on its numbers, such as a
-    resize and versions of libraries. batch: images at a time, BATCH unless said, fewer where they
-    are large. head: features (b, d) → logits (b, classes), where it has classes."""
+    resize and versions of libraries. batch: images at a time, unless said at most BATCH and VALUES.
+    head: features (b, d) → logits (b, classes), where it has classes."""
 
     name: str
     network: nn.Module
@@ -67,7 +67,7 @@ class FeatureSpace:
 
     def at_once(self, size: Sequence[int]) -> int:
         """How many images of this size (c, h, w) the network sees at a time."""
-        return at_once(size, self.batch or BATCH)
+        return self.batch or at_once(size, BATCH, VALUES)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ NOTHING = "Nothing was measured by which these rows compare."
 
 
 def headline(rows: Sequence[Row], suite: Suite) -> str:
-    """The student at fewest steps, of several the best by the headline's first metric, against the
-    teacher, by all of the headline's and in time. Rows without a score by which others compare are
-    left out."""
+    """The student at its fewest steps, of several the best by the headline's first metric, against
+    the teacher, by all of the headline's and in time. Rows without a score by which others compare
+    are left out."""
     rows, metrics = comparable(rows, suite)
     if not metrics:
         return NOTHING
@@ -49,15 +49,15 @@ def comparable(rows: Sequence[Row], suite: Suite) -> tuple[list[Row], list[Metri
 
 
 def best_of(students: Sequence[Row], metric: Metric) -> Row:
-    """The best of those at fewest steps; images of which nobody knows the steps come last."""
+    """The best of those that each source has at its fewest steps."""
     few = fewest(students)
     return min(few, key=lambda row: metric.loss(row.value(metric.name)))
 
 
 def fewest(students: Sequence[Row]) -> list[Row]:
-    """Those at fewest steps."""
-    least = min((row.steps for row in students if row.steps), default=0)
-    return [row for row in students if row.steps == least]
+    """Of each source the one at fewest steps."""
+    least = {row.source: row.steps for row in sorted(students, key=lambda row: -row.steps)}
+    return [row for row in students if row.steps == least[row.source]]
 
 
 def _subject(student: Row, students: Sequence[Row], metric: Metric) -> str:
