@@ -1051,8 +1051,8 @@ MUTATIONS = (
     Mutation(
         "a suite that nobody reads before training",
         "jobs/distill.py",
-        "    _, task, _ = require(run.evaluation.suite)\n",
-        "    task = __import__('unittest.mock').mock.Mock(needs_images=False)\n",
+        "    settings, task, _ = require(run.evaluation.suite)\n",
+        "    settings = task = __import__('unittest.mock').mock.Mock(needs_images=False)\n",
         ("jobs/test_suites.py::test_a_broken_suite_is_refused_before_training",),
     ),
     Mutation(
