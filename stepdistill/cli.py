@@ -66,7 +66,7 @@ BLOCKS = 3  # fresh seed blocks of a comparison
 BUDGET = "Network passes of one sample to train each config with; may be given several times."
 SEEDS = "Seeds at every budget; 3 if none is said."
 SUITE = "What scores them: a shipped suite, or a YAML file; by default what their runs say."
-REFERENCE = "A folder of real images, for suites that need one; else what the runs' data hold out."
+REFERENCE = "A folder of real images, or a published .npz; else what the runs' data hold out."
 PROMPTS = "A file of prompts (.txt, .csv, .jsonl, .parquet) for models that take them."
 GUIDANCE = "Guidance of pipelines that are not ours; by default their own."
 TEACHER = "Which source is the teacher of the others, called as it is by default."
@@ -219,8 +219,8 @@ def evaluate(
     sources: Annotated[list[Path], typer.Argument(help="Runs, pipelines, folders of images.")],
     suite: Annotated[str | None, typer.Option(help=SUITE)] = None,
     out: Annotated[Path, typer.Option(help="Where results and report go.")] = Path("evaluation"),
-    n: Annotated[int, typer.Option(min=20, max=10**6, help="Images in a seed block.")] = 1000,
-    blocks: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seed blocks.")] = 3,
+    n: Annotated[int | None, typer.Option(min=20, max=10**6, help="Images a block.")] = None,
+    blocks: Annotated[int | None, typer.Option(min=1, max=1000, help="Seed blocks.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
     reference: Annotated[str | None, typer.Option(help=REFERENCE)] = None,
     prompts: Annotated[str | None, typer.Option(help=PROMPTS)] = None,
@@ -233,22 +233,22 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Score models side by side, and write one report. Any pipeline, any folder of images."""
+    """Score models, ours or not, in one report; n and blocks as the suite says, else 1000 and 3."""
     with guarded(debug):
         require_writable(out)
         from .evaluation.weights import DOWNLOADS
-        from .jobs.evaluate import score
+        from .jobs.evaluate import require_all, score
         from .jobs.sources import Against, Opening
 
         DOWNLOADS.allowed = download
         how = Opening(steps, tuple(trust or ()), guidance, code, teacher)
         what, where = Against(suite, reference, prompts, layout), errors if as_json else console
-        rows = score(sources, what, out, (n, blocks), how, where)
-        if as_json and rows:
+        scored = score(sources, what, out, (n, blocks), how, where)
+        if as_json and scored.rows:
             typer.echo((out / "results.json").read_text(encoding="utf-8"), nl=False)
-        elif rows:
-            console.print(table(rows))
-            console.print(f"report: {out / 'report.html'}")
+        elif scored.rows:
+            console.print(table(scored.rows), f"report: {out / 'report.html'}")
+        require_all(scored, out)
 
 
 @app.command()
@@ -331,9 +331,9 @@ def plan(config: Config, overrides: Overrides = None, debug: Debug = False) -> N
 
 def table(rows: list) -> Table:
     """The result table in the terminal; intervals are in the report."""
-    from .evaluation.report.table import score_names, value_text
+    from .evaluation.report.table import milliseconds, score_names, value_text
 
-    names = score_names(rows)
+    names, time = score_names(rows), milliseconds(rows)
     listing = Table("model", "steps", "NFE", *names, "ms/image", box=SIMPLE_HEAD, padding=0)
     for row in rows:
         listing.add_row(
@@ -341,7 +341,7 @@ def table(rows: list) -> Table:
             str(row.steps),
             str(row.nfe),
             *(value_text(row.scores.get(name)) for name in names),
-            "" if row.seconds is None else f"{1000 * row.seconds:.3g}",
+            time(row),
         )
     return listing
 

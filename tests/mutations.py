@@ -985,6 +985,30 @@ MUTATIONS = (
         ("units/test_presets.py::test_levels_are_those_of_a_saved_file",),
     ),
     Mutation(
+        "moments of the last chunk alone",
+        "evaluation/summary.py",
+        "moments.merge(part)",
+        "part",
+        ("units/test_references.py::test_what_is_added_up_in_chunks_is_that_of_the_whole",),
+    ),
+    Mutation(
+        "statistics of another network",
+        "evaluation/summary.py",
+        "key.update(space(images[:PROBED]).contiguous().numpy().tobytes())",
+        "pass",
+        ("units/test_references.py::test_another_picture_space_or_network_is_another_entry",),
+    ),
+    Mutation(
+        "published statistics that nobody named",
+        "evaluation/reference.py",
+        "self.statistics.space == name",
+        "self.statistics.space in (None, name)",
+        (
+            "units/test_references.py::"
+            "test_statistics_beside_images_are_taken_only_where_a_suite_says_whose_they_are",
+        ),
+    ),
+    Mutation(
         "a thin root without the gap of means",
         "evaluation/moments.py",
         "torch.cat([*parts, gap], 1)",
@@ -1027,8 +1051,8 @@ MUTATIONS = (
     Mutation(
         "a suite that nobody reads before training",
         "jobs/distill.py",
-        "    _, task, _ = require(run.evaluation.suite)\n",
-        "    task = __import__('unittest.mock').mock.Mock(needs_images=False)\n",
+        "    settings, task, _ = require(run.evaluation.suite)\n",
+        "    settings = task = __import__('unittest.mock').mock.Mock(needs_images=False)\n",
         ("jobs/test_suites.py::test_a_broken_suite_is_refused_before_training",),
     ),
     Mutation(
@@ -1098,8 +1122,8 @@ MUTATIONS = (
     Mutation(
         "images of the wrong request",
         "jobs/foreign.py",
-        "for file, image in zip(files[rows], model.made(wanted.each[rows])):",
-        "for file, image in zip(files[rows], model.made(wanted.each[rows][::-1])):",
+        "for file, image in zip(files, model.made(wanted)):",
+        "for file, image in zip(files, model.made(wanted[::-1])):",
         ("jobs/test_others.py::test_prompts_are_the_users_own_call",),
     ),
     Mutation(
@@ -1108,6 +1132,72 @@ MUTATIONS = (
         "        self.rows += other.rows\n",
         "",
         ("units/test_scorers.py::test_a_program_reads_files_and_prompts",),
+    ),
+    Mutation(
+        "a category that is scored by all images",
+        "evaluation/evaluate.py",
+        "made.within(metric.category)",
+        "made.within('')",
+        ("units/test_protocol.py::test_a_category_is_scored_by_its_own_images_alone",),
+    ),
+    Mutation(
+        "a category that is compared with all real images",
+        "evaluation/reference.py",
+        "if group == category]",
+        "]",
+        ("units/test_protocol.py::test_a_category_is_scored_by_its_own_images_alone",),
+    ),
+    Mutation(
+        "rows of two protocols, compared",
+        "evaluation/differences.py",
+        "    require_one([a, b], metric)\n",
+        "",
+        ("units/test_protocol.py::test_rows_of_two_protocols_are_never_compared",),
+    ),
+    Mutation(
+        "what is not brought, missed only later",
+        "jobs/evaluate.py",
+        "if wanted is not None and given is None:",
+        "if False:",
+        ("jobs/test_protocols.py::test_what_is_not_brought_is_refused_before_anything_is_loaded",),
+    ),
+    Mutation(
+        "FLOPs told as MACs",
+        "evaluation/costs.py",
+        "name: found // 2 for",
+        "name: found for",
+        ("units/test_costs.py::test_macs_of_a_pipeline_are_those_of_each_part_times_its_calls",),
+    ),
+    Mutation(
+        "attention on a CPU for nothing",
+        "evaluation/costs.py",
+        "counter.flop_registry[attention._scaled_dot_product_flash_attention_for_cpu] = formula",
+        "pass",
+        (
+            "units/test_costs.py::"
+            "test_macs_of_convolution_linear_layer_and_attention_are_their_closed_form",
+        ),
+    ),
+    Mutation(
+        "a VAE that is entered unseen",
+        "evaluation/costs.py",
+        "for module in {m for part in modules for m in part.modules()}:",
+        "for module in modules:",
+        ("units/test_costs.py::test_macs_of_a_pipeline_are_those_of_each_part_times_its_calls",),
+    ),
+    Mutation(
+        "a Pareto line through what others beat",
+        "evaluation/report/quality.py",
+        "if points[i][1] < least:",
+        "if points[i][1] <= least:",
+        ("units/test_costs.py::test_the_pareto_line_is_of_those_that_no_other_beats",),
+    ),
+    Mutation(
+        "times of two kinds in one table",
+        "evaluation/rows.py",
+        "return lambda row: None if row.costs is None else row.costs.latency",
+        "return lambda row: row.seconds if row.costs is None else row.costs.latency",
+        ("units/test_costs.py::test_times_in_one_table_are_all_of_one_kind",),
     ),
 )
 FIRST = MUTATIONS[:4]

@@ -7,6 +7,7 @@ flipped, a share is kept for evaluation, and small sets are decoded once and hel
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from typing import Annotated, Literal
 
 import numpy as np
@@ -112,6 +113,15 @@ class Pictures(Samples):
 
     def __len__(self) -> int:
         return len(self.taken)
+
+    def asked(self) -> Tensor | None:
+        return self.labels
+
+    def digest(self) -> str:
+        found = sha256(repr((self.fit, self.drawn)).encode())
+        for number in self.taken.tolist():
+            found.update(sha256(self.stored.read(number)).digest())
+        return found.hexdigest()
 
     @cached_property
     def lengths(self) -> list[int]:

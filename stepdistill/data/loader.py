@@ -2,13 +2,14 @@
 
 A `Source` opens samples that are read by number; the `Loader` walks through them in one fresh
 order per epoch, keyed by (seed, epoch), so a resumed run and any number of processes see exactly
-the same data, and makes states and conditions of them. What is kept for evaluation comes from
-`held_out(source, teacher)`; no batch has it.
+the same data, and makes states and conditions of them. What a source keeps for evaluation is in no
+batch.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..solver import Trajectory
 from ..teachers.backbone import Asked
 from ..teachers.teacher import Teacher
 
-MOST = 10_000  # real images that are measured against
+PART = 500  # samples that are read at a time where all are
 
 
 class Drawn(NamedTuple):
@@ -62,6 +63,24 @@ class Samples(ABC):
         """The samples (n,) of these numbers, each the same every time but for what is drawn from
         `local`, like crops; without it nothing is drawn."""
 
+    def asked(self) -> Asked:
+        """What a teacher is asked for all of them, in order."""
+        parts = [self.rows(index).asked for index in self.parts()]
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        return None if parts[0] is None else [each for part in parts for each in part]
+
+    def digest(self) -> str:
+        """SHA-256 of what all images are made of, in order."""
+        found = sha256()
+        for index in self.parts():
+            found.update(self.rows(index).images.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    def parts(self) -> Sequence[Tensor]:
+        """The numbers of all, PART at a time."""
+        return torch.arange(len(self)).split(PART)
+
     def walk(self, first: int, count: int, seed: int) -> Tensor:
         """Numbers first … first + count − 1 of an endless walk through all samples."""
         return shuffled(len(self), first, count, seed)
@@ -80,23 +99,9 @@ class Source(ABC):
         "settings.KEY: " and names the file."""
 
     def open_held_out(self, teacher: Teacher) -> Samples:
-        """The samples kept for evaluation, which `open` leaves out. Raises ConfigError as it."""
+        """The samples kept for evaluation, which `open` leaves out: always the same, nothing drawn
+        at random. Raises ConfigError as it, and if there are none."""
         raise ConfigError("source: keeps no samples for evaluation")
-
-
-def held_out(source: Source, teacher: Teacher) -> Rows:
-    """The samples that a source keeps for evaluation, at most MOST: always the same, with nothing
-    drawn at random, none of them in any training batch of the same settings.
-
-    source: `run.data.build()`. The images are (n, c, h, w) float32 in [−1, 1]; `asked` has the
-    labels (n,) int64, or is None. Raises ConfigError if it keeps none."""
-    return spread(source.open_held_out(teacher))
-
-
-def spread(samples: Samples, most: int = MOST) -> Rows:
-    """At most `most` samples, evenly spread over all: in a folder those of a class lie together."""
-    count = min(most, len(samples))
-    return samples.rows(torch.arange(count) * len(samples) // count)
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,9 @@ class InMemory(Samples):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def asked(self) -> Tensor | None:
+        return self.labels
 
     def rows(self, index: Tensor, local: torch.Generator | None = None) -> Rows:
         return Rows(self.images[index], None if self.labels is None else self.labels[index])

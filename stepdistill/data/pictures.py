@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..schema import ConfigError
 from ..teachers.codec import Size
+from .resize import Resize
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -31,13 +32,14 @@ class Fit:
 
     size: height and width. channels: 1 grey, 3 colour; 2 and 4 have opacity beside them. side: the
     shorter side after resizing, None for pictures of exactly `size`. convert: colours are changed
-    to grey or to RGB.
+    to grey or to RGB. resize: to a square of `size`, in place of `side`.
     """
 
     size: Size
     channels: int
     side: int | None = None
     convert: Literal["grey", "rgb"] | None = None
+    resize: Resize | None = None
 
     def read(self, file: str | BytesIO) -> np.ndarray:
         """Pixels (height, width, channels) uint8, resized and upright, but not yet cut.
@@ -60,7 +62,8 @@ class Fit:
     def _require(self, image: Image.Image) -> None:
         """Raise ConfigError for what the header already shows, before pixels take memory."""
         wanted = self.size[1], self.size[0]
-        if self.side is None and image.size not in (wanted, self.size):  # it may be turned yet
+        exact = self.side is None and self.resize is None
+        if exact and image.size not in (wanted, self.size):  # it may be turned yet
             raise ConfigError(unfit(image.size, wanted))
         if image.width * image.height > LARGEST:
             raise ConfigError(f"has more than {LARGEST // 2**20} million pixels; make it smaller")
@@ -75,7 +78,7 @@ class Fit:
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         wanted = self.size[1], self.size[0]
-        if self.side is None and image.size != wanted:
+        if self.side is None and self.resize is None and image.size != wanted:
             raise ConfigError(unfit(image.size, wanted))
         image = image.convert("RGB") if image.mode in CONVERTED else image
         image = image.convert("RGBA")
@@ -85,6 +88,8 @@ class Fit:
             image = image.convert("LA").convert("RGBA")
         if self.side is not None:
             image = image.resize(covering(image.size, self.size, self.side), Image.BICUBIC)
+        if self.resize is not None:
+            image = self.resize.picture(image.convert("RGB")).convert("RGBA")
         pixels = np.asarray(image)
         if self.channels < 3 and (pixels[..., :3] != pixels[..., :1]).any():
             raise ConfigError("has colours, but the teacher is grey; set channels: grey")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +33,16 @@ class Stored(ABC):
     @abstractmethod
     def file(self, number: int) -> str | BytesIO:
         """A path, or the file itself. Raises ConfigError if it is gone."""
+
+    def read(self, number: int) -> bytes:
+        """All of the file. Raises ConfigError if it cannot be read."""
+        file = self.file(number)
+        if isinstance(file, BytesIO):
+            return file.getvalue()
+        try:
+            return Path(file).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{self.name(number)}: {error.strerror}") from error
 
     @abstractmethod
     def name(self, number: int) -> str:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .gallery import at_once
 from .metric import Made, Metric
 from .reference import Reference
-
-CHUNK = 250  # real images that are looked at at a time
 
 
 @dataclass
@@ -44,6 +43,8 @@ class OfPairs(OfImages):
     """Base of those of an image and the teacher's of the same noise; without a teacher there are
     none."""
 
+    needs_asked = True
+
     @abstractmethod
     def compare(self, images: Tensor, theirs: Tensor) -> Tensor:
         """The number (b,) of every pair of images (b, c, h, w) in [−1, 1]."""
@@ -66,8 +67,8 @@ class OfPixels(OfImages):
     def open(self, reference: Reference) -> None:
         self.real = None
         if reference.images is not None:
-            parts = [self.measure(part).double() for part in reference.images.split(CHUNK)]
-            self.real = torch.cat(parts).mean().item()
+            parts = reference.images.split(at_once(reference.size))
+            self.real = torch.cat([self.measure(part).double() for part in parts]).mean().item()
 
     def each(self, made: Made) -> Tensor:
         return self.measure(made.images)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from .gallery import Images, at_once
+
 BATCH, RATE, DECAY, SMOOTHING, TRAIN_SHARE = 64, 3e-3, 0.05, 0.1, 0.8
 
 
@@ -35,13 +37,14 @@ def convolution(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]
     return conv, nn.BatchNorm2d(outputs), nn.ReLU()
 
 
-def fit(net: Classifier, images: Tensor, labels: Tensor, epochs: int) -> None:
-    """Train a network in place, its randomness torch's own; frozen and in eval mode afterwards."""
+def fit(net: Classifier, images: Images, labels: Tensor, among: Tensor, epochs: int) -> None:
+    """Train a network in place on the images of these numbers, its randomness torch's own; frozen
+    and in eval mode afterwards."""
     optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY)
-    steps = epochs * -(-len(images) // BATCH)
+    steps = epochs * -(-len(among) // BATCH)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
     for _ in range(epochs):
-        for rows in torch.randperm(len(images)).split(BATCH):
+        for rows in among[torch.randperm(len(among))].split(BATCH):
             if len(rows) == 1:  # has no deviation to be standardised by
                 continue
             optimiser.zero_grad()
@@ -58,7 +61,9 @@ def split(total: int, seed: int) -> tuple[Tensor, Tensor]:
     return order.tensor_split([int(TRAIN_SHARE * total)])
 
 
-def accuracy(net: Classifier, images: Tensor, labels: Tensor) -> float:
-    """Share of images whose largest logit is their label's."""
-    with torch.no_grad():
-        return (net(images).argmax(1) == labels).double().mean().item()
+@torch.no_grad()
+def accuracy(net: Classifier, images: Images, labels: Tensor, among: Tensor) -> float:
+    """Share of the images of these numbers whose largest logit is their label's."""
+    parts = among.split(at_once(images.shape[1:]))
+    right = [net(images[rows]).argmax(1) == labels[rows] for rows in parts]
+    return torch.cat(right).double().mean().item()

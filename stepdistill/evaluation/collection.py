@@ -3,6 +3,7 @@
 metadata.jsonl    {"file_name": "0.png", "prompt": "…"} a line (or text, caption)
 captions.txt      a line for each image, in natural order of their names
 00000/metadata.jsonl, 00000/samples/0000.png    GenEval's layout, one folder a prompt
+CLASS/…/0.png     a folder a class: one of each in turn, so that blocks of images are alike
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from ..data.listing import files, folders, listed
 from ..data.pictures import FORMATS, SUFFIXES, Fit
 from ..data.prompts import COLUMNS, LARGEST, LONGEST
+from ..data.stored import natural
 from ..files import read_text, whole
 from ..schema import ConfigError, shown
 
@@ -29,11 +31,14 @@ METADATA, CAPTIONS, SAMPLES = "metadata.jsonl", "captions.txt", "samples"
 @dataclass(frozen=True)
 class Collection:
     """files: images in order. prompts: of each, None where nobody says. size: height and width of
-    the first."""
+    the first. labels: the number of each one's class, and classes, their names in natural order;
+    none where images lie in no subfolders."""
 
     files: list[Path]
     prompts: list[str] | None
     size: tuple[int, int]
+    labels: list[int] | None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -74,7 +79,31 @@ def collection_of(folder: Path) -> Collection:
             raise ConfigError(
                 f"{folder}: prompt {number} is no text of at most {LONGEST:,} characters"
             )
-    return Collection(found, prompts, size_of(found[0]))
+    labels, classes = (None, ()) if prompts is not None else classes_of(folder, found)
+    if labels is not None:
+        order = in_turn(labels)
+        found, labels = [found[i] for i in order], [labels[i] for i in order]
+    return Collection(found, prompts, size_of(found[0]), labels, classes)
+
+
+def classes_of(folder: Path, found: list[Path]) -> tuple[list[int] | None, tuple[str, ...]]:
+    """The number of each file's class, and the classes' names; none where files lie loose."""
+    parts = [file.relative_to(folder).parts for file in found]
+    if min(map(len, parts)) < 2:
+        return None, ()
+    names = sorted({part[0] for part in parts}, key=natural)
+    place = {name: i for i, name in enumerate(names)}
+    return [place[part[0]] for part in parts], tuple(names)
+
+
+def in_turn(labels: list[int]) -> list[int]:
+    """The order that takes one of each class, again and again, as long as it has one."""
+    before: dict[int, int] = {}
+    turns = []
+    for label in labels:
+        turns.append(before.get(label, 0))
+        before[label] = turns[-1] + 1
+    return sorted(range(len(labels)), key=lambda i: (turns[i], labels[i]))
 
 
 def pairs_of(folder: Path) -> tuple[list[Path], list[str] | None]:

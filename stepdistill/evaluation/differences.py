@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from .intervals import alike, interval
 from .metric import Metric
+from .protocol import require_one
 from .rows import Row
 
 
@@ -37,7 +38,8 @@ def difference(a: Row, b: Row, metric: str) -> Difference | None:
     """Of the scores of two rows of one table; None where a row has no score, or no blocks, or all
     differences are alike, which cannot tell how sure they are.
 
-    Raises ValueError for rows of unequal n or numbers of blocks, which do not compare."""
+    Raises ValueError for rows of unequal n, numbers of blocks or protocols, which do not compare.
+    """
     return _interval(*_blocks(a, b, metric))
 
 
@@ -67,6 +69,7 @@ def winner(rows: Sequence[Row], metric: Metric) -> Row | None:
 
 def _blocks(a: Row, b: Row, metric: str) -> tuple[Sequence[float], Sequence[float]]:
     """The blocks of both, as many; none where one of them has none."""
+    require_one([a, b], metric)
     if a.n != b.n:
         raise ValueError(f"{metric}: rows of {a.n} and {b.n} images do not compare, use one n")
     mine, theirs = (row.scores[metric].blocks if metric in row.scores else () for row in (a, b))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .metric import Made
-from .reference import Asked
+from .costs import Call, Parts
+from .metric import Made, Metric
+from .reference import Asked, Kind, One, heeded
 from .rows import REAL, TEACHER, Row
 from .scores import Block, Scored
 from .suite import Suite
 
 FEWEST = 20  # images a block
+PAIR = 2  # images of a category in a block, without which it has no score
 PAIRED = 2**30  # bytes of a block's images that others are compared with, image by image
 
 
@@ -39,7 +41,8 @@ class Sampled:
     standard normal noise (n, *event) float32 on the CPU, and labels (n,), n prompts or None →
     images (n, c, h, w) in [−1, 1]; all other randomness comes from the CPU generator. made(first,
     count): instead, images that exist already, those of an evaluation in order, and what each was
-    asked for.
+    asked for. kind: of what it can be asked; None for whatever a suite asks. call, parts: how such
+    images were made, and what is measured of any, see `costs`.
     """
 
     model: str
@@ -50,6 +53,24 @@ class Sampled:
     sample: Callable[[Tensor, Asked, torch.Generator], Tensor] | None
     source: str = ""
     made: Callable[[int, int], tuple[Tensor, Asked]] | None = None
+    kind: Kind | None = None
+    call: Call | None = None
+    parts: Parts = field(default_factory=dict)
+
+    def asked(self, wanted: Asked, first: int, n: int) -> Asked:
+        """What its n images from `first` on are asked for, where others are asked for `wanted`."""
+        if self.kind is None or (isinstance(wanted, Tensor) and self.kind.classes is not None):
+            return wanted
+        each = [None] * n if wanted is None else wanted
+        found = [self.kind.answer(one, first + i) for i, one in enumerate(each)]
+        if self.kind.prompts:
+            return found
+        return None if self.kind.classes is None else torch.tensor(found)
+
+    @property
+    def seeded(self) -> bool:
+        """Whether its images come from the evaluation's noise, and not from anyone's folder."""
+        return self.sample is not None or self.nfe > 0
 
     @property
     def work(self) -> int:
@@ -66,7 +87,8 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
     file: Path | None = None,
 ) -> list[Row]:
-    """Score samplers on `blocks` ≥ 2 fresh blocks of n ≥ 20 images; the row "real" comes last.
+    """Score samplers on `blocks` fresh blocks of n ≥ 20 images, of which one has no intervals; the
+    row "real" comes last.
 
     on_progress(done, total) counts network evaluations, and the scoring of an image as one more.
     file: where scores are kept as they are made; with the same samplers, which their first images
@@ -74,7 +96,19 @@ def evaluate(
     a sampler returns a wrong shape or values that are not finite.
     """
     _check(samplers, n, blocks)
-    field = [*samplers, *real(suite)]
+    with suite.threaded():
+        return _evaluated([*samplers, *real(suite)], suite, n, blocks, seed, on_progress, file)
+
+
+def _evaluated(
+    field: Sequence[Sampled],
+    suite: Suite,
+    n: int,
+    blocks: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None,
+    file: Path | None,
+) -> list[Row]:
     scored = Scored(file, _identity(field, suite, n, blocks, seed))
     done, total = 0, n * blocks * sum(sampler.work for sampler in field)
 
@@ -110,7 +144,7 @@ def first_block(
 class Request(NamedTuple):
     """What one image of an evaluation is asked for, and the seed it is made from."""
 
-    asked: int | str | None
+    asked: One
     seed: int
 
 
@@ -125,6 +159,14 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self.each)
+
+    def of(self, kind: Kind) -> Requests:
+        """The same of a model of this kind, see `Kind.answer`."""
+        each = [
+            Request(kind.answer(asked, place), seed)
+            for place, (asked, seed) in enumerate(self.each)
+        ]
+        return replace(self, each=each)
 
     def batches(self) -> Iterator[slice]:
         """Those made at a time."""
@@ -149,7 +191,8 @@ Key = tuple[int, int]  # seed and number of a block
 
 def _identity(field: Sequence[Sampled], suite: Suite, n: int, blocks: int, seed: int) -> str:
     """What no other evaluation shares: its settings, and images of a block that is not scored."""
-    settings = repr((suite.provenance, suite.settings, n, blocks, seed)).encode()
+    named = suite.provenance, suite.skipped, suite.settings
+    settings = repr((*named, n, blocks, seed)).encode()
     few = min(n, suite.batch)
     warm = []
     for sampler in field:
@@ -175,18 +218,33 @@ def _score_block(
     truths = _Truths()
     for i in new:
         metrics, seconds = [metric.fresh() for metric in suite.metrics], []
+        seen = dict.fromkeys((metric.name for metric in metrics), 0)
         for number, batch in enumerate(_batches(field[i].event, suite, n, key)):
             images, asked, taken = _generate(field[i], suite, batch)
-            if i == best:
+            if not heeded(batch.asked, asked):
+                metrics, asked = [metric for metric in metrics if not metric.needs_asked], None
+            if i == best and field[i].seeded:
                 truths.add(images)
-            # No noise belongs to real images.
-            paired = None if field[i].model == REAL else truths.batch(number)
+            # No noise belongs to real images, nor to those that were there before.
+            alone = field[i].model == REAL or not field[i].seeded
+            paired = None if alone else truths.batch(number)
             made = Made(images, asked, paired, suite.reference)
-            for metric in metrics:
-                metric.update(made)
+            _show(made, metrics, seen)
             seconds.append(taken)
             advance(len(images) * field[i].work)
-        scored.add(i, block, Block({m.name: m.compute() for m in metrics}, seconds))
+        values = dict.fromkeys((m.name for m in suite.metrics), [])
+        enough = [m for m in metrics if not m.category or seen[m.name] >= PAIR]
+        values |= {m.name: m.compute() for m in enough}
+        scored.add(i, block, Block(values, seconds))
+
+
+def _show(made: Made, metrics: Sequence[Metric], seen: dict[str, int]) -> None:
+    """A batch to all metrics, to each what is of its category; seen counts how many."""
+    for metric in metrics:
+        part = made.within(metric.category)
+        if len(part.images):
+            metric.update(part)
+            seen[metric.name] += len(part.images)
 
 
 class _Truths:
@@ -211,7 +269,9 @@ def _row(
     scores = {}
     for metric in suite.metrics:
         base = None if best is None else [block.values[metric.name] for block in best]
-        score = metric.score([block.values[metric.name] for block in blocks], base)
+        own = [block.values[metric.name] for block in blocks]
+        missing = metric.category and not all(own)
+        score = None if missing else metric.score(own, base)
         if score is not None:
             scores[metric.name] = score
     generated = sampler.model != REAL and sampler.made is None  # else there is no time
@@ -255,7 +315,8 @@ def _batches(event: tuple[int, ...], suite: Suite, n: int, key: Key) -> Iterator
 def _generate(sampler: Sampled, suite: Suite, batch: _Batch) -> tuple[Tensor, Asked, float]:
     """Images on the CPU, clipped to [−1, 1] as any saved image is, what they were asked for, and
     seconds an image."""
-    generator, asked = torch.Generator().manual_seed(batch.seed), batch.asked
+    generator = torch.Generator().manual_seed(batch.seed)
+    asked = sampler.asked(batch.asked, batch.first, len(batch.noise))
     start = time.perf_counter()
     with torch.no_grad():
         if sampler.made is not None:
@@ -265,6 +326,8 @@ def _generate(sampler: Sampled, suite: Suite, batch: _Batch) -> tuple[Tensor, As
     seconds = time.perf_counter() - start
     if sampler.model == REAL and not isinstance(asked, Tensor):
         asked = None  # no real image was asked for by these prompts
+    if suite.resize is not None and images.isfinite().all():
+        images = suite.resize(images.float().clamp(-1, 1))
     wanted = (len(batch.noise), *suite.size)
     if images.shape != wanted or not images.isfinite().all():
         name = f"{sampler.source} {sampler.model}".lstrip()
@@ -288,7 +351,7 @@ def _mix(*numbers: int) -> int:
 def _check(samplers: Sequence[Sampled], n: int, blocks: int) -> None:
     if not samplers:
         raise ValueError("nothing to evaluate: give at least one sampler")
-    if blocks < 2:
-        raise ValueError(f"blocks = {blocks}: an interval needs at least 2 fresh seed blocks")
+    if blocks < 1:
+        raise ValueError(f"blocks = {blocks}: give at least one, and two for intervals")
     if n < FEWEST:
         raise ValueError(f"n = {n}: give at least {FEWEST} images a block")

@@ -1,15 +1,19 @@
-"""The samples of a block that metrics keep because they compare pairs."""
+"""The samples of a block that metrics keep because they compare pairs: some in memory, or all in a
+temporary file."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .metric import Made, Metric
 
-KEPT = 2000  # a block
+KEPT, CHUNK = 2000, 1000  # a block, and of more at a time
 
 
 class Kept:
@@ -36,6 +40,39 @@ class Kept:
     def all(self) -> tuple[Tensor, ...]:
         """All rows of each."""
         return tuple(torch.cat(parts) for parts in zip(*self.parts, strict=True))
+
+
+class OnDisk:
+    """All rows of what is added, tensors (b, d) of one type, in a temporary file."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()
+        self.like, self.n = np.empty((0, 0)), 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (b, d)."""
+        array = rows.contiguous().numpy()
+        self.like = array[:0]
+        self.n += len(array)
+        self.file.seek(0, 2)
+        self.file.write(array.data)
+
+    def merge(self, other: OnDisk) -> None:
+        """Add what another one holds."""
+        for part in other.split(CHUNK):
+            self.add(part)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All rows in order, `size` at a time."""
+        width, dtype = self.like.shape[1], self.like.dtype
+        for start in range(0, self.n, size):
+            count = min(size, self.n - start) * width
+            self.file.seek(start * width * dtype.itemsize)
+            content = bytearray(self.file.read(count * dtype.itemsize))
+            yield torch.from_numpy(np.frombuffer(content, dtype).reshape(-1, width))
 
 
 @dataclass

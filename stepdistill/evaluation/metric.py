@@ -31,8 +31,9 @@ Blocks = Sequence[Sequence[float]]  # values by block
 class Made:
     """A batch of images (b, c, h, w) in [−1, 1] of one sampler, and what was asked for.
 
-    paired: images of the teacher at most steps from the same noise; None without such a teacher.
-    Features are computed once, for all metrics that ask.
+    asked: None, too, where that is not what others are asked for, as the labels of one model among
+    prompts. paired: images of the teacher at most steps from the same noise; None without such a
+    teacher. Features are computed once, for all metrics that ask. whole: of which it is some rows.
     """
 
     images: Tensor
@@ -40,12 +41,28 @@ class Made:
     paired: Tensor | None
     reference: Reference
     _features: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    whole: tuple[Made, Tensor] | None = field(default=None, repr=False)
 
     def features(self, space: str) -> Tensor:
         """Features (b, d) in a space."""
+        if self.whole is not None:
+            made, rows = self.whole
+            return made.features(space)[rows]
         if space not in self._features:
             self._features[space] = self.reference.space(space)(self.images)
         return self._features[space]
+
+    def within(self, category: str) -> Made:
+        """The images whose prompts are of a category; all of them without one."""
+        if not category:
+            return self
+        asked = () if self.asked is None or isinstance(self.asked, Tensor) else self.asked
+        of = self.reference.categories
+        places = [i for i, prompt in enumerate(asked) if category in of.get(prompt, ())]
+        rows = torch.tensor(places, dtype=torch.long)
+        paired = None if self.paired is None else self.paired[rows]
+        prompts = [asked[i] for i in places]
+        return Made(self.images[rows], prompts, paired, self.reference, whole=(self, rows))
 
     def read(self) -> Tensor | None:
         """The classes (b,) that the suite's reader sees; None without a reader."""
@@ -67,8 +84,10 @@ class Metric(ABC):
 
     about: what it says, for the reader of a table. decimals: in a table, None for three significant
     digits. ideal: the value of perfect images, where more is as bad as less. least, most: what it
-    can be, where intervals end. space: the name of the space it measures in, None without. name: in
-    the suite's YAML.
+    can be, where intervals end. needs_asked: whether it is of what each image was asked for, and
+    does not exist for a model that cannot be asked for what others are. space: the name of the
+    space it measures in, None without. name: in the suite's YAML. category: of the prompts whose
+    images it sees, "" for all. table: the title of the one it stands in, "" for the main one.
     """
 
     about: ClassVar[str] = ""
@@ -77,8 +96,11 @@ class Metric(ABC):
     ideal: ClassVar[float | None] = None
     least: ClassVar[float] = -inf
     most: ClassVar[float] = inf
+    needs_asked: ClassVar[bool] = False
     space: str | None = None
     name: str = ""
+    category: str = ""
+    table: str = ""
 
     def open(self, reference: Reference) -> None:
         """Look at what is measured against, once, before anything is made.
@@ -123,7 +145,7 @@ class Metric(ABC):
     @property
     def heading(self) -> str:
         """Of its column."""
-        return self.name
+        return self.category or self.name
 
     def better(self, a: float, b: float) -> bool:
         """Whether value a is better than value b."""

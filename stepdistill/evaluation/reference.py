@@ -7,16 +7,22 @@ why it does not fit.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..resources import named
+from ..schema import ConfigError
 from ..teachers.backbone import Asked
 from .features.space import FeatureSpace
+from .gallery import Gallery, Images, chosen
+from .moments import Moments
+from .published import Statistics
+from .summary import Summary, places, summary
+from .weights import Unavailable
 
 # n things to ask for: in order without a generator, else drawn with that of a block, as it was
 # before the block's noise.
@@ -25,15 +31,24 @@ Ask = Callable[[int, torch.Generator | None], Asked]
 
 class RealImages(NamedTuple):
     """Real images (m, c, h, w) in [−1, 1] that a user brings, their labels (m,) or None, and where
-    they come from."""
+    they come from. statistics: brought beside them, or in their place. groups: the subfolder of
+    each, where they lie in some."""
 
-    images: Tensor
+    images: Images | None
     labels: Tensor | None
     about: str
+    statistics: Statistics | None = None
+    groups: Sequence[str] | None = None
 
 
-# Reads what the user brings. Raises ValueError where nothing is brought, or does not fit.
+One = int | str | None  # what one image is asked for
+# Reads what the user brings. Raises NoneBrought where that is nothing, ValueError where it does not
+# fit.
 Brought = Callable[[], RealImages]
+
+
+class NoneBrought(ConfigError):
+    """The user brings no real images."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,16 @@ class Kind:
     def channels(self) -> int:
         """Of its images."""
         return self.size[0]
+
+    def answer(self, asked: One, place: int) -> One:
+        """What such a model is asked where others are asked for this, in a place of an evaluation.
+
+        What it cannot be asked, it is not: it gets its labels in order, no words, or nothing."""
+        if self.prompts:
+            return asked if isinstance(asked, str) else ""
+        if self.classes is None:
+            return None
+        return place % self.classes if asked is None or isinstance(asked, str) else asked
 
     def __str__(self) -> str:
         asked = "prompts" if self.prompts else f"{self.classes or 'no'} classes"
@@ -79,17 +104,24 @@ class Reference:
 
     size: of images, (c, h, w). ask: None where nothing is asked for. images: real ones (m, c, h, w)
     in [−1, 1], None where there are none; labels: theirs (m,), if they have any. reader: what
-    tells classes apart, if anything does. about: where it comes from.
+    tells classes apart, if anything does. about: where it comes from. statistics: published ones,
+    which stand for those of the images in the space that they name. categories: those of each
+    prompt, where prompts have any. groups: the category of each real image (m), if they have one.
+    category: the one that all are of, see `within`.
     """
 
     size: tuple[int, ...]
     ask: Ask | None = None
-    images: Tensor | None = None
+    images: Images | None = None
     labels: Tensor | None = None
     reader: Reader | None = None
     about: str = ""
+    statistics: Statistics | None = None
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    groups: Sequence[str] | None = field(default=None, repr=False)
+    category: str = ""
     _spaces: dict[str, FeatureSpace] = field(default_factory=dict, repr=False)
-    _features: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _summaries: dict[str, Summary] = field(default_factory=dict, repr=False)
 
     def space(self, name: str) -> FeatureSpace:
         """A space of images like these: the file `name` of features/, or any importable module;
@@ -103,12 +135,77 @@ class Reference:
         return self._spaces[name]
 
     def features(self, name: str) -> Tensor:
-        """Those of the real images (m, d). Raises ValueError where there are no real images."""
+        """Those (n, d) of the real images `places`. Raises ValueError where there are none."""
+        return self.summary(self.space(name)).rows
+
+    def moments(self, name: str) -> Moments:
+        """Of the features of all real images, or as they were published. Raises ValueError where
+        there are neither."""
+        if self.statistics is not None and self.statistics.space == name:
+            return self.statistics.moments(self.space(name), self.size)
+        return self.summary(self.space(name)).moments
+
+    @property
+    def places(self) -> Tensor:
+        """The numbers (n,) of the real images whose features are compared one by one: all of them,
+        or 10,000 that are evenly spread."""
+        return places(len(self.real))
+
+    def summary(self, space: FeatureSpace) -> Summary:
+        """What a space says of the real images, which are looked at once. Raises ValueError where
+        there are none."""
+        if space.identity not in self._summaries:
+            self._summaries[space.identity] = summary(self.real, space)
+        return self._summaries[space.identity]
+
+    @property
+    def real(self) -> Images:
+        """The real images. Raises ValueError where there are none."""
+        if self.images is None and self.statistics is not None:
+            raise Unavailable(
+                f"needs real images, and {self.statistics.file} holds statistics alone: "
+                f"{self.statistics}"
+            )
         if self.images is None:
-            raise ValueError("there are no real images to compare with")
-        if name not in self._features:
-            self._features[name] = self.space(name)(self.images)
-        return self._features[name]
+            of = f" of the category {self.category}" if self.category else ""
+            raise ValueError(f"there are no real images{of} to compare with")
+        return self.images
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where it comes from, by its content where that lies in files."""
+        found = {"reference": self.about}
+        if isinstance(self.images, Gallery):
+            found["reference"] += f", SHA-256 {self.images.digest[:12]}"
+            if len(self.images) > len(self.places):
+                some = f"{len(self.places):,} of {len(self.images):,}, evenly spread"
+                found["real images that are compared one by one"] = some
+        if self.statistics is not None:
+            found["statistics of the reference"] = str(self.statistics)
+        return found
+
+    @property
+    def content(self) -> str:
+        """What real images are, wherever they lie: digests of what lies in files, else in words."""
+        found = [f"images {self.images.digest[:12]}"] if isinstance(self.images, Gallery) else []
+        if self.statistics is not None:
+            found.append(f"{self.statistics}, {self.statistics.digest}")
+        return "; ".join(found) or self.about
+
+    def named(self) -> list[str]:
+        """All categories, in order."""
+        return sorted({name for names in self.categories.values() for name in names})
+
+    def within(self, category: str) -> Reference:
+        """What a metric of one category looks at: its real images, if there are any, with all that
+        is asked for."""
+        if not category:
+            return self
+        rows = [i for i, group in enumerate(self.groups or ()) if group == category]
+        images = chosen(self.images, rows) if rows and self.images is not None else None
+        return replace(
+            self, images=images, labels=None, statistics=None, category=category, _summaries={}
+        )
 
     def asked(self, n: int, generator: torch.Generator | None = None) -> Asked:
         """n things to ask for, in order or drawn."""
@@ -117,7 +214,7 @@ class Reference:
     def draw(self, noise: Tensor, asked: Asked, generator: torch.Generator) -> Tensor:
         """As many real images as noise has rows, with replacement, of the labels asked for."""
         u = torch.rand(len(noise), generator=generator, dtype=torch.float64)
-        if not isinstance(asked, Tensor):
+        if self.labels is None or not isinstance(asked, Tensor):
             return self.images[(u * len(self.images)).long()]
         order = self.labels.argsort(stable=True)
         counts = self.labels.bincount()
@@ -137,6 +234,13 @@ class Task(ABC):
     def open(self, kind: Kind, brought: Brought) -> Reference:
         """The reference for samplers of this kind; brought: for tasks that measure against the
         user's own images. Raises ValueError where they do not fit."""
+
+
+def heeded(wanted: Asked, given: Asked) -> bool:
+    """Whether a model was given what was wanted: labels, prompts, or nothing, which all are."""
+    if wanted is None:
+        return True
+    return given is not None and isinstance(wanted, Tensor) == isinstance(given, Tensor)
 
 
 def evenly(classes: int) -> Ask:

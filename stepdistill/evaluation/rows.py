@@ -1,16 +1,18 @@
 """What a table holds: a row for each sampler at a number of steps, a score for each metric.
 
-results.json has models in "rows" and resampled real images in "floor". Rows written before scores
+results.json has models in "rows" and resampled real images in "floor", and in "protocol" what the
+numbers of each metric rest on. Rows written before scores
 had names of their own, {"frechet": 0.3, "low": 0.2, …}, are read as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..schema import Whole, fit, shown
+from .costs import Cost
 
 TEACHER, STUDENT, REAL = "teacher", "student", "real"
 
@@ -57,7 +59,9 @@ class Row:
 
     model: "teacher", "student", "untrained-student" or "real". nfe: network evaluations an image.
     n: images in total. source: the run or folder it comes from, where a table has several.
-    seconds: an image, None where none is generated.
+    seconds: an image of the batches that are scored, None where none is generated. costs: of an
+    image, as measured beside its scores; None where it was not, as for images that exist already.
+    protocol: what each score rests on, of rows that were read, where their file says so.
     """
 
     model: str
@@ -68,6 +72,10 @@ class Row:
     parameters: int
     seconds: float | None
     scores: dict[str, Score]
+    costs: Cost | None = None
+    protocol: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def value(self, metric: str) -> float:
         """The value of a score the row has."""
@@ -86,10 +94,25 @@ class _Place:
     seconds: float | None
 
 
+def timing(rows: Sequence[Row]) -> Callable[[Row], float | None]:
+    """Seconds an image of a table's rows, of all in the same way: alone where that was measured,
+    else in the batches that are scored."""
+    if any(row.costs is not None for row in rows):
+        return lambda row: None if row.costs is None else row.costs.latency
+    return lambda row: row.seconds
+
+
 def written(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     """The contents of results.json."""
-    models = [asdict(row) for row in rows if row.model != REAL]
-    return {"rows": models, "floor": [asdict(row) for row in rows if row.model == REAL]}
+    models = [plain(row) for row in rows if row.model != REAL]
+    return {"rows": models, "floor": [plain(row) for row in rows if row.model == REAL]}
+
+
+def plain(row: Row) -> dict[str, Any]:
+    """A row as it is written."""
+    found = asdict(row)
+    del found["protocol"]  # once for all rows of a file
+    return found
 
 
 def read(results: Mapping[str, Any]) -> list[Row]:
@@ -97,7 +120,11 @@ def read(results: Mapping[str, Any]) -> list[Row]:
 
     Raises LookupError, TypeError or ValueError where they are not such."""
     rows = [*results["rows"], *results["floor"]]
-    return [_row(row) if "scores" in row else _old_row(row) for row in rows]
+    protocol = results.get("protocol", {})
+    if not all(isinstance(each, dict) for each in (protocol, *protocol.values())):
+        raise TypeError("protocol: needs a mapping for each metric")
+    found = [_row(row) if "scores" in row else _old_row(row) for row in rows]
+    return [replace(row, protocol=protocol) for row in found]
 
 
 def _row(row: Mapping[str, Any]) -> Row:
@@ -106,8 +133,10 @@ def _row(row: Mapping[str, Any]) -> Row:
     if not isinstance(source, str):
         raise TypeError(f"source: needs a text, got {shown(source)}")
     scores = {name: fit(Score, score, name) for name, score in row["scores"].items()}
-    place = {key: value for key, value in row.items() if key not in ("source", "scores")}
-    return Row(**asdict(fit(_Place, place)), source=source, scores=scores)
+    apart = ("source", "scores", "costs")
+    place = {key: value for key, value in row.items() if key not in apart}
+    costs = fit(Cost | None, row.get("costs"), "costs")
+    return Row(**asdict(fit(_Place, place)), source=source, scores=scores, costs=costs)
 
 
 def _old_row(row: Mapping[str, Any]) -> Row:

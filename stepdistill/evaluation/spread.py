@@ -26,6 +26,7 @@ class Spread(Metric):
     what: ClassVar[str] = ""
     lower_is_better = False
     decimals = 3
+    needs_asked = True
     ratio: bool = True
 
     @property

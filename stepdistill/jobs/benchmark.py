@@ -113,7 +113,8 @@ def benchmark(
     suite = [require_suite(run) for run in configs][0]
     costs = train_all(wanted, runs, console)
     opening = Opening(trusted=modules_named(wanted))
-    rows = score([runs / name for name in costs], against, out, size, opening, console, costs)
+    sources = [runs / name for name in costs]
+    rows = score(sources, against, out, size, opening, console, costs).rows
     summaries = [s for entry in entries for s in summarise(entry, rows, runs, suite.headline)]
     known = [row for row in rows if row.model in (TEACHER, REAL)]
     write_whole(out / "comparison.json", json.dumps([asdict(s) for s in summaries], indent=1))

@@ -32,9 +32,9 @@ def compare(
         require_suite(run)
     costs = train_all(wanted, runs, console)
     opening = Opening(trusted=modules_named(wanted))
-    rows = score([runs / name for name in costs], against, out, size, opening, console, costs)
+    scored = score([runs / name for name in costs], against, out, size, opening, console, costs)
     require_all(wanted, costs, out)
-    return rows
+    return scored.rows
 
 
 def require_comparable(wanted: list[RunConfig], runs: Path) -> Against:

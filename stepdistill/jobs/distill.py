@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import distributed
 
 from ..evaluation.evaluate import Sampled, evaluate
+from ..evaluation.protocol import Asked, protocols
 from ..evaluation.report.report import Report, read_results, write_report
 from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
@@ -41,7 +42,8 @@ from ..runs.stages import Stages, TrainedRun
 from ..schema import ConfigError, fit
 from ..training.health.monitor import record_of
 from ..training.health.reference import StageSpan, spans
-from .report_images import outliers_of, same_noise, strips
+from .costs import with_costs
+from .report_images import outliers_of, pairs_of, same_noise, strips, within
 from .samplers import of_run
 from .suites import require, require_images, suite_for
 
@@ -166,10 +168,10 @@ def opened(run: RunConfig, folder: Path, extend: bool = False) -> Iterator[Stage
     """The stages of the run, as they are, in its folder, where no other run's processes work.
 
     Raises ConfigError for a run that cannot be trained there."""
-    _, task, _ = require(run.evaluation.suite)
+    settings, task, _ = require(run.evaluation.suite)
     accelerator = accelerator_of(run, folder)
     stages = Stages.of(run, folder, accelerator)  # bad input is found before anything is written
-    require_images(task, run, stages.setup.teacher)
+    require_images(settings, task, run, stages.setup.teacher)
     check_batches(stages.setup)
     with stages.folder.held(run, extend) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
@@ -231,7 +233,9 @@ def score(run: RunConfig, suite: Suite, samplers: list[Sampled], console: Consol
     """The rows of the run's table."""
     asked = run.evaluation
     with progress(console, "evaluating") as observe:
-        return evaluate(samplers, suite, asked.n, asked.blocks, asked.seed, on_progress=observe)
+        rows = evaluate(samplers, suite, asked.n, asked.blocks, asked.seed, on_progress=observe)
+    with progress(console, "measuring costs") as observe:
+        return with_costs(rows, samplers, suite, observe)
 
 
 def report(
@@ -244,18 +248,24 @@ def report(
 ) -> Report:
     """What results.json, report.md and report.html of the run's folder show."""
     run, log = trained.run, trained.folder.log
-    stages = stage_spans(run)
+    stages, n, seed = stage_spans(run), run.evaluation.n, run.evaluation.seed
+    asked = Asked(n, run.evaluation.blocks, seed, size=suite.size[1:])
+    with suite.threaded():
+        protocol, made = protocols(suite, asked, versions_line()), asked.provenance(suite)
     return Report(
         title=run.name,
         rows=rows,
         suite=suite,
-        provenance=provenance(trained, difference) | suite.provenance,
+        provenance=provenance(trained, difference) | suite.provenance | made,
+        protocol=protocol,
         costs=costs(trained.setup, clock),
         curves=curves(log),
         stages=stages,
         grids=[same_noise(samplers, suite, run.seed)],
+        within=within(samplers, suite, run.seed, n),
+        pairs=pairs_of(samplers, suite, n, seed),
         films=strips(trained),
-        worst=outliers_of(samplers, suite, run.evaluation.n, run.evaluation.seed),
+        worst=outliers_of(samplers, suite, n, seed),
         health=record_of(log_rows(log), run.health, stages),
         bands={f"health: {signal}": found for signal, found in spans(stages).items()},
         config=text_of(run),

@@ -29,14 +29,19 @@ from ..evaluation.collection import Collection, save, write
 from ..evaluation.evaluate import Request, Requests, Sampled
 from ..evaluation.reference import Asked, Kind
 from ..evaluation.rows import STUDENT
+from ..files import read_text, write_whole
 from ..files import sha256 as hash_of
-from ..files import write_whole
 from ..schema import ConfigError
 from ..teachers.folder import require_own_files
 from ..teachers.loading import FEW_STEP, foreign
+from .costs import NETWORKS, parts_of
 
 KEPT = 20 * 10**9  # bytes of a model's images
-NETWORKS = ("transformer", "unet", "prior", "decoder")  # names of the part that is distilled
+FAILED = "failed.txt"  # beside a model's images: why the rest is missing
+
+
+class CallFailed(ConfigError):
+    """A pipeline that raises, or gives no finite images, when it is called as it should be."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ class Foreign:
         before = torch.get_rng_state()
         hook = self.network.register_forward_hook(seen, with_kwargs=True)
         try:
-            image = self._called([Request(asked, 0)])
+            image = self.called([Request(asked, 0)])
         finally:
             hook.remove()
         return Probe(image, sum(sizes), len(sizes), torch.equal(torch.get_rng_state(), before))
@@ -137,14 +142,15 @@ class Foreign:
     def made(self, requests: Sequence[Request]) -> Tensor:
         """Images (n, c, h, w) uint8 of requests, in one call if their seeds alone decide them."""
         if self.probed.seeded:
-            return self._called(requests)
+            return self.called(requests)
         alone = []
         for request in requests:
             torch.manual_seed(request.seed)
-            alone.append(self._called([request]))
+            alone.append(self.called([request]))
         return torch.cat(alone)
 
-    def _called(self, requests: Sequence[Request]) -> Tensor:
+    def called(self, requests: Sequence[Request]) -> Tensor:
+        """Images (n, c, h, w) uint8 of one call. Raises ConfigError where it fails."""
         given = self._arguments(requests)
         known = signature(self.pipeline.__call__).parameters
         unknown = sorted(given.keys() - known.keys())
@@ -155,10 +161,10 @@ class Foreign:
             images = self.pipeline(**given).images
         except (TypeError, ValueError, RuntimeError) as error:
             words = " ".join(str(error).split())
-            raise ConfigError(f"{self.folder}: its call fails: {words}") from error
+            raise CallFailed(f"{self.folder}: its call fails: {words}") from error
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
         if not pixels.isfinite().all():
-            raise ConfigError(f"{self.folder}: its images are not finite")
+            raise CallFailed(f"{self.folder}: its images are not finite")
         return (pixels * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
 
     def _arguments(self, requests: Sequence[Request]) -> dict[str, Any]:
@@ -210,19 +216,39 @@ def collect(
     """The images of all requests below `store`; those that are missing are made.
 
     part: which of how many processes this is; each makes every so many-th batch. advance(n) is
-    called after n more images."""
+    called after n more images. Raises CallFailed, which is kept beside the images."""
     facts = about(model, wanted)
     key = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = store / key
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "about.json", json.dumps(facts, indent=1))
     files = [folder / f"{i:06d}.png" for i in range(len(wanted))]
-    for number, rows in enumerate(wanted.batches()):
-        if number % part[1] == part[0] and not all(file.is_file() for file in files[rows]):
-            for file, image in zip(files[rows], model.made(wanted.each[rows])):
-                save(file, image)
-        advance(len(files[rows]))
+    try:
+        for number, rows in enumerate(wanted.batches()):
+            if number % part[1] == part[0]:
+                fill(files[rows], model, wanted.each[rows])
+            advance(len(files[rows]))
+    except CallFailed as error:
+        write_whole(folder / FAILED, str(error))  # for the process that scores
+        raise
     return Collection(files, None, tuple(model.kind.size[1:]))
+
+
+def fill(files: Sequence[Path], model: Foreign, wanted: Sequence[Request]) -> None:
+    """Make the images of these requests, unless all are there."""
+    if all(file.is_file() for file in files):
+        return
+    for file, image in zip(files, model.made(wanted)):
+        save(file, image)
+
+
+def missing(kept: Collection) -> str:
+    """Why images are missing that other processes should have made; nothing where none is."""
+    file = kept.files[0].with_name(FAILED)
+    if all(image.is_file() for image in kept.files):
+        file.unlink(missing_ok=True)  # of an earlier try
+        return ""
+    return read_text(file) if file.is_file() else "another process did not make its images"
 
 
 def too_many(model: Foreign, wanted: Requests) -> int:
@@ -234,7 +260,8 @@ def too_many(model: Foreign, wanted: Requests) -> int:
 
 
 def sampled(model: Foreign, wanted: Requests, kept: Collection | None) -> Sampled:
-    """A row of a table. kept: its images; None for those that are made when they are looked at."""
+    """A row of a table. wanted: of it. kept: its images; None for those that are made when they
+    are looked at."""
 
     def made(first: int, count: int) -> tuple[Tensor, Asked]:
         requests = wanted.each[first : first + count]
@@ -244,7 +271,12 @@ def sampled(model: Foreign, wanted: Requests, kept: Collection | None) -> Sample
         images = kept.images(first, count) if kept else model.made(requests).float() / 127.5 - 1
         return images, None if model.asks is None else asked
 
+    def call(count: int) -> Tensor:
+        return model.called([wanted.each[i % len(wanted)] for i in range(count)])
+
     nfe = model.probed.nfe
     steps = model.probed.calls if model.call.steps is None else model.call.steps
     parameters = sum(p.numel() for p in model.network.parameters())
-    return Sampled(STUDENT, steps, nfe, parameters, (), None, str(model.folder), made)
+    source, parts = str(model.folder), parts_of(model.pipeline)
+    known = (source, made, model.kind, call, parts)
+    return Sampled(STUDENT, steps, nfe, parameters, (), None, *known)

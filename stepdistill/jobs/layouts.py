@@ -6,43 +6,58 @@ compbench   samples/a red cat_000000.png                     T2I-CompBench: name
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from filecmp import cmp
 from pathlib import Path
 from typing import Literal
 
 from ..data.prompts import LARGEST, read_prompts
-from ..files import read_text
+from ..files import read_text, whole
 from ..schema import ConfigError
 
 Layout = Literal["geneval", "compbench"]
+METADATA = "metadata.jsonl"
 LONGEST = 200  # bytes of a name that is a prompt
 
 
 def lay_out(
     layout: Layout, images: Sequence[Path], prompts: Sequence[str], out: Path, source: Path
 ) -> None:
-    """Copy images, with a prompt each, to the new folder `out`. source: the file of the prompts.
+    """Copy images, with a prompt each, to the folder `out`. source: the file of the prompts.
 
-    Raises ConfigError where `out` exists, or where a prompt cannot be a name."""
-    if out.exists():
-        raise ConfigError(f"{out}: exists: remove it, or write elsewhere")
+    Raises ConfigError where `out` holds anything else, or where a prompt cannot be a name."""
     samples: dict[str, list[Path]] = {}
     for image, prompt in zip(images, prompts, strict=True):
         samples.setdefault(prompt, []).append(image)
-    if layout == "geneval":
-        geneval(samples, out, rows_of(source))
-    else:
-        compbench(samples, out)
-
-
-def geneval(samples: dict[str, list[Path]], out: Path, rows: Sequence[dict]) -> None:
-    """GenEval's layout (arXiv:2310.11513), whose metadata are lines of the prompts' file."""
+    rows = rows_of(source) if layout == "geneval" else []
+    copies = geneval(samples, rows) if layout == "geneval" else compbench(samples)
+    require_own(out, copies)
     for number, row in enumerate(rows):
         folder = out / f"{number:05d}"
-        (folder / "samples").mkdir(parents=True)
-        (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-        for k, image in enumerate(samples.get(row["prompt"], ())):
-            shutil.copyfile(image, folder / "samples" / f"{k:04d}.png")
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        (folder / METADATA).write_text(json.dumps(row) + "\n", encoding="utf-8")
+    for name, image in copies.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        with whole(out / name) as partial:
+            shutil.copyfile(image, partial)
+
+
+def require_own(out: Path, copies: Mapping[str, Path]) -> None:
+    """Raise ConfigError where a folder holds other images than those that are copied there."""
+    for place in sorted(out.rglob("*.png")):
+        image = copies.get(str(place.relative_to(out)))
+        if image is None or not cmp(image, place, shallow=False):
+            raise ConfigError(f"{out}: exists, with other images: remove it, or write elsewhere")
+
+
+def geneval(samples: Mapping[str, list[Path]], rows: Sequence[dict]) -> dict[str, Path]:
+    """What lies where in GenEval's layout (arXiv:2310.11513), whose metadata are lines of the
+    prompts' file."""
+    return {
+        f"{number:05d}/samples/{k:04d}.png": image
+        for number, row in enumerate(rows)
+        for k, image in enumerate(samples.get(row["prompt"], ()))
+    }
 
 
 def rows_of(source: Path) -> list[dict]:
@@ -56,14 +71,15 @@ def rows_of(source: Path) -> list[dict]:
     return rows
 
 
-def compbench(samples: dict[str, list[Path]], out: Path) -> None:
-    """The layout of T2I-CompBench (arXiv:2307.06350)."""
+def compbench(samples: Mapping[str, list[Path]]) -> dict[str, Path]:
+    """What lies where in T2I-CompBench's layout (arXiv:2307.06350). Raises ConfigError for a prompt
+    that cannot be a name."""
     for prompt in samples:
         unfit = {"/", "\0"} & set(prompt) or len(prompt.encode()) > LONGEST
         if unfit:
             raise ConfigError(f"compbench names files by prompts, and cannot by {prompt[:60]!r}")
-    (out / "samples").mkdir(parents=True)
-    for number, (prompt, images) in enumerate(samples.items()):
-        for k, image in enumerate(images):
-            name = f"{prompt}_{number * len(images) + k:06d}.png"
-            shutil.copyfile(image, out / "samples" / name)
+    return {
+        f"samples/{prompt}_{number * len(images) + k:06d}.png": image
+        for number, (prompt, images) in enumerate(samples.items())
+        for k, image in enumerate(images)
+    }

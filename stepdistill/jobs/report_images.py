@@ -1,17 +1,23 @@
-"""The pictures of a report: same noise through every sampler, estimates step by step, the worst.
+"""The pictures of a report: same noise through every sampler, several images of one prompt, what
+lies nearest to the teacher's and farthest from it, estimates step by step, the worst.
 
 All are made by the samplers that are evaluated and shipped.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from math import inf
 
 import torch
 from torch import Tensor
 
 from ..denoiser import AnyDenoiser
-from ..evaluation.evaluate import Sampled, first_block
+from ..evaluation.evaluate import Request, Sampled, first_block, requests
+from ..evaluation.reference import Asked, One, heeded
 from ..evaluation.report.outliers import Outliers, outliers
-from ..evaluation.report.report import ImageGrid, TrajectoryStrip
+from ..evaluation.report.pairs import Pairs, in_words, pairs
+from ..evaluation.report.pictures import is_small, lean, listed, shown
+from ..evaluation.report.report import ImageGrid, TrajectoryStrip, Within
 from ..evaluation.rows import STUDENT, TEACHER
 from ..evaluation.suite import Suite
 from ..runs.stages import TrainedRun
@@ -19,7 +25,8 @@ from ..solver import Sampler, clean_end, states
 from ..teachers.teacher import teacher_sampler
 from .samplers import label
 
-PICTURES = 20  # of the same noise
+PICTURES, LARGE_PICTURES = 20, 10  # of the same noise
+ASKED, EACH = 3, 4  # prompts or labels of which several images are shown, and how many
 FRAMES = 8  # of a strip, at most
 SAMPLES = 3  # of a strip, each from its own noise
 
@@ -29,10 +36,9 @@ def same_noise(
 ) -> ImageGrid:
     """Teachers and students from the same noise and labels, a row each.
 
-    n: images a block, where images that exist already are among those that are shown.
-
-    The slider starts with the teacher at most steps against the student at fewest, or, where
-    there is no teacher, with the student at most steps against itself at fewest.
+    n: images a block, where images that exist already are among those that are shown. The slider
+    starts with the teacher at most steps against the student at fewest, or, where there is no
+    teacher, with the student at most steps against itself at fewest.
     """
     teachers = sorted((c for c in samplers if c.model == TEACHER), key=lambda c: c.steps)
     rows = teachers + [c for c in samplers if c.model == STUDENT]
@@ -41,39 +47,136 @@ def same_noise(
         first_scored(c, suite, n, seed) if stored else first_images(c, suite, seed) for c in rows
     ]
     left = max(range(len(rows)), key=lambda i: (rows[i].model == TEACHER, rows[i].steps))
-    right = min(range(len(rows)), key=lambda i: (rows[i].model == TEACHER, rows[i].steps))
-    names = [_name(c) for c in rows]
-    same = "Same noise" if suite.reference.ask is None else "Same noise, same label"
-    same = "Same seed, same prompt" if stored else same
-    return ImageGrid(same, torch.stack(made), names, (left, right))
+    right = min(range(len(rows)), key=lambda i: (rows[i].model == TEACHER, rows[i].steps or inf))
+    names, note = [_name(c) for c in rows], differing(rows, suite)
+    same = "Image by image" if note else f"Same {'seed' if stored else 'noise'}"
+    wanted = suite.reference.asked(1)
+    if wanted is not None and not note:
+        same += ", same label" if isinstance(wanted, Tensor) else ", same prompt"
+    return ImageGrid(same, torch.stack(made), names, (left, right), note)
+
+
+def differing(rows: Sequence[Sampled], suite: Suite) -> str:
+    """Which of several samplers share neither seed nor question with the others."""
+    wanted, notes = suite.reference.asked(1), []
+    if unseeded := [c.source for c in rows if not c.seeded]:
+        notes.append(f"How the images of {listed(unseeded)} were made, nobody knows.")
+    apart = [c for c in rows if c.seeded and not heeded(wanted, c.asked(wanted, 0, 1))]
+    if apart:
+        what = "labels" if isinstance(wanted, Tensor) else "prompts"
+        names = listed([c.source or c.model for c in apart])
+        notes.append(f"From the same seeds as others, but not of their {what}: {names}.")
+    return " ".join(notes)
 
 
 def first_scored(sampler: Sampled, suite: Suite, n: int, seed: int) -> Tensor:
     """The first images (≤ PICTURES, c, h, w) that an evaluation of blocks of n scores."""
-    found, count = [], min(PICTURES, n)
+    found: list[Tensor] = []
     for images, _ in first_block(sampler, suite, n, seed):
-        found.append(images)
-        if sum(map(len, found)) >= count:
+        count = min(PICTURES if is_small(images) else LARGE_PICTURES, n)
+        found += lean(shown(images)).split(1)
+        if len(found) >= count:
             break
-    return torch.cat(found)[:count]
+    return torch.cat(found[:count])
 
 
 def first_images(sampler: Sampled, suite: Suite, seed: int) -> Tensor:
     """PICTURES images (n, c, h, w) of a sampler, from noise of this seed."""
+    return drawn(sampler, suite, seed, suite.reference.asked(PICTURES), PICTURES)
+
+
+def drawn(sampler: Sampled, suite: Suite, seed: int, wanted: Asked, n: int) -> Tensor:
+    """n images (n, c, h, w) of a sampler, asked for this, from noise of this seed."""
     source = torch.Generator().manual_seed(seed)
-    noise = torch.randn(PICTURES, *sampler.event, generator=source)
+    noise = torch.randn(n, *sampler.event, generator=source)
     # Re-noising continues the stream the noise came from; the same seed again would repeat it.
-    asked = suite.reference.asked(PICTURES)
+    asked = sampler.asked(wanted, 0, n)
     made = []
-    for start in range(0, PICTURES, suite.batch):
+    for start in range(0, n, suite.batch):
         rows = slice(start, start + suite.batch)
         made.append(sampler.sample(noise[rows], None if asked is None else asked[rows], source))
     return shown(torch.cat(made))
 
 
-def shown(images: Tensor) -> Tensor:
-    """Images (…, c, h, w) that can be seen: grey or in colours, else their first channel."""
-    return images if images.shape[-3] in (1, 3) else images[..., :1, :, :]
+def within(samplers: Sequence[Sampled], suite: Suite, seed: int, n: int) -> list[Within]:
+    """EACH images of each of the first ASKED prompts or labels, of the teacher at most steps and
+    of every student that can be asked for them; n: images a block. None where nothing is asked."""
+    wanted = suite.reference.asked(1)
+    teacher = most_steps(samplers)
+    rows = [teacher] if teacher else []
+    rows += [c for c in samplers if c.model == STUDENT]
+    rows = [c for c in rows if heeded(wanted, c.asked(wanted, 0, 1))]
+    if wanted is None or not rows:
+        return []
+    chosen = repeated(requests(suite, n, 1, seed).each)[:ASKED]
+    if any(c.made is not None for c in rows):
+        found = [of_scored(c, suite, n, seed, chosen) for c in rows]
+    else:
+        found = [of_fresh(c, suite, seed, chosen) for c in rows]
+    several = []
+    for one in chosen:
+        own = {_name(c): of[one] for c, of in zip(rows, found, strict=True) if one in of}
+        if own:
+            several.append(Within(in_words(one), own))
+    return several
+
+
+def repeated(each: Sequence[Request]) -> list[One]:
+    """What is asked for more than once: prompts as they come, labels from the least on."""
+    counts = Counter(request.asked for request in each)
+    found = [one for one, count in counts.items() if count > 1]
+    return sorted(found) if all(isinstance(one, int) for one in found) else found
+
+
+def of_scored(
+    c: Sampled, suite: Suite, n: int, seed: int, chosen: Sequence[One]
+) -> dict[One, Tensor]:
+    """The first EACH images (n, c, h, w) of each of these among those that are scored."""
+    found: dict[One, list[Tensor]] = {one: [] for one in chosen}
+    for images, asked in first_block(c, suite, n, seed):
+        for image, one in zip(images, () if asked is None else asked):
+            key = int(one) if isinstance(one, Tensor) else one
+            if key in found and len(found[key]) < EACH:
+                found[key].append(lean(shown(image)))
+        if all(len(of) == EACH for of in found.values()):
+            break
+    return {one: torch.stack(of) for one, of in found.items() if len(of) > 1}
+
+
+def of_fresh(c: Sampled, suite: Suite, seed: int, chosen: Sequence[One]) -> dict[One, Tensor]:
+    """EACH images (n, c, h, w) of each of these, from noise of this seed."""
+    asked = [one for one in chosen for _ in range(EACH)]
+    wanted = asked if isinstance(asked[0], str) else torch.tensor(asked)
+    images = drawn(c, suite, seed, wanted, len(asked))
+    return dict(zip(chosen, images.split(EACH), strict=True))
+
+
+def pairs_of(samplers: Sequence[Sampled], suite: Suite, n: int, seed: int) -> list[Pairs]:
+    """The images of each source's student at its fewest steps that are nearest to the teacher's at
+    most steps, and the farthest; none without a teacher, or where it shares neither noise nor
+    questions."""
+    teacher, wanted = most_steps(samplers), suite.reference.asked(1)
+    if teacher is None or not teacher.seeded:
+        return []
+    students = [c for c in at_fewest(samplers) if c.seeded]
+    students = [c for c in students if heeded(wanted, c.asked(wanted, 0, 1))]
+    return [pairs(c, teacher, suite, n, seed, (_name(c), _name(teacher))) for c in students]
+
+
+def most_steps(samplers: Sequence[Sampled]) -> Sampled | None:
+    """The teacher at most steps, if there is one."""
+    teachers = [c for c in samplers if c.model == TEACHER]
+    return max(teachers, key=lambda c: c.steps, default=None)
+
+
+def at_fewest(samplers: Sequence[Sampled]) -> list[Sampled]:
+    """Each source's student at its fewest steps."""
+    fewest: dict[str, Sampled] = {}
+    for c in samplers:
+        before = fewest.get(c.source)
+        if c.model == STUDENT and (before is None or c.steps < before.steps):
+            fewest[c.source] = c
+    return list(fewest.values())
 
 
 def strips(trained: TrainedRun) -> list[TrajectoryStrip]:
@@ -111,15 +214,12 @@ def outliers_of(samplers: Sequence[Sampled], suite: Suite, n: int, seed: int) ->
     without real images."""
     if suite.space is None or suite.reference.images is None:
         return []
-    fewest: dict[str, Sampled] = {}
-    for c in samplers:
-        before = fewest.get(c.source)
-        if c.model == STUDENT and (before is None or c.steps < before.steps):
-            fewest[c.source] = c
-    return [outliers(c, suite, n, seed, _name(c)) for c in fewest.values()]
+    return [outliers(c, suite, n, seed, _name(c)) for c in at_fewest(samplers)]
 
 
 def _name(c: Sampled) -> str:
     """With its source where there are several; the teacher is the same for all."""
+    if not c.seeded:
+        return c.source
     source = f" · {c.source}" if c.source and c.model == STUDENT else ""
     return label(c.model, c.steps) + source

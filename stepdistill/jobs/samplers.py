@@ -20,6 +20,8 @@ from ..schema import ConfigError
 from ..solver import Sampler, sample
 from ..teachers.loading import load_pipeline, pipeline_folder, trained_settings
 from ..teachers.teacher import Teacher, teacher_sampler
+from .costs import parts_of
+from .suites import kind_of
 
 UNTRAINED = "untrained-student"  # the teacher, sampled as its student is
 
@@ -122,4 +124,7 @@ def sampled(
         x0 = draw(noise.to(device), cond, generator)
         return teacher.codec.decode(x0).clamp(-1, 1).cpu()
 
-    return Sampled(model, steps, nfe, parameters, teacher.event, images)
+    # What a text teacher may be asked, its backbone knows; others take labels or nothing.
+    kind = None if teacher.classes is None and teacher.null else kind_of(teacher)
+    parts = {**parts_of(teacher.pipeline), "network": [denoiser.net]}
+    return Sampled(model, steps, nfe, parameters, teacher.event, images, kind=kind, parts=parts)

@@ -1,12 +1,15 @@
 """What `stepdistill eval` scores: runs, our students, other pipelines, and folders of images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from accelerate import Accelerator
 
+from ..data.listing import listed
 from ..evaluation.collection import Collection, collection_of, is_collection
 from ..evaluation.evaluate import Requests, Sampled
 from ..evaluation.reference import Brought, Kind
@@ -21,7 +24,7 @@ from ..teachers.folder import INDEX, read_json
 from ..teachers.loading import FEW_STEP
 from ..teachers.schedulers import FEW_STEP_SCHEDULER
 from ..teachers.teacher import Teacher
-from .foreign import Call, Foreign, collect, too_many
+from .foreign import Call, CallFailed, Foreign, collect, missing, too_many
 from .foreign import sampled as of_pipeline
 from .layouts import Layout, lay_out
 from .samplers import UNTRAINED, of_folder, of_run
@@ -55,7 +58,8 @@ class Opening:
 class Against(NamedTuple):
     """What sources are measured against; None for what their own runs say.
 
-    suite: a shipped one, or a YAML file. reference: a folder of real images. prompts: a file.
+    suite: a shipped one, or a YAML file. reference: a folder of real images, or a published file
+    .npz. prompts: a file.
     layout: how images of other pipelines are laid out for other people's scorers, too."""
 
     suite: str | None = None
@@ -69,7 +73,7 @@ class Gathered:
     """What sources hold. kind: of all. samplers, teacher, runs: of our students and runs. others:
     pipelines that are not ours. collections: folders of images. taught_by: the source among both
     that is the teacher of the others. made: what other pipelines made. unkept: those
-    that make more than is kept, and how many bytes."""
+    that make more than is kept, and how many bytes. failed: those whose call fails, and why."""
 
     kind: Kind
     samplers: list[Sampled]
@@ -80,6 +84,7 @@ class Gathered:
     taught_by: Path | None = None
     made: dict[Path, Collection] = field(default_factory=dict)
     unkept: dict[str, int] = field(default_factory=dict)
+    failed: dict[Path, str] = field(default_factory=dict)
 
     def suite(self, against: Against) -> Suite:
         """The suite that scores them. Raises ConfigError where the runs say several."""
@@ -88,7 +93,9 @@ class Gathered:
             several = ", ".join(named)
             raise ConfigError(f"eval: one suite a table, got {several}: choose by --suite")
         name = against.suite or (named[0] if named else self._usual(against))
-        return load(name, self.kind, self._images(against.reference), against.prompts)
+        kind = classed(self.kind, self.collections, against.reference)
+        images = self._images(against.reference, kind)
+        return load(name, kind, images, against.prompts)
 
     @property
     def remarks(self) -> dict[str, str]:
@@ -102,24 +109,24 @@ class Gathered:
             return PROMPTS
         return OTHERS if self.teacher is None or against.reference else DEFAULT
 
-    def _images(self, reference: str | None) -> Brought:
+    def _images(self, reference: str | None, kind: Kind) -> Brought:
         """Those of a folder, else what the runs name, if all name the same."""
         said = {repr((run.data, run.evaluation.reference)) for run in self.runs}
         if reference is None and len(said) == 1:
             return brought_by(self.runs[0], self.teacher)
-        return brought(reference, None, self.teacher or shape_of(self.kind))
+        return brought(reference, None, self.teacher or shape_of(kind))
 
-    def all(
+    def make(
         self,
         wanted: Requests,
         store: Path,
         part: tuple[int, int],
         observe: Callable[[int, int, str], None],
-    ) -> list[Sampled]:
-        """The samplers of all, after the images of pipelines that are not ours are made.
+    ) -> None:
+        """Make the images of pipelines that are not ours.
 
         part: which of how many processes this is."""
-        done, total, found = 0, len(wanted) * len(self.others), list(self.samplers)
+        done, total = 0, len(wanted) * len(self.others)
 
         def advance(made: int) -> None:
             nonlocal done
@@ -129,12 +136,28 @@ class Gathered:
         for model in self.others:
             if size := too_many(model, wanted):
                 self.unkept[str(model.folder)] = size
-            else:
-                self.made[model.folder] = collect(model, wanted, store, part, advance)
+                continue
+            with left_out(model.folder, self.failed):
+                own = wanted.of(model.kind)
+                self.made[model.folder] = collect(model, own, store, part, advance)
+
+    def all(self, wanted: Requests) -> list[Sampled]:
+        """The samplers of all, when all processes have made their images.
+
+        Raises ConfigError where every source failed."""
+        for folder, kept in self.made.items():
+            if reason := missing(kept):
+                self.failed[folder] = reason
+        found = list(self.samplers)
+        for model in (each for each in self.others if each.folder not in self.failed):
             kept = self.made.get(model.folder)
-            found.append(self._as(model.folder, of_pipeline(model, wanted, kept)))
+            sampler = of_pipeline(model, wanted.of(model.kind), kept)
+            found.append(self._as(model.folder, sampler))
+        if not found and not self.collections:
+            raise ConfigError(next(iter(self.failed.values())))
         return found + [
-            self._as(path, of_collection(path, c)) for path, c in self.collections.items()
+            self._as(path, of_collection(path, c, self.kind.classes))
+            for path, c in self.collections.items()
         ]
 
     def _as(self, source: Path, sampler: Sampled) -> Sampled:
@@ -144,7 +167,7 @@ class Gathered:
 def gather(sources: list[Path], opening: Opening) -> Gathered:
     """What all sources hold; a guided teacher that several runs share appears once."""
     found: dict[tuple[object, str, int], Sampled] = {}
-    kinds, runs, teacher, others, collections = set(), [], None, [], {}
+    kinds, runs, teacher, others, collections, failed = set(), [], None, [], {}, {}
     for source in sources:
         if RunFolder(source).is_run:
             trained = reopen(source, Accelerator(), trusted=opening.trusted)
@@ -160,13 +183,17 @@ def gather(sources: list[Path], opening: Opening) -> Gathered:
         elif is_collection(source):
             collections[source] = collection_of(source)
         elif is_other(source):
-            others.append(Foreign.of(source, opening.call(source), opening.code))
-            kinds.add(others[-1].kind)
+            model = Foreign.of(source, opening.call(source), opening.code)
+            with left_out(source, failed):
+                kinds.add(model.kind)
+                others.append(model)
         else:
             student, teacher = of_folder(source, opening.steps)
             kinds.add(kind_of(teacher))
             key = (source, student.model, student.steps)
             found[key] = replace(student, source=str(source))
+    if not (kinds or collections):
+        raise ConfigError(next(iter(failed.values())))
     kind = one_kind(kinds, collections)
     teachers = {owner for owner, model, _ in found if model == TEACHER}
     if len(teachers) > 1:
@@ -174,11 +201,20 @@ def gather(sources: list[Path], opening: Opening) -> Gathered:
     if opening.teacher is not None and opening.teacher not in sources:
         raise ConfigError(f"--teacher {opening.teacher}: is none of the sources: add it to them")
     ours, taught_by = list(found.values()), opening.teacher
-    return Gathered(kind, ours, teacher, runs, others, collections, taught_by)
+    return Gathered(kind, ours, teacher, runs, others, collections, taught_by, failed=failed)
+
+
+@contextmanager
+def left_out(source: Path, failed: dict[Path, str]) -> Iterator[None]:
+    """Go on without a source whose call fails."""
+    try:
+        yield
+    except CallFailed as error:
+        failed[source] = str(error)
 
 
 def lay_all(gathered: Gathered, against: Against, wanted: Requests, out: Path) -> None:
-    """Write what other pipelines made in the layout that is asked for, a folder each.
+    """Write what other pipelines made of prompts in the layout that is asked for, a folder each.
 
     Raises ConfigError without prompts, and where one is there already."""
     if against.layout is None:
@@ -186,22 +222,41 @@ def lay_all(gathered: Gathered, against: Against, wanted: Requests, out: Path) -
     if gathered.unkept:
         raise ConfigError(f"--layout: images of {', '.join(gathered.unkept)} are too many to keep")
     prompts = [request.asked for request in wanted.each]
-    for folder, collection in gathered.made.items():
-        place = out / against.layout / folder.name
-        lay_out(against.layout, collection.files, prompts, place, Path(against.prompts))
+    for model in gathered.others:
+        if model.kind.prompts and model.folder not in gathered.failed:
+            files, place = gathered.made[model.folder].files, out / against.layout
+            lay_out(
+                against.layout, files, prompts, place / model.folder.name, Path(against.prompts)
+            )
 
 
 def one_kind(kinds: set[Kind], collections: dict[Path, Collection]) -> Kind:
-    """What all models have in common. Raises ConfigError where they have not."""
+    """Of what a table asks: prompts if a model takes them, else labels if one does.
+
+    Raises ConfigError where sizes, or numbers of labels, do not agree."""
     first = next(iter(collections.values()), None)
     kinds = kinds or {Kind((3, *first.size), prompts=first.prompts is not None)}
-    if len(kinds) > 1:
+    sizes, prompts = {kind.size for kind in kinds}, any(kind.prompts for kind in kinds)
+    labels = {kind.classes for kind in kinds if not (prompts or kind.classes is None)}
+    if len(sizes) > 1 or len(labels) > 1:
         several = "; ".join(sorted(map(str, kinds)))
         raise ConfigError(f"eval: models of one kind a table, got {several}")
-    (kind,) = kinds
+    kind = Kind(sizes.pop(), labels.pop() if labels else None, prompts)
     for path, collection in collections.items():
         if (3, *collection.size) != kind.size:
             raise ConfigError(f"{path}: images of {(3, *collection.size)} beside {kind}")
+    return kind
+
+
+def classed(kind: Kind, collections: dict[Path, Collection], reference: str | None) -> Kind:
+    """The same; of images that lie in subfolders, where the reference has subfolders of the same
+    names, it has these classes."""
+    named = {collection.classes for collection in collections.values()}
+    if kind.classes is None and not kind.prompts and len(named) == 1 and reference is not None:
+        (classes,) = named
+        place = Path(reference)
+        if classes and place.is_dir() and {*classes} == {e.name for e in listed(place)}:
+            return replace(kind, classes=len(classes))
     return kind
 
 
@@ -226,12 +281,19 @@ def is_other(folder: Path) -> bool:
     return not ours and FEW_STEP_SCHEDULER not in (scheduler or [])
 
 
-def of_collection(folder: Path, collection: Collection) -> Sampled:
-    """A row of a table: a folder of images, made by whatever made them."""
+def of_collection(folder: Path, collection: Collection, classes: int | None) -> Sampled:
+    """A row of a table: a folder of images, made by whatever made them. classes: of the others in
+    the table, which are the folder's own where it has as many."""
+    labels = collection.labels if classes in (None, len(collection.classes)) else None
 
     def made(first: int, count: int):
-        prompts = collection.prompts
-        asked = None if prompts is None else prompts[first : first + count]
+        rows = slice(first, first + count)
+        if collection.prompts is None:
+            asked = None if labels is None else torch.tensor(labels[rows])
+        else:
+            asked = collection.prompts[rows]
         return collection.images(first, count), asked
 
-    return Sampled(STUDENT, 0, 0, 0, (), None, str(folder), made)
+    classes = None if labels is None else len(collection.classes)
+    kind = Kind((3, *collection.size), classes, collection.prompts is not None)
+    return Sampled(STUDENT, 0, 0, 0, (), None, str(folder), made, kind)

@@ -6,12 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.loader import held_out, spread
+import numpy as np
+import torch
+
+from ..data.images import Pictures
+from ..data.loader import Samples
+from ..data.pictures import Fit
+from ..data.resize import Resize
 from ..data.sources.folder import Folder
+from ..data.stored import numbered
 from ..evaluation.features.space import FeatureSpace
+from ..evaluation.gallery import Gallery, Some, at_once
 from ..evaluation.metric import Metric
-from ..evaluation.reference import Brought, Kind, RealImages, Task
+from ..evaluation.published import SUFFIX, published
+from ..evaluation.reference import Brought, Kind, NoneBrought, RealImages, Task
 from ..evaluation.suite import Suite, SuiteSettings, Unfit, opened
+from ..evaluation.summary import places
 from ..runs.config import DataSettings, RunConfig, find, labelled, part
 from ..runs.plan import rehearsal
 from ..runs.yaml import load_values
@@ -42,25 +52,80 @@ def kind_of(teacher: Teacher) -> Kind:
 
 
 def brought(reference: str | None, data: DataSettings | None, teacher: Teacher | Shape) -> Brought:
-    """The images of a folder, else those that a run's data holds out, as a teacher's.
+    """The images of a folder, or what a published file holds, else the images that a run's data
+    holds out, as a teacher's.
 
-    Raises ConfigError, when they are read, where there are none or they do not fit."""
+    Raises NoneBrought, when they are read, where there are none, ConfigError where they do not
+    fit."""
 
-    def read() -> RealImages:
+    def read(resize: Resize | None = None) -> RealImages:
+        if reference is not None and reference.endswith(SUFFIX):
+            return resized(of_file(Path(reference), teacher.classes), resize)
         if reference is not None:
-            rows = spread(Folder(path=reference).open(teacher))
-            return RealImages(*rows, f"{reference}, {len(rows.images)} images")
-        if data is not None:
-            rows = held_out(data.build(), teacher)
-            return RealImages(*rows, f"{len(rows.images)} images held out of the run's data")
-        return nothing_brought()
+            found = in_folder(reference, teacher, resize)
+            about = f"{reference}, {len(found)} images"
+            return of_samples(found, about)._replace(groups=groups_of(found))
+        if data is None:
+            return nothing_brought()
+        try:
+            found = data.build().open_held_out(teacher)
+        except ConfigError as error:
+            raise NoneBrought(str(error)) from error
+        held_out = of_samples(found, f"{len(found)} images held out of the run's data")
+        return resized(held_out, resize)
 
     return read
 
 
-def nothing_brought() -> RealImages:
+def in_folder(path: str, teacher: Teacher | Shape, resize: Resize | None) -> Pictures:
+    """The images of a folder, as they are or, by what a suite says, made smaller."""
+    if resize is None:
+        return Folder(path=path).open(teacher)
+    stored = Folder(path=path).find(teacher.classes)
+    fit = Fit((resize.side, resize.side), teacher.codec.channels, convert="rgb", resize=resize)
+    labels = None
+    if teacher.classes is not None:
+        labels = torch.from_numpy(numbered(stored, stored.names, teacher.classes)[0])
+    return Pictures(stored, fit, np.arange(len(stored)), labels)
+
+
+def groups_of(pictures: Pictures) -> list[str] | None:
+    """The subfolder that each lies in; None where one lies in none."""
+    parts = [pictures.stored.key(number).split("/") for number in pictures.taken.tolist()]
+    return [part[0] for part in parts] if min(map(len, parts)) > 1 else None
+
+
+def resized(real: RealImages, resize: Resize | None) -> RealImages:
+    """The same, made smaller when they are read. Statistics are of what they are of."""
+    if resize is None or real.images is None:
+        return real
+    everyone = torch.arange(len(real.images))
+    return real._replace(images=Gallery(Some(real.images, everyone, resize)))
+
+
+def of_samples(samples: Samples, about: str) -> RealImages:
+    """The images of samples, which are read when they are looked at."""
+    return RealImages(Gallery(samples), samples.asked(), about)
+
+
+def of_file(path: Path, classes: int | None) -> RealImages:
+    """What a published file holds, see `published`. Raises ConfigError for other labels than the
+    teacher's."""
+    found = published(path)
+    if found.images is None:
+        return RealImages(None, None, f"{path}, SHA-256 {found.sha256[:12]}", found.statistics)
+    labels = None if classes is None else found.images.labels
+    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ConfigError(f"{path}: labels {labels.min()} … {labels.max()}, not 0 … {classes - 1}")
+    about = f"{path}, {len(found.images)} images"
+    return RealImages(Gallery(found.images), labels, about, found.statistics)
+
+
+def nothing_brought(resize: Resize | None = None) -> RealImages:
     """For who brings no real images."""
-    raise ConfigError("real images are needed: give a folder of them, --reference DIR")
+    raise NoneBrought(
+        "real images are needed: give a folder of them, --reference DIR, or a published file .npz"
+    )
 
 
 def brought_by(run: RunConfig, teacher: Teacher) -> Brought:
@@ -75,7 +140,22 @@ def load(
 
     prompts: a file of them in place of the suite's own. Raises Unfit where the suite cannot score
     them, and ConfigError for a YAML or a part of it that is none."""
-    return opened(Path(name).stem, *require(name, prompts), kind, images)
+    settings, task, metrics = require(name, prompts)
+    if settings.brings.reference is not None:
+        images = wanted(images, settings.brings.reference)
+    return opened(Path(name).stem, settings, task, metrics, kind, images)
+
+
+def wanted(images: Brought, words: str) -> Brought:
+    """The same, which says in these words what is to be brought where nothing is."""
+
+    def read(resize: Resize | None = None) -> RealImages:
+        try:
+            return images() if resize is None else images(resize)
+        except NoneBrought as error:
+            raise ConfigError(f"needs --reference: {words}") from error
+
+    return read
 
 
 def suite_for(run: RunConfig, teacher: Teacher) -> tuple[Suite, str]:
@@ -96,12 +176,15 @@ def require_suite(run: RunConfig) -> Suite:
         return load(run.evaluation.suite, kind_of(teacher), brought_by(run, teacher))
 
 
-def require_images(task: Task, run: RunConfig, teacher: Teacher) -> None:
+def require_images(settings: SuiteSettings, task: Task, run: RunConfig, teacher: Teacher) -> None:
     """Raise ConfigError unless the real images that the task of the run's suite needs can be
     read."""
     if task.needs_images:
         try:
-            brought_by(run, teacher)()
+            images = brought_by(run, teacher)(settings.resize).images
+            some = places(0 if images is None else len(images))
+            for numbers in some.split(at_once(kind_of(teacher).size)):
+                images[numbers]  # so that a damaged one shows before training
         except ConfigError as error:
             hint = "set evaluation.reference, a folder, or hold out a share of the data"
             raise ConfigError(f"suite {run.evaluation.suite}: {error}: {hint}") from error

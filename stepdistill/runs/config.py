@@ -122,7 +122,8 @@ class Evaluation:
     """n fresh images in each of `blocks` seed blocks, for every number of steps listed.
 
     suite: a shipped one (eval/suites) or a YAML file, see `evaluation.suite`. reference: a folder
-    of real images for suites that need one, null for those that the data hold out.
+    of real images, or a published file .npz, for suites that need one, null for those that the data
+    hold out.
     """
 
     suite: str = "digits"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from shelf import FORMS, NAMES, Looker, N, pixels, shown
 
-from stepdistill.data.loader import Drawn, InMemory, Loader, Source, held_out, spread, stream
+from stepdistill.data.loader import Drawn, InMemory, Loader, Rows, Source, stream
 from stepdistill.resources import named, shipped_modules
 from stepdistill.schema import ConfigError
 
@@ -54,6 +54,11 @@ def test_other_numbers_of_classes_are_refused(form):
     for classes in (2, 4):
         with pytest.raises(ConfigError, match=f"3 .* for the teacher's {classes}"):
             form.open(Looker(1, classes))
+
+
+def held_out(source: Source, teacher: Looker) -> Rows:
+    samples = source.open_held_out(teacher)
+    return samples.rows(torch.arange(len(samples)))
 
 
 def test_what_is_held_out_is_never_trained_on(form):
@@ -128,8 +133,13 @@ def test_nothing_is_copied_unasked(form, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.rglob("*")} == before
 
 
-def test_of_more_than_are_measured_every_class_is_seen():
-    labels = torch.arange(5).repeat_interleave(7)  # as a folder has them
-    samples = InMemory(torch.zeros(35, 1, 2, 2), labels)
-    assert spread(samples, 10).asked.bincount().tolist() == [2] * 5
-    assert spread(samples).asked.equal(labels)
+def test_what_is_asked_and_a_digest_are_those_of_all(form, tmp_path):
+    """A digest is of the content: no file's place, no other picture has the same."""
+    samples = form.open(Looker(1, 3))
+    assert samples.asked().equal(samples.rows(torch.arange(N)).asked)
+    assert form.open(Looker()).asked() is None
+    assert samples.digest() == form.open(Looker(1, 3)).digest()
+    assert samples.digest() != replace(form, size=8).open(Looker(1, 3)).digest()
+    plain = InMemory(samples.rows(torch.arange(N)).images, None)
+    fewer = InMemory(plain.images[1:], None)
+    assert plain.digest() == InMemory(plain.images.clone(), None).digest() != fewer.digest()

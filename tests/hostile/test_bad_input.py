@@ -100,7 +100,7 @@ def test_a_message_is_printed_as_it_is_but_short_and_harmless(text, printed, mon
         (["nothing"], "nothing"),
         (["sample", "a", "b.png", "--steps", "few"], "--steps"),
         (["sample", "a", "b.png", "--seed", str(10**30)], "--seed"),
-        (["eval", "a", "--blocks", "1"], "--blocks"),
+        (["eval", "a", "--blocks", "0"], "--blocks"),
     ],
 )
 def test_misuse_of_a_command_is_one_line_too(arguments, named):

@@ -241,7 +241,7 @@ def test_a_suite_and_a_metric_outside_the_package_work_by_name(toys, unfit, tmp_
     assert real.value("red") == real.value("blue") and abs(real.value("red")) < 0.3
     text = (out / "report.md").read_text()
     assert "`red`, `blue`: how bright a channel is. Larger is better." in text
-    assert "(blue, random-conv)" in text and "suite | mine" in text
+    assert "(blue, texture, random-conv)" in text and "suite | mine" in text
     # The headline's metrics are drawn, and outliers sought in its space.
     page = (out / "report.html").read_text()
     assert "blue</h4>" in page and "texture, random-conv</h4>" in page and "red</h4>" not in page

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 # Nothing but the page under test: no sandbox (tests run as root), no services, no name resolved.
 FLAGS = (
@@ -36,11 +38,34 @@ FLAGS = (
 # Puts the two pipes where Chromium looks for them.
 LAUNCH = "import os, sys; os.dup2({0}, 3); os.dup2({1}, 4); os.execvp(sys.argv[1], sys.argv[1:])"
 PATIENCE = 30.0  # seconds for any one answer
+REQUIRE, AXE = "STEPDISTILL_REQUIRE_CHROMIUM", "STEPDISTILL_AXE"
+# What axe-core finds that keeps people from reading: one line for each element.
+VIOLATIONS = """axe.run(document, {resultTypes: ["violations"]}).then(found => found.violations
+  .filter(rule => ["serious", "critical"].includes(rule.impact))
+  .flatMap(rule => rule.nodes.map(node => `${rule.id}: ${node.target} ${node.failureSummary}`)))"""
 
 
 def find() -> str | None:
     """The path of an installed Chromium, or None."""
     return next((path for path in map(shutil.which, NAMES) if path), None)
+
+
+def chromium() -> str:
+    """The browser's path. Fails or skips the test where there is none."""
+    path = find()
+    if path is None and os.environ.get(REQUIRE):
+        pytest.fail(f"{REQUIRE} is set, but there is no Chromium on the path")
+    if path is None:
+        pytest.skip(f"no Chromium on the path (Debian: apt-get install chromium; {REQUIRE} unset)")
+    return path
+
+
+def axe() -> str:
+    """The source of axe-core (npm). Skips the test where AXE names no file, as `.ci/run` does."""
+    path = os.environ.get(AXE)
+    if path is None:
+        pytest.skip(f"{AXE} names no axe.min.js (npm install axe-core)")
+    return Path(path).read_text(encoding="utf-8")
 
 
 class Browser:
@@ -117,6 +142,11 @@ class Browser:
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
+
+    def violations(self, axe: str) -> list[str]:
+        """What axe-core, its source, finds serious or critical in the page that is open."""
+        self.value(f"{axe}; 0")
+        return self.value(VIOLATIONS)
 
     def press(self, key: str, code: int) -> None:
         """Press and release a key that has no text, such as ("ArrowRight", 39)."""

@@ -1,40 +1,29 @@
 """The report in a browser: it renders at every width, its slider works, and it asks for nothing.
 
 Needs Chromium. Where STEPDISTILL_REQUIRE_CHROMIUM is set, as `.ci/run` does, its absence fails
-these tests; elsewhere it skips them. One browser serves the whole file.
+these tests; elsewhere it skips them. Those of accessibility need axe-core, too, whose file
+STEPDISTILL_AXE names. One browser serves the whole file.
 """
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from browser import Browser, find
+from browser import AXE, REQUIRE, Browser, axe, chromium
 from PIL import Image
 from test_report import report_of
 
-from stepdistill.evaluation.report.report import ImageGrid, Report, write_report
+from stepdistill.evaluation.report.report import ImageGrid, Report, Within, write_report
 
-REQUIRE = "STEPDISTILL_REQUIRE_CHROMIUM"
 WIDTHS = (360, 768, 1440)
 RIGHT, HOME, END = ("ArrowRight", 39), ("Home", 36), ("End", 35)
 COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
 LONG = "long/" * 40 + "unbroken" * 20
-
-
-def chromium() -> str:
-    """The browser's path. Fails or skips the test where there is none."""
-    path = find()
-    if path is None and os.environ.get(REQUIRE):
-        pytest.fail(f"{REQUIRE} is set, but there is no Chromium on the path")
-    if path is None:
-        pytest.skip(f"no Chromium on the path (Debian: apt-get install chromium; {REQUIRE} unset)")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +39,13 @@ def coloured() -> ImageGrid:
 
 
 def full() -> Report:
-    """Everything a report may have, with names nobody should choose."""
+    """Everything a report may have, with names nobody should choose, and large images, too."""
     report = report_of(LONG)
-    return replace(report, grids=[coloured(), *report.grids], config=f"key: {LONG}\n")
+    large = torch.linspace(-1, 1, 2 * 7 * 120 * 110).view(2, 7, 1, 120, 110)
+    grids = [coloured(), *report.grids, ImageGrid("Large", large, ["teacher", LONG])]
+    within = [*report.within, Within(f"{LONG} " * 9, {LONG: large[0, :4], "b": large[1, :4]})]
+    suite = replace(report.suite, skipped={"fid-tf": LONG})
+    return replace(report, suite=suite, grids=grids, within=within, config=f"key: {LONG}\n")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +101,31 @@ def test_the_page_renders(browser: Browser, page: Path, width: int, dark: bool):
     assert (sum(map(int, background[4:-1].split(","))) < 300) == dark
     loaded = browser.value("[...document.images].filter(i => i.currentSrc).length")
     assert loaded == browser.value("document.images.length") > 20
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_nothing_keeps_people_from_reading(browser: Browser, page: Path, width: int, dark: bool):
+    browser.open(page, width, dark)
+    assert browser.violations(axe()) == []
+
+
+def test_what_keeps_people_from_reading_is_seen(browser: Browser, page: Path, tmp_path: Path):
+    faint = spoil(page, tmp_path, "--soft: #5d6778", "--soft: #c5cad3")
+    text = faint.read_text(encoding="utf-8").replace(POLICY, OFF)
+    faint.write_text(text.replace("<h1>", '<img src="data:,"><h1>'), encoding="utf-8")
+    browser.open(faint, 1440)
+    found = {line.partition(":")[0] for line in browser.violations(axe())}
+    assert {"color-contrast", "image-alt"} <= found
+
+
+def test_axe_is_skipped_only_where_nobody_names_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(AXE, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="npm install axe-core"):
+        axe()
+    monkeypatch.setenv(AXE, "/nowhere/axe.min.js")
+    with pytest.raises(FileNotFoundError):
+        axe()
 
 
 def spoil(page: Path, tmp_path: Path, old: str, new: str) -> Path:

@@ -257,7 +257,7 @@ def test_each_metric_looks_at_its_own_side():
     """Precision at generated among real images, recall at real among generated ones."""
     images = resampled(60, 5)
     seen, real = random_conv()(images), random_conv()(digits.load()[0][:200])
-    reference = replace(SUITE.reference, images=digits.load()[0][:200], _features={})
+    reference = replace(SUITE.reference, images=digits.load()[0][:200], _summaries={})
     found = {}
     for name in ("precision", "recall"):
         metric = named(name).fresh()
@@ -396,7 +396,7 @@ def test_committed_classifier_has_the_accuracy_its_header_claims():
     said = domain_cnn.committed_recipe()
     images, labels = digits.load()
     _, held_out = domain_cnn.split(len(images), int(said["seed"]))
-    found = domain_cnn.accuracy(load_domain_cnn(), images[held_out], labels[held_out])
+    found = domain_cnn.accuracy(load_domain_cnn(), images, labels, held_out)
     assert found >= 0.98
     assert said == domain_cnn.recipe(int(said["seed"]), found)
 
@@ -627,10 +627,10 @@ def test_real_images_have_the_requested_class():
     assert (labels[matches.int().argmax(1)] == wanted).all()
 
 
-def test_refuses_what_cannot_give_an_interval_or_an_image():
+def test_refuses_what_cannot_give_a_block_or_an_image():
     student = sampler("student", 1, recording([]))
-    with pytest.raises(ValueError, match="at least 2 fresh seed blocks"):
-        evaluate([student], SUITE, 40, 1, 0)
+    with pytest.raises(ValueError, match="at least one, and two for intervals"):
+        evaluate([student], SUITE, 40, 0, 0)
     with pytest.raises(ValueError, match="at least 20 images"):
         evaluate([student], SUITE, 10, 2, 0)
     with pytest.raises(ValueError, match="nothing to evaluate"):

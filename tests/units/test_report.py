@@ -17,6 +17,7 @@ import io
 import json
 import math
 import re
+from copy import copy
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -26,32 +27,40 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch.nn.functional import interpolate
+from torchvision.transforms.functional import pil_to_tensor
 
 from stepdistill.data.sources import digits
+from stepdistill.evaluation.metric import Metric
 from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.report.figures import (
-    CROWD,
     LIGHT,
     Curve,
-    Series,
-    _draw_quality,
     _draw_training,
-    _series,
-    mosaic,
-    quality_panels,
     training_panels,
-    value_of,
 )
+from stepdistill.evaluation.report.headline import headline
 from stepdistill.evaluation.report.latex import latex
 from stepdistill.evaluation.report.outliers import Outlier, Outliers
+from stepdistill.evaluation.report.pairs import Pair, Pairs
+from stepdistill.evaluation.report.pictures import FOLDER, NAME, mosaic
+from stepdistill.evaluation.report.quality import (
+    CROWD,
+    Series,
+    _draw_quality,
+    _series,
+    quality_panels,
+    value_of,
+)
 from stepdistill.evaluation.report.report import (
     ImageGrid,
     Report,
     TrajectoryStrip,
+    Within,
     read_results,
     write_report,
 )
-from stepdistill.evaluation.report.table import headline, notes_of
+from stepdistill.evaluation.report.table import notes_of
 from stepdistill.evaluation.rows import Row, Score
 from stepdistill.jobs.suites import load
 from stepdistill.training.health.monitor import Record, Signal
@@ -72,22 +81,28 @@ def row(model: str, steps: int, frechet: float, frechet_random: float) -> Row:
         parameters=612_345,
         seconds=0.001 * steps,
         scores={
-            "frechet": Score(frechet, 0.9 * frechet, 1.1 * frechet),
-            "frechet_random": Score(frechet_random, 0.8 * frechet_random, 1.2 * frechet_random),
+            "frechet": around(frechet, 0.1),
+            "frechet_random": around(frechet_random, 0.2),
             "kid": Score(-0.0012, error=0.0004),
             "precision": Score(0.91),
-            "recall": Score(0.82),
-            "accuracy": Score(0.97),
+            "recall": around(0.82, 0.1),
+            "accuracy": around(0.97, 0.1),
             "diversity": Score(0.95),
             "paired": Score(0.21),
         },
     )
 
 
-def scored(row: Row, *without: str, **values: float) -> Row:
+def around(value: float, reach: float, *spread: float) -> Score:
+    """A score of three blocks; spread: where they lie, in shares of the value."""
+    blocks = tuple(value * (1 + share) for share in spread or (-0.05, 0, 0.05))
+    return Score(value, (1 - reach) * value, (1 + reach) * value, blocks=blocks)
+
+
+def scored(row: Row, *without: str, **values: float | Score) -> Row:
     """The row with other values, and without some scores."""
-    scores = row.scores | {name: replace(row.scores[name], value=v) for name, v in values.items()}
-    return replace(row, scores={k: v for k, v in scores.items() if k not in without})
+    new = {k: v if isinstance(v, Score) else around(v, 0.1) for k, v in values.items()}
+    return replace(row, scores={k: v for k, v in (row.scores | new).items() if k not in without})
 
 
 ROWS = [
@@ -115,6 +130,8 @@ def report_of(name: str) -> Report:
         rows=[*ROWS[:-1], replace(ROWS[5], source=name), ROWS[-1]],
         suite=SUITE,
         remark=name,
+        failed={name: name},
+        unasked={name: name},
         provenance={f"a | b {name}": name},
         costs={f"training {name}": name},
         curves={
@@ -124,6 +141,8 @@ def report_of(name: str) -> Report:
         bands={f"{name}: score": [(0.0, 2.5, 0.4, 1.2)]},
         stages=[StageSpan(name, 0, 2), StageSpan(name, 2, 3)],
         grids=[ImageGrid(name, images(2, 12), ["teacher", name])],
+        within=[Within(name, {"teacher": images(4), name: images(4)})],
+        pairs=[Pairs(name, name, 20, [Pair(picture, picture, 0.1, name)], [])],
         films=[TrajectoryStrip(name, images(2, 3), ["1", "2", name])],
         worst=[Outliers(name, 300, "domain-cnn", 3.5, [asked, replace(asked, label=None)])],
         health=Record(
@@ -192,9 +211,10 @@ def page(folder: Path) -> Page:
 def test_no_text_changes_the_page_and_all_of_it_is_shown(page: Page, tmp_path: Path):
     plain = page_of(report_of("harmless"), tmp_path)
     assert page.tags == plain.tags
-    # Title and headings 4, remark, slider and strips 3, frame, worst, curves 2, table, health 2,
-    # costs and provenance 4, configuration.
-    assert page.text.count(EVIL) == plain.text.count("harmless") == 20
+    # Title and headings 4, remark, not scored and not asked 4, slider and strips 3, prompt and
+    # figure 2, beside the teacher 3, frame, worst, curves 2, table, health 2, costs and provenance
+    # 4, configuration.
+    assert page.text.count(EVIL) == plain.text.count("harmless") == 29
     evil, harmless = ("".join(values) for values in (page.values, plain.values))
     assert evil.count(EVIL) == harmless.count("harmless") > 5
 
@@ -220,8 +240,9 @@ def test_the_policy_admits_only_the_style_and_the_script_of_the_page(folder: Pat
 def test_page_shows_every_picture(page: Page):
     drawn = 4 + 2  # two spaces against two costs, two curves
     assert page.count("picture") == drawn
-    # Two rows under the slider and two static, three frames, two worst samples.
-    assert page.count("img") == drawn + 2 + 2 + 3 + 2
+    # Two rows under the slider and two static, a prompt of two, a pair, three frames, two worst
+    # samples.
+    assert page.count("img") == drawn + 2 + 2 + 2 + 1 + 3 + 2
     for link in page.links:
         Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))).verify()
 
@@ -330,15 +351,52 @@ def test_rows_of_unequal_n_and_mislabelled_pictures_are_refused(tmp_path: Path):
 def test_headline_compares_in_both_spaces_and_in_time():
     said = headline(ROWS, SUITE)
     assert said.startswith("In 1 step the student scores 0.420, 0.200")
-    assert "no worse than the teacher at 4 steps (1.90, 0.900)" in said
+    assert "in both spaces better than the teacher at 4 steps (1.90, 0.900), and" in said
     assert "32× as fast per image as the teacher at 32 steps (0.260, 0.120)" in said
     weak = [scored(r, frechet_random=9.0) if r.model == "student" else r for r in ROWS]
-    assert "no worse than the teacher at 1 step (" in headline(weak, SUITE)
+    assert "in both spaces better than the teacher at 1 step (" in headline(weak, SUITE)
     bad = [scored(r, frechet_random=99.0) if r.model == "student" else r for r in ROWS]
     assert "not in both spaces as good as the teacher at 1 step" in headline(bad, SUITE)
     better = [*ROWS, scored(replace(ROWS[5], source="runs/b"), frechet=0.3)]
     said = headline(better, SUITE)
     assert said.startswith("In 1 step the best, runs/b, scores 0.300, 0.200")
+
+
+def test_headline_says_better_only_where_that_is_sure():
+    def said(**values: Score) -> str:
+        students = [scored(r, **values) if r.model == "student" else r for r in ROWS]
+        return headline(students, SUITE)
+
+    wide = around(0.3, 0.1, -0.9, 0.1, 0.8)
+    both = said(frechet=wide, frechet_random=around(0.11, 0.1, -0.9, 0.1, 0.8))
+    assert "better than the teacher at 4 steps (1.90, 0.900), in both spaces not distingui" in both
+    assert "not distinguishable from the teacher at 32 steps (0.260, 0.120), and 32×" in both
+    half = said(frechet=wide, frechet_random=around(0.05, 0.1))
+    assert (
+        "better in frechet_random, random-conv, not distinguishable in frechet, domain-cnn from "
+        "the teacher at 32 steps"
+    ) in half
+    smaller, sure = around(0.25, 0.1, -0.9, 0.1, 0.8), said(frechet=around(0.25, 0.1))
+    assert "32 steps (0.260" in said(frechet=smaller).partition("as fast")[2]
+    assert "better than the teacher at 32" not in said(frechet=smaller) + sure
+
+
+def test_headline_calls_the_best_only_what_is_surely_ahead():
+    other = scored(replace(ROWS[5], source="runs/b"), frechet=around(0.41, 0.1, -0.5, 0, 0.5))
+    said = headline([*ROWS, other], SUITE)
+    assert said.startswith("In 1 step runs/b, ahead but not surely, scores 0.410, 0.200")
+    photos = replace(ROWS[5], source="photos", steps=0, nfe=0, seconds=None)
+    said = headline([photos, scored(photos, frechet=0.1)], SUITE)
+    assert said.startswith("As a folder of images photos scores 0.100, 0.200 (domain-cnn, ")
+    slow = scored(replace(ROWS[5], source="a", steps=4), frechet=0.3)
+    assert headline([photos, ROWS[5], slow], SUITE).startswith("In 4 steps the best, a, scores")
+
+
+def test_headline_leaves_out_rows_that_lack_what_others_have():
+    unasked = scored(replace(ROWS[5], source="b"), "frechet", "frechet_random")
+    assert headline([*ROWS, unasked], SUITE) == headline(ROWS, SUITE)
+    half = [scored(r, "frechet") if r.model == "real" else r for r in ROWS]
+    assert headline(half, SUITE) == headline(ROWS, SUITE)
 
 
 def test_headline_compares_by_what_the_suite_says_and_in_its_direction():
@@ -348,8 +406,10 @@ def test_headline_compares_by_what_the_suite_says_and_in_its_direction():
     rows = [scored(r, recall=0.5) if r.model == "student" else r for r in rows]
     better = scored(replace(ROWS[5], source="runs/b"), recall=0.6)
     said = headline([*rows, better], recall)
-    assert said.startswith("In 1 step the best, runs/b, scores 0.600 (random-conv): no worse than ")
-    assert "no worse than the teacher at 4 steps (0.400)" in said
+    assert said.startswith(
+        "In 1 step the best, runs/b, scores 0.600 (recall, random-conv): better than"
+    )
+    assert "better than the teacher at 4 steps (0.400)" in said
     three = replace(SUITE, headline=("recall", "frechet", "accuracy"))
     assert "not in all scores as good as the teacher at 1 step" in headline(
         [scored(r, accuracy=0.1) if r.model == "student" else r for r in ROWS], three
@@ -396,6 +456,67 @@ def test_mosaic_holds_the_pixels_of_every_image():
     assert opened(mosaic(colour, 1)).getpixel((3, 3)) == (255, 0, 128, 255)
     with pytest.raises(ValueError, match="1 or 3"):
         mosaic(torch.zeros(1, 2, 4, 4), 1)
+
+
+def test_a_large_image_is_a_thumbnail_and_lies_beside_the_page_as_it_is(tmp_path: Path):
+    """Whatever it is called; a page that is written again leaves nothing of the last one."""
+    name = f"../../{EVIL}"
+    spots = torch.rand(6, 3, 4, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    big = interpolate(spots, (130, 97), mode="bilinear").unflatten(0, (2, 3))
+    report = replace(
+        BARE,
+        grids=[ImageGrid(name, big, [name, "b"])],
+        within=[Within(name, {name: big[0, :2]})],
+        pairs=[Pairs(name, name, 20, [Pair(big[0, 0], big[1, 2], 0.1, name)], [])],
+        worst=[Outliers(name, 20, "space", 1.0, [Outlier(big[0, 1], big[0, 2], 1.0, 1, 1, 0.5)])],
+    )
+    page = page_of(report, tmp_path)
+    links = [link for link in page.links if not link.startswith("data:")]
+    assert len(links) == page.count("a") == 6 + 2 + 2 + 2
+    folder, names = zip(*(link.split("/") for link in links))
+    assert set(folder) == {FOLDER} and all(map(NAME.fullmatch, names))
+    assert {file.name for file in (tmp_path / FOLDER).iterdir()} == set(names)
+    assert len(set(names)) == 6
+    kept = Image.open(tmp_path / links[0])
+    wanted = ((big[0, 0] + 1) * 127.5).round().to(torch.uint8)
+    assert kept.format == "PNG" and torch.equal(pil_to_tensor(kept), wanted)
+    thumbs = [opened(link) for link in page.links if link.startswith("data:image/webp")]
+    assert len(thumbs) == 12 + 2 and {t.size for t in thumbs[2:]} == {(84, 112)}
+    one = torch.stack([pil_to_tensor(t.convert("RGB")) for t in thumbs[2:3]]).float()
+    small = interpolate(wanted[None].float(), (112, 84), mode="area")
+    assert (one - small).abs().mean() < 4  # WebP loses some
+    (tmp_path / FOLDER / "mine.png").touch()
+    page_of(BARE, tmp_path)
+    assert [file.name for file in (tmp_path / FOLDER).iterdir()] == ["mine.png"]
+
+
+def test_a_category_has_a_table_of_its_own(tmp_path: Path):
+    apart = [replace_table(metric) for metric in SUITE.metrics]
+    report = replace(BARE, suite=replace(SUITE, metrics=tuple(apart)))
+    page = page_of(report, tmp_path)
+    assert page.count("table") == 3 and f"{EVIL} by class" in page.text
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    _, _, own = markdown.partition("## ")
+    assert own.splitlines()[2] == "| model | precision | recall |"
+    assert "precision" not in markdown.partition("## ")[0] and own.count("| student ") == 2
+    assert (tmp_path / "table.tex").read_text().count(r"\begin{tabular}") == 2
+
+
+def replace_table(metric: Metric) -> Metric:
+    found = copy(metric)
+    found.table = f"{EVIL} by class" if metric.name in ("precision", "recall") else ""
+    return found
+
+
+def test_what_is_missing_is_said_in_plain_words(tmp_path: Path):
+    suite = replace(SUITE, skipped={"fid-tf": "needs <weights> of 95 MB"})
+    failed, unasked = {"bad": "bad: its call fails: <oops>"}, {"ddpm": "it takes no labels"}
+    page = page_of(replace(BARE, suite=suite, failed=failed, unasked=unasked), tmp_path)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert page.headings[0] == "Not scored" and "Not measured" in page.headings
+    for words in ("needs <weights> of 95 MB", "its call fails: <oops>", "it takes no labels. Not"):
+        assert words in page.text and words.replace("<", "&lt;") in markdown
+    assert "of it: accuracy, diversity" in page.text
 
 
 def test_pictures_differ_by_theme_space_cost_and_content():

@@ -19,10 +19,11 @@ from torch import Tensor
 from stepdistill.data.sources import digits
 from stepdistill.evaluation.evaluate import Sampled, evaluate
 from stepdistill.evaluation.reference import Kind
+from stepdistill.evaluation.report.names import short
 from stepdistill.evaluation.report.outliers import outliers
 from stepdistill.evaluation.report.report import write_report
 from stepdistill.jobs.distill import Clock, report, stage_spans
-from stepdistill.jobs.report_images import outliers_of, same_noise, strips
+from stepdistill.jobs.report_images import outliers_of, pairs_of, same_noise, strips, within
 from stepdistill.jobs.samplers import of_run
 from stepdistill.jobs.suites import load
 from stepdistill.runs.config import Evaluation, read, text_of
@@ -176,6 +177,57 @@ def test_every_source_shows_the_worst_of_its_fewest_steps():
     ]
 
 
+def shaded(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Grey images, darker from one to the next."""
+    return torch.linspace(-0.5, 0.5, len(noise)).view(-1, 1, 1, 1).expand(noise.shape)
+
+
+def test_the_nearest_to_the_teacher_and_the_farthest_are_shown_from_the_same_noise():
+    teacher = Sampled("teacher", 8, 8, 1, digits.EVENT, shaded, "")
+    coarse = replace(teacher, steps=1, sample=lambda noise, *given: 0 * noise - 1)
+
+    def drifting(noise: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        amount = torch.linspace(0, 0.4, len(noise)).view(-1, 1, 1, 1)
+        return shaded(noise, labels, generator) + amount * (-1.0) ** labels.view(-1, 1, 1, 1)
+
+    other = replace(student(drifting, source="b"), kind=Kind(digits.EVENT))  # takes no labels
+    (found,) = pairs_of(
+        [coarse, teacher, student(drifting, 2), student(drifting), other], SUITE, 41, 0
+    )
+    assert (found.student, found.teacher, found.n) == ("student, 1 step", "teacher, 8 steps", 41)
+    assert [round(100 * pair.distance) for pair in found.best] == [0, 1, 2, 3, 4, 5]
+    assert [round(100 * pair.distance) for pair in found.worst] == [40, 39, 38, 37, 36, 35]
+    last = found.worst[0]
+    assert torch.equal(last.teacher, torch.full(digits.EVENT, 0.5)) and last.asked[:6] == "label "
+    odd = int(last.asked[6:]) % 2
+    assert torch.allclose(last.student, last.teacher + (-0.4 if odd else 0.4))
+    assert pairs_of([student(drifting)], SUITE, 41, 0) == []
+
+
+def test_several_images_of_one_label_are_shown_side_by_side():
+    """Those of the teacher at most steps first; none of a model that takes no labels."""
+
+    def told(noise: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return noise.clamp(-0.05, 0.05) + labels.view(-1, 1, 1, 1) / 10
+
+    teachers = [Sampled("teacher", steps, steps, 1, digits.EVENT, told, "") for steps in (1, 8)]
+    free = replace(student(told, source="free"), kind=Kind(digits.EVENT))
+    found = within([*teachers, student(told, source="a"), free], SUITE, seed=0, n=40)
+    assert [one.asked for one in found] == ["label 0", "label 1", "label 2"]
+    for label, one in enumerate(found):
+        assert list(one.images) == ["teacher, 8 steps", "student, 1 step · a"]
+        first, second = one.images.values()
+        assert torch.equal(first, second) and len(first.unique(dim=0)) == len(first) == 4
+        assert (first.mean() - label / 10).abs() < 0.05
+    assert within([student(told)], FREE, seed=0, n=40) == []
+
+
+def test_a_folder_is_called_by_as_much_of_its_path_as_tells_it_apart():
+    paths = ["/a/x/student", "/a/y/student", "runs/demo", "demo", "../demo-1"]
+    assert list(short(paths).values()) == ["x/student", "y/student", "runs/demo", "demo", "demo-1"]
+    assert short(["/only/one"]) == {"/only/one": "one"} and short(["a", "a"]) == {"a": "a"}
+
+
 def test_a_run_tells_everything_about_itself(trained: TrainedRun):
     (stage,) = trained.run.stages
     longer = replace(stage, training=replace(stage.training, updates=7))
@@ -195,6 +247,8 @@ def test_a_run_tells_everything_about_itself(trained: TrainedRun):
         "Same noise, same label",
         "Results",
         "Quality against cost",
+        "Asked again and again",
+        "Beside the teacher",
         "Step by step",
         "Worst samples",
         "Training curves",

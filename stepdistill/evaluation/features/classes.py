@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...files import save_whole
 from ...resources import cache_folder
 from ..classifier import BATCH, TRAIN_SHARE, Classifier, accuracy, convolution, fit, split
+from ..gallery import Gallery, Images
 from .space import FeatureSpace, Real
 
 FEATURES, STEPS, SEED, RECIPE = 64, 900, 0, 1
@@ -44,13 +45,13 @@ class ClassesSpace(FeatureSpace):
         return FeatureSpace("classes", net.body, about)
 
 
-def classifier(images: Tensor, labels: Tensor) -> tuple[Classifier, float]:
+def classifier(images: Images, labels: Tensor) -> tuple[Classifier, float]:
     """The classifier of images (m, c, h, w) and labels (m,), frozen, and its held-out accuracy.
 
     Taken from the cache if it is there."""
     digest = hashlib.sha256(f"{RECIPE}{tuple(images.shape)}".encode())
-    for tensor in (images, labels):
-        digest.update(tensor.contiguous().numpy().tobytes())
+    digest.update(images.digest.encode() if isinstance(images, Gallery) else content(images))
+    digest.update(content(labels))
     folder = cache_folder()
     file = folder and folder / f"classes-{digest.hexdigest()[:32]}.safetensors"
     net = new(images.shape[1], int(labels.max()) + 1)
@@ -61,11 +62,16 @@ def classifier(images: Tensor, labels: Tensor) -> tuple[Classifier, float]:
     epochs = -(-STEPS // max(1, int(TRAIN_SHARE * len(images)) // BATCH))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        fit(net, images[train], labels[train], epochs)
-    right = accuracy(net, images[held_out], labels[held_out])
+        fit(net, images, labels, train, epochs)
+    right = accuracy(net, images, labels, held_out)
     if file:
         keep(net, right, file)
     return net, right
+
+
+def content(tensor: Tensor) -> bytes:
+    """All its numbers."""
+    return tensor.contiguous().numpy().tobytes()
 
 
 def new(channels: int, classes: int) -> Classifier:

@@ -89,8 +89,8 @@ def train_domain_cnn(seed: int, epochs: int = EPOCHS) -> tuple[DigitsCNN, float]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = DigitsCNN()
-        fit(net, images[train], labels[train], epochs)
-    return net, accuracy(net, images[held_out], labels[held_out])
+        fit(net, images, labels, train, epochs)
+    return net, accuracy(net, images, labels, held_out)
 
 
 def recipe(seed: int, held_out_accuracy: float) -> dict[str, str]:

@@ -8,6 +8,7 @@ name of one of several models; few spaces take one.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -15,7 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-BATCH = 500
+from ..gallery import Images, at_once
+
+BATCH, VALUES = 500, 3 * 2**19  # images, and pixel values, that a network sees at a time
 
 
 class Real(Protocol):
@@ -23,7 +26,7 @@ class Real(Protocol):
     (m, c, h, w) in [−1, 1] with their labels (m,), where there are any."""
 
     size: tuple[int, ...]
-    images: Tensor | None
+    images: Images | None
     labels: Tensor | None
 
 
@@ -32,8 +35,8 @@ class FeatureSpace:
     """A frozen network (b, c, h, w) → (b, d) under a name; `identity` adds its weights' hash.
 
     about: what it is, for the reader of a table. how: what else decides on its numbers, such as a
-    resize and versions of libraries. batch: images at a time, BATCH unless said. head: features
-    (b, d) → logits (b, classes), where it has classes."""
+    resize and versions of libraries. batch: images at a time, unless said at most BATCH and VALUES.
+    head: features (b, d) → logits (b, classes), where it has classes."""
 
     name: str
     network: nn.Module
@@ -62,6 +65,10 @@ class FeatureSpace:
         short = f"{self.name}@{weights_hash(self.network)[:12]}"
         return f"{short} ({self.how})" if self.how else short
 
+    def at_once(self, size: Sequence[int]) -> int:
+        """How many images of this size (c, h, w) the network sees at a time."""
+        return self.batch or at_once(size, BATCH, VALUES)
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Features (n, d) float32 of images (n, c, h, w) in [−1, 1].
@@ -70,7 +77,7 @@ class FeatureSpace:
         """
         if images.ndim != 4 or not images.isfinite().all() or images.abs().max() > 1 + 1e-4:
             raise ValueError(f"{self.name}: expected finite images (n, c, h, w) in [-1, 1]")
-        device, parts = self._device(images), images.float().split(self.batch or BATCH)
+        device, parts = self._device(images), images.float().split(self.at_once(images.shape[1:]))
         return torch.cat([self.network(part.to(device)).to(images.device) for part in parts])
 
     @torch.no_grad()

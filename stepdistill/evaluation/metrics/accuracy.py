@@ -19,6 +19,7 @@ class Accuracy(OfImages):
     lower_is_better = False
     decimals = 3
     least, most = 0.0, 1.0
+    needs_asked = True
 
     def open(self, reference: Reference) -> None:
         if reference.reader is None:

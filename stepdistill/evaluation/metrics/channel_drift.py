@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..averaged import CHUNK
+from ..gallery import at_once
 from ..metric import Made, Metric
 from ..reference import Reference
 
@@ -37,7 +37,8 @@ class ChannelDrift(Metric):
     def open(self, reference: Reference) -> None:
         self.real = None
         if reference.images is not None:
-            self.real = moments([sums(part) for part in reference.images.split(CHUNK)])
+            parts = reference.images.split(at_once(reference.size))
+            self.real = moments([sums(part) for part in parts])
 
     def reset(self) -> None:
         self.seen, self.theirs = [], []

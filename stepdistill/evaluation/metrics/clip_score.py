@@ -25,6 +25,7 @@ class ClipScore(Metric):
     about = "the mean cosine of an image and its prompt in CLIP's space."
     lower_is_better = False
     decimals = 4
+    needs_asked = True
     model: str = "ViT-L/14"
     prefix: str = ""
     clip: CLIP = field(init=False, repr=False)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ...schema import Positive
+from ..kept import CHUNK, OnDisk
 from ..metric import Made, Metric
 from ..reference import Reference
 
-SCALE, CHUNK = 1000.0, 1000
+SCALE = 1000.0
 
 
 @dataclass
@@ -33,33 +34,35 @@ class CMMD(Metric):
     sigma: Positive = 10.0
     real: Tensor = field(init=False, repr=False)
     within: float = field(init=False, repr=False)
-    made: list[Tensor] = field(init=False, repr=False)
+    made: OnDisk = field(init=False, repr=False)
 
     def open(self, reference: Reference) -> None:
         self.real = reference.features(self.space)
         self.within = mean_kernel(self.real, self.real, self.sigma)
 
     def reset(self) -> None:
-        self.made = []
+        self.made = OnDisk()
 
     def update(self, made: Made) -> None:
-        self.made.append(made.features(self.space))
+        self.made.add(made.features(self.space))
 
     def merge(self, other: CMMD) -> None:
-        self.made += other.made
+        self.made.merge(other.made)
 
     def compute(self) -> list[float]:
-        made = torch.cat(self.made)
-        apart = mean_kernel(made, self.real, self.sigma)
-        return [SCALE * (mean_kernel(made, made, self.sigma) + self.within - 2 * apart)]
+        among = mean_kernel(self.made, self.made, self.sigma)
+        apart = mean_kernel(self.made, self.real, self.sigma)
+        return [SCALE * (among + self.within - 2 * apart)]
 
 
-def mean_kernel(x: Tensor, y: Tensor, sigma: float = 10.0, chunk: int = CHUNK) -> float:
+def mean_kernel(
+    x: Tensor | OnDisk, y: Tensor | OnDisk, sigma: float = 10.0, chunk: int = CHUNK
+) -> float:
     """The mean of k over all pairs of x (n, d) and y (m, d), `chunk` rows at a time."""
-    y = y.double()
-    total = sum(float(_kernel(part.double(), y, sigma).sum()) for part in x.split(chunk))
+    total = sum(_total(p, q, sigma) for p in x.split(chunk) for q in y.split(chunk))
     return total / (len(x) * len(y))
 
 
-def _kernel(x: Tensor, y: Tensor, sigma: float) -> Tensor:
-    return torch.cdist(x, y).square().div(-2 * sigma**2).exp()
+def _total(x: Tensor, y: Tensor, sigma: float) -> float:
+    squares = torch.cdist(x.double(), y.double()).square()
+    return float(squares.div(-2 * sigma**2).exp().sum())

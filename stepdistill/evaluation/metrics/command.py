@@ -31,12 +31,14 @@ WORDS = 200  # of a program's last words
 @dataclass
 class Command(Metric):
     """command: the program and its arguments.  limit: seconds for a block's images.  larger:
-    whether a larger number is better."""
+    whether a larger number is better.  needs_asked: whether it says nothing of images without a
+    prompt or label."""
 
     about = "the mean of what a program of your own says of the images."
     command: tuple[str, ...] = ()
     limit: Positive = 3600.0
     larger: bool = True
+    needs_asked: bool = False
     folder: TemporaryDirectory = field(init=False, repr=False)
     rows: list[dict[str, Any]] = field(init=False, repr=False)
     others: list[Command] = field(init=False, repr=False)  # merged, whose images go with them

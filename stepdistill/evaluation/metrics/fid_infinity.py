@@ -38,8 +38,7 @@ class FIDInfinity(OfFeatures):
     real: Moments = field(init=False, repr=False)
 
     def open(self, reference: Reference) -> None:
-        identity = reference.space(self.space).identity
-        self.real = Moments.of(reference.features(self.space), identity)
+        self.real = reference.moments(self.space)
 
     def reset(self) -> None:
         self.kept = Kept(self.keep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..intervals import interval
+from ..intervals import around, interval
 from ..metric import Blocks, Made, Metric
 from ..moments import Moments, frechet_distance
 from ..reference import Reference
@@ -25,8 +25,7 @@ class Frechet(Metric):
     made: Moments = field(init=False, repr=False)
 
     def open(self, reference: Reference) -> None:
-        identity = reference.space(self.space).identity
-        self.real = Moments.of(reference.features(self.space), identity)
+        self.real = reference.moments(self.space)
 
     def reset(self) -> None:
         self.made = Moments.empty(self.real.space, len(self.real.mean))
@@ -42,5 +41,7 @@ class Frechet(Metric):
 
     def score(self, blocks: Blocks, best: Blocks | None) -> Score:
         values = [value for block in blocks for value in block]
+        if len(values) < 2:
+            return around(values[0], values)
         mean, low, high = interval(values)
         return Score(mean, max(self.least, low), high, blocks=tuple(values))

@@ -15,8 +15,10 @@ from typing import Annotated
 import numpy as np
 import torch
 from torch import Tensor
+from torch.special import entr
 
 from ...schema import Range
+from ..kept import CHUNK, OnDisk
 from ..metric import Made, Metric
 from ..reference import Reference
 
@@ -35,7 +37,7 @@ class InceptionScore(Metric):
     space: str = "inception-tf"
     splits: Annotated[int, Range(1, 1000)] = 10
     classes: Reference = field(init=False, repr=False)
-    logits: list[Tensor] = field(init=False, repr=False)
+    logits: OnDisk = field(init=False, repr=False)
 
     def open(self, reference: Reference) -> None:
         self.classes = reference
@@ -43,29 +45,41 @@ class InceptionScore(Metric):
             raise ValueError(f"the space {self.space} tells no classes apart")
 
     def reset(self) -> None:
-        self.logits = []
+        self.logits = OnDisk()
 
     def update(self, made: Made) -> None:
         space = self.classes.space(self.space)
-        self.logits.append(space.logits(made.features(self.space)))
+        self.logits.add(space.logits(made.features(self.space)))
 
     def merge(self, other: InceptionScore) -> None:
-        self.logits += other.logits
+        self.logits.merge(other.logits)
 
     def compute(self) -> list[float]:
-        return inception_scores(torch.cat(self.logits), self.splits)
+        return inception_scores(self.logits, self.splits)
 
 
-def inception_scores(logits: Tensor, splits: int = 1) -> list[float]:
-    """The score of each split of logits (n, classes), at most as many as there are images."""
-    n = len(logits)
+def inception_scores(logits: Tensor | OnDisk, splits: int = 1) -> list[float]:
+    """The score of each split of logits (n, classes), at most as many as there are images.
+
+    KL of a split is mean Σ p log p − Σ p̄ log p̄, whose sums are taken chunk by chunk."""
+    own = split_of(len(logits), splits)
+    counts = own.bincount().double()
+    sharp, mean = torch.zeros(len(counts), dtype=torch.float64), None
+    for part, rows in zip(logits.split(CHUNK), own.split(CHUNK)):
+        p = part.double().softmax(1)
+        mean = p.new_zeros(len(counts), p.shape[1]) if mean is None else mean
+        mean.index_add_(0, rows, p)
+        sharp.index_add_(0, rows, -entr(p).sum(1))
+    if mean is None:
+        return []
+    scores = sharp / counts + entr(mean / counts[:, None]).sum(1)
+    return scores[counts > 0].exp().tolist()
+
+
+def split_of(n: int, splits: int) -> Tensor:
+    """Which split (n,) each image is in."""
     order = np.random.RandomState(SEED).permutation(n)  # as torch-fidelity draws it
-    log_p = logits[torch.from_numpy(order)].double().log_softmax(1)
-    ends = [i * n // splits for i in range(splits + 1)]
-    parts = [log_p[start:end] for start, end in zip(ends, ends[1:]) if end > start]
-    return [_score(part) for part in parts]
-
-
-def _score(log_p: Tensor) -> float:
-    p = log_p.exp()
-    return float((p * (log_p - p.mean(0).log())).nan_to_num(0).sum(1).mean().exp())
+    found = torch.empty(n, dtype=torch.long)
+    for number in range(splits):
+        found[order[number * n // splits : (number + 1) * n // splits]] = number
+    return found

@@ -7,14 +7,13 @@ with their details vanishes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor
-from torchvision.transforms.functional import center_crop
+from torch import nn
+from torchvision.transforms import CenterCrop
 
 from ...schema import Count
-from ..averaged import CHUNK
+from ..features.space import FeatureSpace
 from ..metric import Made, Metric
 from ..moments import Moments, frechet_distance
 from ..reference import Reference
@@ -31,28 +30,26 @@ class PatchFrechet(Metric):
     least = 0.0
     crop: Count = 299
     space: str = "random-conv"
+    middles: FeatureSpace = field(init=False, repr=False)
     real: Moments = field(init=False, repr=False)
     made: Moments = field(init=False, repr=False)
 
     def open(self, reference: Reference) -> None:
         if min(reference.size[1:]) < self.crop:
             raise ValueError(f"a crop of {self.crop} pixels exceeds images {reference.size[1:]}")
-        if reference.images is None:
-            raise ValueError("there are no real images to compare with")
-        parts = [self._features(part, reference) for part in reference.images.split(CHUNK)]
-        self.real = Moments.of(torch.cat(parts), reference.space(self.space).identity)
+        whole, crop = reference.space(self.space), CenterCrop(self.crop)
+        name = f"{whole.name}, middle {self.crop}"
+        self.middles = replace(whole, name=name, network=nn.Sequential(crop, whole.network))
+        self.real = reference.summary(self.middles).moments
 
     def reset(self) -> None:
         self.made = Moments.empty(self.real.space, len(self.real.mean))
 
     def update(self, made: Made) -> None:
-        self.made = self.made.update(self._features(made.images, made.reference))
+        self.made = self.made.update(self.middles(made.images))
 
     def merge(self, other: PatchFrechet) -> None:
         self.made = self.made.merge(other.made)
 
     def compute(self) -> list[float]:
         return [frechet_distance(self.real, self.made)]
-
-    def _features(self, images: Tensor, reference: Reference) -> Tensor:
-        return reference.space(self.space)(center_crop(images, [self.crop, self.crop]))

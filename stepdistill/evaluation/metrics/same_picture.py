@@ -35,6 +35,7 @@ class SamePicture(Metric):
     )
     decimals = 4
     least, most = 0.0, 1.0
+    needs_asked = True
     near: Annotated[float, Range(0, 2, above=True)] = 0.05
     kept: Kept = field(init=False, repr=False)
 

@@ -22,11 +22,13 @@ from ..reference import Reference
 
 @dataclass
 class Scorer(OfImages):
-    """module: whose `score` is called. larger: whether a larger number is better."""
+    """module: whose `score` is called. larger: whether a larger number is better. needs_asked:
+    whether it says nothing of images without a prompt or label."""
 
     about = "the mean of what a scorer of your own says of the images."
     module: str = ""
     larger: bool = True
+    needs_asked: bool = False
 
     def open(self, reference: Reference) -> None:
         try:

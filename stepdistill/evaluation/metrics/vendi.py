@@ -26,6 +26,10 @@ class Vendi(SpreadOfFeatures):
     per_class: bool = False
 
     @property
+    def needs_asked(self) -> bool:
+        return self.per_class
+
+    @property
     def what(self) -> str:
         """It is, in the words of `about`."""
         where = "of one prompt or class, on average" if self.per_class else "of all"

@@ -1,40 +1,27 @@
-"""Pictures of the report as PNG data URIs: curves in a light and a dark version, and image mosaics.
+"""Curves of the report as PNG data URIs, in a light and a dark version.
 
 Figures are drawn without pyplot, so nothing global changes and nothing needs a display.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, product, repeat
+from dataclasses import dataclass
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
-from PIL import Image
-from torch import Tensor
 
-from ...schema import printable
 from ...training.health.reference import Span, StageSpan
-from ..rows import REAL, STUDENT, TEACHER, Row
-from ..suite import Suite
+from .pictures import data_uri
 
 CurvePoint = tuple[float, float]
-ValueOf = Callable[[Row], tuple[float, float, float]]  # value, low, high
 
-SIDE = 48  # least height of an image in a mosaic, in pixels
 LOG_RANGE = 20  # a curve that spans more is drawn on a log axis
-NAME = 30  # characters of a name in a legend
-MARKERS = "Ds^v"  # of students, once every colour is taken
-BESIDE = 3  # students whose names have room within the axes; those of more stand below
-CROWD = 16  # students that colours and markers tell apart; more share one look and name
-LINE = 0.2  # inches a line of a legend
+NAME = 30  # characters of a name in a drawing
 # Logged for every player, and shown after its losses.
 HOUSEKEEPING = {"gradient_norm": "gradient norm", "lr": "learning rate"}
 
@@ -54,7 +41,7 @@ class Frame:
     below: float = 0.5
 
 
-QUALITY, TRAINING = Frame(4.8, 3.1, above=0.08), Frame(3.9, 2.3, above=0.25)
+TRAINING = Frame(3.9, 2.3, above=0.25)
 
 
 @dataclass(frozen=True)
@@ -106,18 +93,6 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Series:
-    """Scores of one sampler against what they cost, with intervals; sorted by cost."""
-
-    model: str
-    name: str
-    cost: list[float]
-    value: list[float]
-    low: list[float]
-    high: list[float]
-
-
-@dataclass(frozen=True)
 class Curve:
     """One logged number over all updates of a run, and where its stages end.
 
@@ -128,20 +103,6 @@ class Curve:
     stages: Sequence[StageSpan]
     player: int
     band: Sequence[Span] = ()
-
-
-def quality_panels(rows: Sequence[Row], suite: Suite) -> list[Panel]:
-    """The headline's scores against NFE and against time, one picture each. Empty where nothing was
-    made."""
-    made = [row for row in rows if row.model != REAL]
-    timed = [row for row in rows if row.seconds or row.model == REAL]
-    panels = []
-    if made:
-        panels.append(_quality(rows, suite, "network evaluations an image", lambda row: row.nfe))
-    if any(row.seconds for row in made):
-        title = "milliseconds an image"
-        panels.append(_quality(timed, suite, title, lambda row: 1e3 * (row.seconds or 0)))
-    return [panel for panel in panels if panel.pictures]
 
 
 def training_panels(
@@ -165,29 +126,9 @@ def training_panels(
             points = [(x, y) for x, y in curves[name] if abs(y) < float("inf")]
             title = HOUSEKEEPING.get(quantity, quantity)
             curve = [Curve(points, stages, place, (bands or {}).get(name, ()))]
-            pictures += [_both(title, _draw_training, curve, TRAINING)] if points else []
+            pictures += [both(title, _draw_training, curve, TRAINING)] if points else []
         panels += [Panel(player or "other", pictures)] if pictures else []
     return panels
-
-
-def mosaic(images: Tensor, columns: int) -> str:
-    """PNG data URI of images (n, c, h, w) in [−1, 1], c = 1 or 3, row by row with clear gaps."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"mosaic of shape {tuple(images.shape)}: expected (n, 1 or 3, h, w)")
-    pixels = images.nan_to_num().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    pixels = pixels.expand(-1, 3, -1, -1)
-    pixels = torch.cat([pixels, torch.full_like(pixels[:, :1], 255)], 1)
-    zoom = -(-SIDE // pixels.shape[2])
-    pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    gap = max(2, zoom // 2)
-    rows = -(-len(pixels) // columns)
-    missing = rows * columns - len(pixels)
-    padded = torch.nn.functional.pad(pixels, (0, gap, 0, gap, 0, 0, 0, missing))
-    tiles = padded.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2)
-    whole = tiles.flatten(2, 3).flatten(0, 1)[:-gap, :-gap]
-    out = io.BytesIO()
-    Image.fromarray(whole.contiguous().numpy(), "RGBA").save(out, "PNG", optimize=True)
-    return _uri(out.getvalue())
 
 
 def _player_order(player: str) -> tuple[bool, bool, str]:
@@ -198,58 +139,8 @@ def _quantity_order(named: tuple[str, str]) -> tuple[bool, str]:
     return (named[0] in HOUSEKEEPING, named[0])
 
 
-def _quality(rows: Sequence[Row], suite: Suite, title: str, cost: Callable[[Row], float]) -> Panel:
-    draw = _draw_quality(title)
-    pictures = []
-    for metric in suite.compared:
-        scored = [row for row in rows if metric.name in row.scores]
-        series = _series(scored, cost, value_of(metric.name))
-        if any(one.model != REAL for one in series):
-            pictures.append(_both(metric.title, draw, series, _roomy(series)))
-    return Panel(f"Quality against {title}", pictures)
-
-
-def value_of(metric: str) -> ValueOf:
-    """Value, low and high of the score of a metric."""
-    return lambda row: (row.value(metric), *row.scores[metric].ends)
-
-
-def _series(rows: Sequence[Row], cost: Callable[[Row], float], score: ValueOf) -> list[Series]:
-    result = []
-    for model, source in dict.fromkeys((row.model, row.source) for row in rows):
-        mine = [row for row in rows if (row.model, row.source) == (model, source)]
-        columns = zip(*sorted((cost(row), *score(row)) for row in mine), strict=True)
-        result.append(Series(model, _name(model, source), *map(list, columns)))
-    if not _crowd(result):
-        return result
-    names = chain([f"{_students(result)} students"], repeat(""))
-    return [replace(one, name=next(names)) if one.model == STUDENT else one for one in result]
-
-
-def _students(series: Sequence[Series]) -> int:
-    return sum(one.model == STUDENT for one in series)
-
-
-def _crowd(series: Sequence[Series]) -> bool:
-    return _students(series) > CROWD
-
-
-def _roomy(series: Sequence[Series]) -> Frame:
-    """The frame of a quality picture, taller where its names stand below the axes."""
-    named = sum(bool(one.name) for one in series)
-    names = LINE * -(-named // 2) if _students(series) > BESIDE else 0
-    return replace(QUALITY, height=QUALITY.height + names, below=QUALITY.below + names)
-
-
-def _name(model: str, source: str) -> str:
-    """A legend's entry; of a long source the end, which tells runs apart."""
-    if model != STUDENT or not source:
-        return "real images at this n" if model == REAL else model
-    name = printable(f"{model} {source}")
-    return name if len(name) <= NAME else f"{model} …{source[len(model) + 2 - NAME :]}"
-
-
-def _both(title: str, draw: Drawing, data: list, frame: Frame) -> Picture:
+def both(title: str, draw: Drawing, data: list, frame: Frame) -> Picture:
+    """A drawing for light and for dark pages."""
     return Picture(title, _render(draw, data, LIGHT, frame), _render(draw, data, DARK, frame))
 
 
@@ -268,51 +159,7 @@ def _render(draw: Drawing, data: list, theme: Theme, frame: Frame) -> str:
     draw(axes, data, theme)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=170, transparent=True)
-    return _uri(out.getvalue())
-
-
-def _draw_quality(xlabel: str) -> Drawing:
-    def draw(axes: Axes, series: list[Series], theme: Theme) -> None:
-        looks = product(MARKERS, theme.students)
-        if _crowd(series):
-            looks = repeat((".", theme.students[0]))
-        for one in series:
-            look = next(looks) if one.model == STUDENT else ("D", theme.untrained)
-            _draw_series(axes, one, theme, look)
-        ticks = sorted({cost for one in series if one.model != REAL for cost in one.cost})
-        axes.set_xscale("log")
-        axes.set_xticks(_apart(ticks), [_tick(tick) for tick in _apart(ticks)])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel(xlabel, color=theme.ink, fontsize=10)
-        if all(value > 0 for one in series for value in one.value):
-            _log_y(axes)
-        place = {"loc": "best"}
-        if _students(series) > BESIDE:
-            place = {"loc": "lower left", "bbox_to_anchor": (0, 0), "ncols": 2}
-            place["bbox_transform"] = axes.figure.transFigure
-        style = {"fontsize": 9, "frameon": False, "labelcolor": theme.ink, "handlelength": 1.6}
-        legend = axes.legend(**place, **style)
-        legend.set_zorder(5)
-        _as_written(legend.get_texts())
-
-    return draw
-
-
-def _draw_series(axes: Axes, one: Series, theme: Theme, look: tuple[str, str]) -> None:
-    """look: marker and colour of what is neither the teacher nor real."""
-    if one.model == REAL:
-        line = axes.axhline(one.value[0], color=theme.real, linestyle=(0, (4, 3)))
-        line.set_label(one.name)
-    elif one.model == TEACHER:
-        axes.fill_between(one.cost, one.low, one.high, color=theme.teacher, alpha=0.22, linewidth=0)
-        axes.plot(one.cost, one.value, "o-", color=theme.teacher, markersize=4, label=one.name)
-    else:
-        below = [max(0.0, v - low) for v, low in zip(one.value, one.low, strict=True)]
-        above = [max(0.0, high - v) for v, high in zip(one.value, one.high, strict=True)]
-        marker, color = look
-        style = {"fmt": f"{marker}:", "markersize": 6, "capsize": 3, "linewidth": 1.2, "zorder": 4}
-        style |= {"color": color, "label": one.name or None}
-        axes.errorbar(one.cost, one.value, (below, above), **style)
+    return data_uri(out.getvalue())
 
 
 def _draw_training(axes: Axes, curves: list[Curve], theme: Theme) -> None:
@@ -329,7 +176,7 @@ def _draw_training(axes: Axes, curves: list[Curve], theme: Theme) -> None:
     ends = [0, *(stage.end for stage in curve.stages)]
     axes.set_xlim(0, max(*ends, *x, 1))
     if min(y) > 0 and max(y) > LOG_RANGE * min(y):
-        _log_y(axes)
+        log_y(axes)
     if len(curve.stages) < 2:
         return
     for name, start, _ in curve.stages:
@@ -338,20 +185,21 @@ def _draw_training(axes: Axes, curves: list[Curve], theme: Theme) -> None:
         place = {"xy": (start, 1), "xycoords": axes.get_xaxis_transform()}
         offset = {"xytext": (4, 2), "textcoords": "offset points"}
         text = axes.annotate(_short(name), **place, **offset, color=theme.ink, fontsize=8.5)
-        _as_written([text])
+        as_written([text])
 
 
 def _short(name: str) -> str:
     return name if len(name) <= NAME // 2 else name[: NAME // 2 - 1] + "…"
 
 
-def _as_written(texts: Sequence[Text]) -> None:
+def as_written(texts: Sequence[Text]) -> None:
     """Names are anyone's: a dollar sign in them starts no formula."""
     for text in texts:
         text.set_parse_math(False)
 
 
-def _log_y(axes: Axes) -> None:
+def log_y(axes: Axes) -> None:
+    """A log axis with labels that people read."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     subs = (1, 2, 5) if high < 100 * low else (1, 3) if high < 1e4 * low else (1,)
@@ -359,20 +207,3 @@ def _log_y(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _apart(ticks: list[float]) -> list[float]:
-    """Those ticks whose labels do not touch on a log axis."""
-    kept: list[float] = []
-    for tick in ticks:
-        if not kept or tick >= 1.4 * kept[-1]:
-            kept.append(tick)
-    return kept
-
-
-def _tick(value: float) -> str:
-    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ...schema import printable
 from ..rows import Row
 from ..suite import Suite
-from .table import columns_of
+from .costs import cost_tables
+from .table import Table, tables_of
 
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -24,8 +25,15 @@ SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 def latex(rows: Sequence[Row], suite: Suite) -> str:
-    """A tabular of rows and columns of the report's table."""
-    columns = columns_of(rows, suite)
+    """A tabular for each of the report's tables."""
+    return "\n".join(
+        tabular(rows, table) for table in [*tables_of(rows, suite), *cost_tables(rows)]
+    )
+
+
+def tabular(rows: Sequence[Row], table: Table) -> str:
+    """Rows and columns of a table; its title is a comment."""
+    columns = table.columns
     lines = [" & ".join(escaped(column.name) for column in columns)]
     lines += [
         " & ".join(cell(column.text(row), column.small(row)) for column in columns) for row in rows
@@ -33,7 +41,8 @@ def latex(rows: Sequence[Row], suite: Suite) -> str:
     head, *body = (line + r" \\" for line in lines)
     shape = "l" + "r" * (len(columns) - 1)
     inside = "\n".join([r"\toprule", head, r"\midrule", *body, r"\bottomrule"])
-    return f"\\begin{{tabular}}{{{shape}}}\n{inside}\n\\end{{tabular}}\n"
+    title = f"% {escaped(' '.join(table.title.split()))}\n" if table.title else ""
+    return f"{title}\\begin{{tabular}}{{{shape}}}\n{inside}\n\\end{{tabular}}\n"
 
 
 def cell(text: str, small: str) -> str:

@@ -83,10 +83,11 @@ def _worst(made: Made, suite: Suite, count: int) -> list[Outlier]:
         wanted = read if labels is None else labels
         confidence = confidences.gather(1, wanted[:, None])[:, 0]
     badness = distances if labels is None or confidence is None else -confidence
+    places = suite.reference.places
     return [
         Outlier(
             image=made.images[i].clone(),
-            nearest=suite.reference.images[nearest[i]],
+            nearest=suite.reference.images[int(places[nearest[i]])],
             distance=float(distances[i]),
             read=None if read is None else int(read[i]),
             label=None if labels is None else int(labels[i]),

@@ -1,8 +1,9 @@
 """The result of an evaluation: results.json, report.md, table.tex, a self-contained report.html.
 
 The page carries its styles, its one script and its pictures inside and asks no server for anything;
-its content security policy admits exactly that style and that script, by their hashes. Everything
-that is put into the page is escaped.
+its content security policy admits exactly that style and that script, by their hashes. Of large
+images it holds thumbnails, with links to the full ones beside it. Everything that is put into the
+page is escaped.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import base64
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from jinja2 import Environment, StrictUndefined
@@ -24,15 +26,22 @@ from ...files import read_text, write_whole
 from ...schema import ConfigError, printable
 from ...training.health.monitor import Record, Signal
 from ...training.health.reference import Span, StageSpan
+from ..protocol import require_one
 from ..rows import Row, read, written
 from ..suite import Suite
-from .figures import CurvePoint, mosaic, quality_panels, training_panels
+from .costs import cost_notes, cost_tables
+from .figures import CurvePoint, training_panels
+from .headline import headline
 from .latex import latex
 from .outliers import Outlier, Outliers
-from .table import columns_of, headline, in_markdown, notes_of
+from .pairs import Pair, Pairs
+from .pictures import FOLDER, SLIDE, Album, Strip, clipped, mosaic
+from .quality import quality_panels
+from .table import Table, in_markdown, notes_of, tables_of
 
 HERE = files("stepdistill.evaluation.report")
-ACROSS, STRIP = 5, 10  # images in a row under the slider, and in a row of the static grid
+ACROSS, STRIP = 5, 10  # images in a row under the slider, and of the static grid
+WORDS, FEW_WORDS = 300, 100  # characters of a prompt that are shown, and below a picture
 HEALTH = ("last value", "allowed", "usual on digits", "verdict")
 
 
@@ -40,13 +49,23 @@ HEALTH = ("last value", "allowed", "usual on digits", "verdict")
 class ImageGrid:
     """Images (rows, cols, c, h, w) in [−1, 1]; a column shares its noise, a row its sampler.
 
-    pair: the rows between which the slider starts, left and right.
+    pair: the rows between which the slider starts, left and right. note: what a reader must know of
+    rows that are not alike.
     """
 
     title: str
     images: Tensor
     row_labels: list[str]
     pair: tuple[int, int] = (0, -1)
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Within:
+    """Images (n, c, h, w) of one prompt or label, those of each sampler by its label."""
+
+    asked: str
+    images: dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,46 +81,63 @@ class TrajectoryStrip:
 class Report:
     """All that a report shows; what is empty is left out.
 
-    suite: what the rows were scored by. remark: a sentence that must not be missed. curves:
-    "player: quantity" → [(update, value), …]. bands: the same → [(from update, to update, least,
-    most), …] of healthy runs. stages: in order, updates counted from the start of the run. costs,
-    provenance: name → text. config: the resolved configuration.
+    suite: what the rows were scored by. names: shorter ones of sources. remark: a sentence that
+    must not be missed. failed: sources that could not be scored, and why. unasked: those that were
+    not asked for what others were, and what instead. curves: "player: quantity" → [(update, value),
+    …]. bands: the same → [(from update, to update, least, most), …] of healthy runs. stages: in
+    order, updates counted from the start of the run. costs, provenance: name → text. protocol: of
+    every metric, see `protocol`. config: the resolved configuration.
     """
 
     title: str
     rows: Sequence[Row]
     suite: Suite
     provenance: dict[str, str]
+    names: dict[str, str] = field(default_factory=dict)
     remark: str = ""
+    failed: dict[str, str] = field(default_factory=dict)
+    unasked: dict[str, str] = field(default_factory=dict)
     costs: dict[str, str] = field(default_factory=dict)
     curves: dict[str, list[CurvePoint]] = field(default_factory=dict)
     bands: dict[str, list[Span]] = field(default_factory=dict)
     stages: Sequence[StageSpan] = ()
     grids: Sequence[ImageGrid] = ()
+    within: Sequence[Within] = ()
+    pairs: Sequence[Pairs] = ()
     films: Sequence[TrajectoryStrip] = ()
     worst: Sequence[Outliers] = ()
     health: Record = Record([], [])
     config: str = ""
+    protocol: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def named(self) -> Report:
+        """The same with sources by their shorter names."""
+        rows = [replace(row, source=self.names.get(row.source, row.source)) for row in self.rows]
+        return replace(self, rows=rows)
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write results.json, report.md, report.html and table.tex into `folder`, made if missing.
+    """Write results.json, report.md, report.html and table.tex into `folder`, made if missing, and
+    large images into its FOLDER.
 
     Raises ValueError for no rows, rows of unequal n, scores that are not finite, or pictures whose
     labels do not match; then nothing is written.
     """
     _check(report)
-    results = json.dumps(written(report.rows), indent=1, allow_nan=False)
+    protocol = {"protocol": report.protocol} if report.protocol else {}
+    results = json.dumps(written(report.rows) | protocol, indent=1, allow_nan=False)
+    folder, shown = Path(folder), report.named()
+    album = Album(folder / FOLDER)
     made = {
         "results.json": results + "\n",
-        "report.md": markdown(report),
-        "report.html": page(report),
-        "table.tex": latex(report.rows, report.suite),
+        "report.md": markdown(shown),
+        "report.html": page(shown, album),
+        "table.tex": latex(shown.rows, shown.suite),
     }
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in made.items():
         write_whole(folder / name, text)
+    album.prune()
 
 
 def read_results(path: Path) -> list[Row]:
@@ -118,6 +154,8 @@ def _check(report: Report) -> None:
     sizes = sorted({row.n for row in report.rows})
     if len(sizes) > 1:
         raise ValueError(f"rows of n = {sizes}: distances at different n do not compare, use one n")
+    for metric in report.suite.metrics:
+        require_one(list(report.rows), metric.name)
     for grid in report.grids:
         _check_labels("grid", grid.title, grid.images, grid.row_labels, axis=0)
     for film in report.films:
@@ -135,8 +173,9 @@ def _check_labels(kind: str, title: str, images: Tensor, labels: list[str], axis
 # The page
 
 
-def page(report: Report) -> str:
-    """The HTML page."""
+def page(report: Report, album: Album | None = None) -> str:
+    """The HTML page. album: for the images that it links to, None to keep none."""
+    album = album or Album()
     style, script = _asset("report.css"), _asset("report.js")
     environment = Environment(
         autoescape=True,
@@ -151,13 +190,16 @@ def page(report: Report) -> str:
         script=script,
         policy=_policy(style, script),
         headline=headline(report.rows, report.suite),
-        columns=columns_of(report.rows, report.suite),
-        notes=[_code_parts(note) for note in notes_of(report.rows, report.suite)],
+        tables=_tables(report),
+        missing=missing(report),
+        notes=[_code_parts(note) for note in _notes(report)],
         quality=quality_panels(report.rows, report.suite),
         training=training_panels(report.curves, report.stages, report.bands),
-        grids=[_Pictures.of(grid) for grid in report.grids],
+        grids=[_Pictures.of(grid, album) for grid in report.grids],
+        within=[(clipped(one.asked, WORDS), _samples(one, album)) for one in report.within],
+        pairs=[(one, _sides(one, album)) for one in report.pairs],
         films=[(film, _frames(film)) for film in report.films],
-        worst=[(one, [_card(outlier) for outlier in one.found]) for one in report.worst],
+        worst=[(one, [_card(outlier, album) for outlier in one.found]) for one in report.worst],
         signals=[(signal, *_signal(signal)) for signal in report.health.signals],
         health=HEALTH,
         provenance=_provenance(report),
@@ -166,22 +208,45 @@ def page(report: Report) -> str:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """A grid as pictures: one per row for the slider and one per row for the static grid."""
+    """A grid as pictures: one per row for the slider and a strip per row for the static grid."""
 
-    title: str
-    labels: list[str]
+    shown: ImageGrid
     wipes: list[str]
-    strips: list[str]
+    strips: list[Strip]
     left: int
     right: int
 
     @classmethod
-    def of(cls, grid: ImageGrid) -> _Pictures:
+    def of(cls, grid: ImageGrid, album: Album) -> _Pictures:
         rows = len(grid.images)
         left, right = (i % rows for i in grid.pair)
-        wipes = [mosaic(row, min(ACROSS, len(row))) for row in grid.images] if left != right else []
-        strips = [mosaic(row[:STRIP], min(STRIP, len(row))) for row in grid.images]
-        return cls(grid.title, grid.row_labels, wipes, strips, left, right)
+        across = min(ACROSS, grid.images.shape[1])
+        wipes = [mosaic(row, across, SLIDE) for row in grid.images] if left != right else []
+        strips = [
+            album.strip(row[:STRIP], min(STRIP, len(row)), label)
+            for row, label in zip(grid.images, grid.row_labels, strict=True)
+        ]
+        return cls(grid, wipes, strips, left, right)
+
+
+def _samples(one: Within, album: Album) -> list[tuple[str, Strip]]:
+    """The images of each sampler, in two columns."""
+    said = clipped(one.asked, FEW_WORDS)
+    return [(name, album.strip(x, 2, f"{name}: {said}")) for name, x in one.images.items()]
+
+
+def _sides(one: Pairs, album: Album) -> list[tuple[str, list[tuple[Strip, str, str]]]]:
+    """Heading, and cards of picture, distance and words, of the nearest and the farthest."""
+
+    def card(pair: Pair, number: int, which: str) -> tuple[Strip, str, str]:
+        both = torch.stack([pair.student, pair.teacher])
+        strip = album.strip(both, 2, f"{one.student} beside {one.teacher}, {which} {number}")
+        return strip, f"distance {pair.distance:.3f}", clipped(pair.asked, FEW_WORDS)
+
+    lists = {"nearest": one.best, "farthest": one.worst}
+    return [
+        (which, [card(p, i, which) for i, p in enumerate(of, 1)]) for which, of in lists.items()
+    ]
 
 
 def _frames(film: TrajectoryStrip) -> list[tuple[str, str]]:
@@ -190,17 +255,23 @@ def _frames(film: TrajectoryStrip) -> list[tuple[str, str]]:
     return list(zip(film.frame_labels, pictures, strict=True))
 
 
-def _card(outlier: Outlier) -> tuple[str, str, list[str]]:
+def _card(outlier: Outlier, album: Album) -> tuple[Strip, str, list[str]]:
     """Picture, heading and small print of one outlier."""
-    picture = mosaic(torch.stack([outlier.image, outlier.nearest]), columns=2)
+    heading, *small = _said(outlier)
+    both = torch.stack([outlier.image, outlier.nearest])
+    return album.strip(both, 2, f"{heading}, and the real image nearest to it"), heading, small
+
+
+def _said(outlier: Outlier) -> list[str]:
+    """What there is to say of an outlier, the heading first."""
     distance = f"distance {outlier.distance:.1f}"
     if outlier.read is None:
-        return picture, distance, []
+        return [distance]
     share = f"{100 * outlier.confidence:.0f} %"
     if outlier.label is None:
-        return picture, distance, [f"read as {outlier.read}: {share}"]
+        return [distance, f"read as {outlier.read}: {share}"]
     heading = f"asked {outlier.label}, read as {outlier.read}"
-    return picture, heading, [f"confidence in {outlier.label}: {share}", distance]
+    return [heading, f"confidence in {outlier.label}: {share}", distance]
 
 
 def _code_parts(note: str) -> list[tuple[str, bool]]:
@@ -226,8 +297,6 @@ def _policy(style: str, script: str) -> str:
 
 def markdown(report: Report) -> str:
     """The tables as Markdown."""
-    columns = columns_of(report.rows, report.suite)
-    cells = [[f"{c.text(row)} {c.small(row)}".strip() for c in columns] for row in report.rows]
     lines = [
         f"# {_plain(report.title)}",
         "",
@@ -236,21 +305,34 @@ def markdown(report: Report) -> str:
         *([_plain(report.remark), ""] if report.remark else []),
         *(f"* **alarm**: {_plain(alarm)}" for alarm in report.health.alarms),
         *[""][: len(report.health.alarms)],
-        *_table([c.name for c in columns], cells),
-        *(f"* {_plain(note)}" for note in notes_of(report.rows, report.suite)),
+        *(line for table in _tables(report) for line in _scores(table, report)),
+        *(f"* {_plain(note)}" for note in _notes(report)),
         "",
     ]
+    for title, found in {"not scored": report.failed, "not measured": missing(report)}.items():
+        lines += _words([title, "because"], found) if found else []
     if report.health.signals:
         signals = [[s.name, *_signal(s), s.verdict] for s in report.health.signals]
         lines += _table(["training health", *HEALTH], signals)
     if report.costs:
-        lines += _table(["cost", ""], [list(item) for item in report.costs.items()])
-    lines += _table(["provenance", ""], [list(item) for item in _provenance(report).items()])
+        lines += _words(["cost", ""], report.costs)
+    lines += _words(["provenance", ""], _provenance(report))
     return "\n".join(lines)
 
 
-def _table(header: list[str], body: list[list[str]]) -> list[str]:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
+def _scores(table: Table, report: Report) -> list[str]:
+    """A table of scores, below its title if it has one."""
+    title = [f"## {_plain(table.title)}", ""] if table.title else []
+    cells = [[f"{c.text(r)} {c.small(r)}".strip() for c in table.columns] for r in report.rows]
+    return title + _table([c.name for c in table.columns], cells)
+
+
+def _words(header: list[str], items: dict[str, str]) -> list[str]:
+    return _table(header, [list(item) for item in items.items()], "---")
+
+
+def _table(header: list[str], body: list[list[str]], align: str = "---:") -> list[str]:
+    rule = ["---"] + [align] * (len(header) - 1)
     return [_line(header), _line(rule), *map(_line, body), ""]
 
 
@@ -263,6 +345,26 @@ def _plain(text: str) -> str:
 
 
 # Texts of both
+
+
+def _tables(report: Report) -> list[Table]:
+    return [*tables_of(report.rows, report.suite), *cost_tables(report.rows)]
+
+
+def _notes(report: Report) -> list[str]:
+    return [*notes_of(report.rows, report.suite), *cost_notes(report.rows)]
+
+
+def missing(report: Report) -> dict[str, str]:
+    """What was not measured, and why: metrics of all models, and models that some do not fit."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in report.suite.skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    skipped = {", ".join(names): reason for reason, names in reasons.items()}
+    asked = [metric.name for metric in report.suite.metrics if metric.needs_asked]
+    without = f" Not measured of it: {', '.join(asked)}." if asked else ""
+    apart = {name: f"{reason}.{without}" for name, reason in report.unasked.items()}
+    return skipped | apart
 
 
 def _provenance(report: Report) -> dict[str, str]:

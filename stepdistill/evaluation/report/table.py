@@ -1,4 +1,4 @@
-"""The result table: its columns, numbers as text, notes, and the headline in one sentence."""
+"""The result tables: their columns, numbers as text, and notes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...schema import printable
 from ..differences import winner
 from ..metric import Metric
 from ..numerals import number
-from ..rows import REAL, STUDENT, TEACHER, Row, Score
+from ..rows import REAL, STUDENT, Row, Score, timing
 from ..suite import Suite
 
 N_NOTE = (
@@ -34,41 +34,56 @@ class Column:
     small: Callable[[Row], str] = lambda row: ""
 
 
-def headline(rows: Sequence[Row], suite: Suite) -> str:
-    """One sentence: the student at fewest steps, of several the best by the headline's first
-    metric, against the teacher, by all of the headline's and in time."""
-    metrics = [m for m in suite.compared if all(m.name in r.scores for r in rows)]
-    if not metrics:
-        return "Nothing was measured by which these rows compare."
-    students = [row for row in rows if row.model == STUDENT]
-    teachers = sorted((row for row in rows if row.model == TEACHER), key=lambda row: row.steps)
-    where = f"({', '.join(m.space or m.name for m in metrics)})"
-    if not students:
-        return "; ".join(f"{_who(row)} {_values(row, metrics)}" for row in rows) + f" {where}."
-    student = best_of(students, metrics[0])
-    several = len({row.source for row in students}) > 1
-    which = f"the best, {student.source}," if several else "the student"
-    text = f"In {_steps(student.steps)} {which} scores {_values(student, metrics)} {where}"
-    return text + _against(student, teachers, metrics) + "."
+@dataclass(frozen=True)
+class Table:
+    """A table: its title, none of the main one, and its columns."""
+
+    title: str
+    columns: list[Column]
 
 
-def best_of(students: Sequence[Row], metric: Metric) -> Row:
-    """The best of those at fewest steps."""
-    fewest = min(row.steps for row in students)
-    few = [row for row in students if row.steps == fewest]
-    return min(few, key=lambda row: metric.loss(row.value(metric.name)))
+def tables_of(rows: Sequence[Row], suite: Suite) -> list[Table]:
+    """The main table, and those that metrics name, as of categories, which hold these alone."""
+    titles = dict.fromkeys(metric.table for metric in suite.metrics if metric.table)
+    others = [Table(title, _table_columns(rows, suite, title)) for title in titles]
+    return [Table("", columns_of(rows, suite)), *(t for t in others if len(t.columns) > 1)]
+
+
+def _table_columns(rows: Sequence[Row], suite: Suite, title: str) -> list[Column]:
+    metrics = [metric for metric in suite.metrics if metric.table == title]
+    named = Column("model", lambda r: r.model, steps_and_source)
+    return telling(rows, [named, *(_column(m, _winner(rows, m)) for m in metrics)])
+
+
+def telling(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+    """Those that have something to say."""
+    return [column for column in columns if any(column.text(row) != "–" for row in rows)]
 
 
 def columns_of(rows: Sequence[Row], suite: Suite) -> list[Column]:
-    """The columns that have something to say in this table."""
+    """The columns of the main table that have something to say."""
+    model, *scores = _table_columns(rows, suite, "")
     columns = [
-        Column("model", lambda r: r.model, _steps_and_source),
+        model,
         Column("NFE", lambda r: str(r.nfe) if r.nfe else "–"),
-        *(_column(metric, _winner(rows, metric)) for metric in suite.metrics),
-        Column("ms / image", lambda r: "–" if r.seconds is None else f"{1e3 * r.seconds:.3g}"),
+        *scores,
+        Column("ms / image", milliseconds(rows)),
         Column("parameters", lambda r: f"{r.parameters:,}" if r.parameters else "–"),
     ]
-    return [column for column in columns if any(column.text(row) != "–" for row in rows)]
+    return telling(rows, columns)
+
+
+def milliseconds(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """The time of an image as text, of all rows in the same way."""
+    taken = timing(rows)
+    return lambda row: amount(taken(row), 1e3)
+
+
+def amount(value: float | None, unit: float = 1) -> str:
+    """Three digits of a cost in units, or that it is unknown; never an exponent."""
+    if value is None:
+        return "–"
+    return f"{unit * value:,.0f}" if unit * value >= 100 else f"{unit * value:.3g}"
 
 
 def notes_of(rows: Sequence[Row], suite: Suite) -> list[str]:
@@ -124,44 +139,13 @@ def _note(metrics: Sequence[Metric], suite: Suite) -> str:
     return f"{', '.join(names)}: {metrics[0].about} {metrics[0].way}"
 
 
-def _against(student: Row, teachers: Sequence[Row], metrics: Sequence[Metric]) -> str:
-    """Which teacher the student is as good as, and how much faster than the last."""
-    text, scope = "", _scope(metrics)
-    matched = [row for row in teachers if _no_worse(student, row, metrics)]
-    if matched:
-        text = f": {scope}no worse than {_who(matched[-1])} ({_values(matched[-1], metrics)})"
-    elif teachers:
-        text = f": not {scope}as good as {_who(teachers[0])} ({_values(teachers[0], metrics)})"
-    if teachers and student.seconds and teachers[-1].seconds:
-        best, speed = teachers[-1], teachers[-1].seconds / student.seconds
-        text += f", and {speed:.3g}× as fast per image as {_who(best)} ({_values(best, metrics)})"
-    return text
-
-
-def _scope(metrics: Sequence[Metric]) -> str:
-    if len(metrics) == 1:
-        return ""
-    many = "both" if len(metrics) == 2 else "all"
-    return f"in {many} {'spaces' if all(m.space for m in metrics) else 'scores'} "
-
-
-def _no_worse(a: Row, b: Row, metrics: Sequence[Metric]) -> bool:
-    return not any(m.better(b.value(m.name), a.value(m.name)) for m in metrics)
-
-
-def _who(row: Row) -> str:
-    return "real images" if row.model == REAL else f"the {row.model} at {_steps(row.steps)}"
-
-
-def _values(row: Row, metrics: Sequence[Metric]) -> str:
-    return ", ".join(m.text(row.scores[m.name]) for m in metrics)
-
-
-def _steps(steps: int) -> str:
+def steps_text(steps: int) -> str:
+    """A number of steps; nothing for one that nobody knows."""
     if steps == 0:
         return ""
     return "1 step" if steps == 1 else f"{steps} steps"
 
 
-def _steps_and_source(row: Row) -> str:
-    return " · ".join(filter(None, (_steps(row.steps), row.source)))
+def steps_and_source(row: Row) -> str:
+    """The small print beside a model."""
+    return " · ".join(filter(None, (steps_text(row.steps), row.source)))

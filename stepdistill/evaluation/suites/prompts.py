@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 
-from ...data.prompts import read_prompts
-from ...schema import ConfigError, Count
-from ..reference import Brought, Kind, Reference, Task
+from ...data.prompts import categories_of, prompts_of
+from ...schema import Count
+from ..reference import Brought, Kind, NoneBrought, Reference, Task
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,26 @@ class Prompts(Task):
             raise ValueError("needs prompts: --prompts FILE")
         if kind.classes is not None:
             raise ValueError(f"asks for prompts, and these are {kind}")
-        found = read_prompts(Path(self.prompts))
-        about = f"{len(found):,} prompts of {self.prompts}, {self.each} images each"
+        read = prompts_of(Path(self.prompts))
+        found, categories = [prompt.text for prompt in read], categories_of(read)
+        digest = sha256("\n".join(found).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        each = f"{self.each} images each" if self.each > 1 else "one image each"
+        about = f"{len(found):,} prompts of {self.prompts} (SHA-256 {digest}), {each}"
 
         def ask(n: int, generator: torch.Generator | None) -> list[str]:
             drawn = generator is not None
             order = torch.randperm(len(found), generator=generator) if drawn else range(len(found))
             return [found[int(order[i // self.each % len(found)])] for i in range(n)]
 
-        with suppress(ConfigError):
-            images, labels, where = brought()
-            return Reference(kind.size, ask, images, about=f"{about}; {where}")
-        return Reference(kind.size, ask, about=about)
+        with suppress(NoneBrought):
+            real = brought()
+            return Reference(
+                kind.size,
+                ask,
+                real.images,
+                about=f"{about}; {real.about}",
+                statistics=real.statistics,
+                categories=categories,
+                groups=real.groups,
+            )
+        return Reference(kind.size, ask, about=about, categories=categories)

@@ -1,0 +1,240 @@
+"""What a suite fixes, where an evaluation departs from it, and numbers that do not compare."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import parse_eval_result_entries
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+from stepdistill.data import resize as resizing
+from stepdistill.data.sources import digits
+from stepdistill.evaluation.differences import difference, winner
+from stepdistill.evaluation.evaluate import Sampled, evaluate
+from stepdistill.evaluation.metrics.frechet import Frechet
+from stepdistill.evaluation.metrics.saturation import Saturation
+from stepdistill.evaluation.protocol import Asked, protocols
+from stepdistill.evaluation.reference import Kind, Reference
+from stepdistill.evaluation.report.hub import FOLDER, write_results
+from stepdistill.evaluation.report.report import Report, read_results, write_report
+from stepdistill.evaluation.suite import Dataset, Suite, SuiteSettings, of_each
+from stepdistill.evaluation.suite import MetricSettings as Named
+from stepdistill.jobs.suites import load
+
+SIZE = (3, 8, 8)
+PROMPTS = [f"prompt {i}" for i in range(20)]
+CATEGORIES = {p: ("even",) if i % 2 == 0 else ("odd",) for i, p in enumerate(PROMPTS)}
+ASKED = Asked(20, 2, 7)
+
+
+def settings(**given) -> SuiteSettings:
+    return SuiteSettings("prompts", [], (), **given)
+
+
+def suite_of(said: SuiteSettings | None = None, real: bool = True) -> Suite:
+    """Two metrics over all, and one of them in each of two categories."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(40, *SIZE, generator=rng) * 2 - 1 if real else None
+    groups = ["even", "odd"] * 20 if real else None
+
+    def ask(n, generator):
+        order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+        return [PROMPTS[i % 20] for i in order.tolist()]
+
+    reference = Reference(SIZE, ask, images, categories=CATEGORIES, groups=groups, about="noise")
+    found = []
+    for metric in (Frechet("pixels"), Saturation()):
+        metric.name = "fd" if isinstance(metric, Frechet) else "saturation"
+        each = Named(metric.name, each="category", table="by kind")
+        found += [metric, *of_each(metric, each, reference)]
+    for metric in found:
+        metric.open(reference.within(metric.category))
+    found[0].table = found[3].table = ""
+    return Suite("kinds", reference, tuple(found), ("fd",), 8, said or settings())
+
+
+def noisy(shift: float, source: str = "a") -> Sampled:
+    def sample(noise, asked, generator):
+        odd = torch.tensor([shift if int(p.split()[1]) % 2 else 0.0 for p in asked])
+        return (noise.tanh() + odd[:, None, None, None]).clamp(-1, 1)
+
+    return Sampled("student", 1, 1, 0, SIZE, sample, source)
+
+
+def rows_in(tmp_path, name: str, suite: Suite, asked: Asked, shift: float = 0.0):
+    """Rows as they are read again from a file."""
+    rows = evaluate([noisy(shift, name)], suite, asked.n, asked.blocks, asked.seed)
+    made = Report(name, rows, suite, {}, protocol=protocols(suite, asked, "v"))
+    write_report(tmp_path / name, made)
+    return read_results(tmp_path / name / "results.json")
+
+
+def test_a_category_is_scored_by_its_own_images_alone():
+    """What is shifted in odd prompts alone shows there, and even ones are as without it."""
+    suite = suite_of()
+    (plain, _), (shifted, _) = (evaluate([noisy(s)], suite, 20, 2, 0) for s in (0.0, 0.6))
+    assert plain.value("fd even") == shifted.value("fd even")
+    assert shifted.value("fd odd") > 1.1 * plain.value("fd odd")
+    assert [m.heading for m in suite.metrics if m.table == "by kind"] == ["even", "odd"] * 2
+    by_hand = []
+    whole = Frechet("pixels")
+    real = suite.reference.within("odd")
+    assert len(real.images) == 20
+    whole.open(real)
+    for block in (0, 1):
+        seed = int(np.random.SeedSequence((0, block)).generate_state(1)[0])
+        asked = suite.reference.asked(20, torch.Generator().manual_seed(seed))
+        noise = torch.randn(20, *SIZE, generator=torch.Generator().manual_seed(seed))
+        odd = [i for i, p in enumerate(asked) if CATEGORIES[p] == ("odd",)]
+        one = whole.fresh()
+        images = noisy(0.6).sample(noise, asked, None)[odd]
+        one.made = one.made.update(suite.reference.space("pixels")(images))
+        by_hand += one.compute()
+    assert shifted.value("fd odd") == pytest.approx(np.mean(by_hand), rel=1e-6)
+
+
+def test_a_category_without_enough_images_has_no_score():
+    suite = suite_of()
+    of = {p: ("rare",) for p in PROMPTS[:1]}
+    reference = replace(suite.reference, categories=of, groups=["rare"] * 40)
+    (metric,) = of_each(suite.metrics[0], Named("fd", each="category"), reference)
+    metric.open(reference.within("rare"))
+    suite = replace(suite, reference=reference, metrics=(suite.metrics[0], metric))
+    row, _ = evaluate([noisy(0.0)], suite, 20, 2, 0)
+    assert list(row.scores) == ["fd"]
+
+
+def test_real_images_without_a_category_are_named():
+    reference = replace(suite_of().reference, groups=None)
+    with pytest.raises(ValueError, match="no real images of the category odd to compare with"):
+        Frechet("pixels").open(reference.within("odd"))
+
+
+def test_departures_are_said():
+    said = settings(n=50_000, blocks=3, seed=7, guidance=0.0)
+    departs = replace(ASKED, n=100, blocks=3, guidance=1.5).departures(said)
+    assert departs == [
+        "n = 100 in place of the protocol's 50,000",
+        "guidance = 1.5 in place of the protocol's 0.0",
+    ]
+    shown = replace(ASKED, n=100, blocks=1).provenance(suite_of(said))
+    assert shown["asked"].startswith("100 images, seed 7, 8 at a time, ")
+    assert "n = 100 in place" in shown["departs from the protocol"]
+    assert "--blocks 3" in shown["intervals"]
+    assert ASKED.provenance(suite_of()).keys() == {"asked"}
+
+
+def test_every_number_says_what_it_rests_on(tmp_path):
+    suite = suite_of(settings(resize=resizing.Resize(8)))
+    (row, _) = rows_in(tmp_path, "a", suite, ASKED)
+    assert row.protocol.keys() == row.scores.keys()
+    found = row.protocol["fd odd"]
+    assert found["metric"] == "frechet" and found["settings"] == {"space": "pixels"}
+    assert found["space"] == suite.reference.space("pixels").identity
+    assert "lanczos" in found["resize"] and found["category"] == "odd"
+    assert (found["n"], found["blocks"], found["seed"], found["versions"]) == (20, 2, 7, "v")
+
+
+def test_rows_of_two_protocols_are_never_compared(tmp_path):
+    one = rows_in(tmp_path, "one", suite_of(), ASKED)[0]
+    two = rows_in(tmp_path, "two", suite_of(), ASKED, 0.5)[0]
+    assert difference(one, two, "fd") is not None
+    for name, suite, asked in (
+        ("resize", suite_of(settings(resize=resizing.Resize(8))), ASKED),
+        ("seed", suite_of(), replace(ASKED, seed=8)),
+        ("reference", suite_of(real=True), ASKED),
+    ):
+        if name == "reference":
+            suite = replace(suite, reference=replace(suite.reference, about="other noise"))
+        other = rows_in(tmp_path, name, suite, asked)[0]
+        words = f"^fd: rows of unequal {name} do not compare"
+        with pytest.raises(ValueError, match=words):
+            difference(one, other, "fd")
+        with pytest.raises(ValueError, match=words):
+            winner([one, other], suite.metrics[0])
+        with pytest.raises(ValueError, match="do not compare"):
+            write_report(tmp_path / "both", Report("both", [one, other], suite, {}))
+    assert not (tmp_path / "both").exists()
+
+
+def test_files_of_before_are_read_and_damaged_ones_are_not(tmp_path):
+    rows = rows_in(tmp_path, "a", suite_of(), ASKED)
+    file = tmp_path / "a" / "results.json"
+    held = json.loads(file.read_text())
+    del held["protocol"]
+    file.write_text(json.dumps(held))
+    assert read_results(file) == rows and not read_results(file)[0].protocol
+    file.write_text(json.dumps(held | {"protocol": {"fd": 3}}))
+    with pytest.raises(ValueError, match="damaged"):
+        read_results(file)
+
+
+def test_one_block_is_a_protocols_number_without_an_interval():
+    row, _ = evaluate([noisy(0.0)], suite_of(), 20, 1, 0)
+    score = row.scores["fd"]
+    assert score.low is None and score.high is None and len(score.blocks) == 1
+    twice, _ = evaluate([noisy(0.0)], suite_of(), 20, 2, 0)
+    assert twice.scores["fd"].blocks[0] == score.value
+
+
+def test_threads_are_fixed_and_given_back():
+    seen, before = [], torch.get_num_threads()
+
+    def sample(noise, *_):
+        seen.append(torch.get_num_threads())
+        return noise.tanh()
+
+    suite = suite_of(settings(threads=before + 1))
+    evaluate([Sampled("student", 1, 1, 0, SIZE, sample)], suite, 20, 2, 0)
+    assert {*seen} == {before + 1} and torch.get_num_threads() == before
+    with pytest.raises(KeyError), suite.threaded():
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_another_batch_agrees():
+    suite = load("digits", Kind(digits.EVENT, digits.CLASSES))
+    student = Sampled("student", 1, 1, 0, digits.EVENT, lambda x, *_: x.tanh())
+    rows = [evaluate([student], replace(suite, batch=b), 40, 2, 0)[0] for b in (16, 40)]
+    for name, score in rows[0].scores.items():
+        assert score.value == pytest.approx(rows[1].value(name), rel=1e-5), name
+
+
+@pytest.mark.parametrize("size", [(40, 30), (31, 53), (16, 16), (12, 9)])
+@pytest.mark.parametrize("grey", [False, True])
+def test_images_are_cut_and_resized_as_users_of_torchvision_do(size, grey):
+    levels = np.random.default_rng(0).integers(0, 256, (2, *size, 1 if grey else 3), np.uint8)
+    images = torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    ours = resizing.Resize(16)(images)
+    theirs = Compose([CenterCrop(min(size)), Resize(16, InterpolationMode.LANCZOS)])
+    wanted = [np.asarray(theirs(Image.fromarray(each.squeeze()))) for each in levels]
+    wanted = torch.from_numpy(np.stack(wanted)).reshape(2, 16, 16, -1).permute(0, 3, 1, 2)
+    assert torch.equal(((ours + 1) * 127.5).round().byte(), wanted)
+    assert torch.equal(resizing.Resize(16)(ours), ours)  # a square of this side stays
+
+
+def test_a_suite_that_resizes_takes_larger_images():
+    suite = suite_of(settings(resize=resizing.Resize(8)))
+    large = replace(noisy(0.0), event=(3, 16, 16))
+    row, _ = evaluate([large], suite, 20, 2, 0)
+    assert set(row.scores) == {m.name for m in suite.metrics}
+
+
+def test_results_are_the_hubs(tmp_path):
+    named = settings(dataset=Dataset("someone/benchmark", "fid"), n=100)
+    suite = suite_of(named)
+    rows = evaluate([noisy(0.0, "x/a b"), noisy(0.3, "c")], suite, 20, 2, 7)
+    write_results(tmp_path, rows, suite_of(), ASKED)
+    assert not (tmp_path / FOLDER).exists()
+    write_results(tmp_path, rows, suite, ASKED)
+    files = sorted((tmp_path / FOLDER).iterdir())
+    assert [f.name for f in files] == ["kinds-0-a-b.yaml", "kinds-1-c.yaml"]
+    for file, row in zip(files, rows):
+        (entry,) = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+        assert (entry.dataset_id, entry.task_id) == ("someone/benchmark", "fid")
+        assert entry.value == row.value("fd")
+        assert "n = 20 in place of the protocol's 100" in entry.notes and "n = 40;" in entry.notes
