@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .costs import Call, Parts
-from .metric import Made, Metric
+from .metric import Made, Metric, pairs_kept
 from .reference import Asked, Kind, One, heeded
 from .rows import REAL, TEACHER, Row
 from .scores import Block, Scored
@@ -29,7 +29,6 @@ from .suite import Suite
 
 FEWEST = 20  # images a block
 PAIR = 2  # images of a category in a block, without which it has no score
-PAIRED = 2**30  # bytes of a block's images that others are compared with, image by image
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ def _score_block(
     if new and best is not None:  # before the others, which are compared with its images
         new = [best, *(i for i in new if i != best)]
     advance(n * sum(s.work for i, s in enumerate(field) if i not in new))
-    truths = _Truths()
+    truths = _Truths(pairs_kept(suite.size))
     for i in new:
         metrics, seconds = [metric.fresh() for metric in suite.metrics], []
         seen = dict.fromkeys((metric.name for metric in metrics), 0)
@@ -248,16 +247,16 @@ def _show(made: Made, metrics: Sequence[Metric], seen: dict[str, int]) -> None:
 
 
 class _Truths:
-    """A block's images of the teacher at most steps, by batch, as far as they fit in PAIRED."""
+    """A block's images of the teacher at most steps, by batch, as far as they are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int) -> None:
         self.batches: list[Tensor] = []
-        self.room = PAIRED
+        self.room = room
 
     def add(self, images: Tensor) -> None:
-        self.room -= images.nbytes
-        if self.room >= 0:
-            self.batches.append(images)
+        if self.room:
+            self.batches.append(images[: self.room])
+            self.room -= len(self.batches[-1])
 
     def batch(self, number: int) -> Tensor | None:
         return self.batches[number] if number < len(self.batches) else None

@@ -18,7 +18,8 @@ from .metric import Metric
 from .rows import Row
 from .suite import Suite, SuiteSettings
 
-COMPARED = ("metric", "settings", "category", "space", "reference", "resize", "n", "blocks", "seed")
+WHAT = "metric", "settings", "category", "space", "reference", "resize"
+COMPARED = (*WHAT, "n", "of", "blocks", "seed")
 ONE_BLOCK = "none: there is one block of images; more, like --blocks 3, make some"
 
 
@@ -58,7 +59,8 @@ class Asked:
 
 
 def protocols(suite: Suite, asked: Asked, versions: str) -> dict[str, dict[str, Any]]:
-    """Of every metric, as results.json has it."""
+    """Of every metric, as results.json has it. of: how many images of a block it looks at, of a
+    category at most."""
     shared = {
         "suite": suite.name,
         "reference": suite.reference.content,
@@ -70,7 +72,10 @@ def protocols(suite: Suite, asked: Asked, versions: str) -> dict[str, dict[str, 
         "threads": torch.get_num_threads(),
         "versions": versions,
     }
-    return {metric.name: own(metric, suite) | shared for metric in suite.metrics}
+    found = {}
+    for metric in suite.metrics:
+        found[metric.name] = own(metric, suite) | shared | {"of": metric.of(asked.n, suite.size)}
+    return found
 
 
 def own(metric: Metric, suite: Suite) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from stepdistill.data.sources import digits
 from stepdistill.evaluation.differences import difference, winner
 from stepdistill.evaluation.evaluate import Sampled, evaluate
 from stepdistill.evaluation.metrics.frechet import Frechet
+from stepdistill.evaluation.metrics.precision import Precision
 from stepdistill.evaluation.metrics.saturation import Saturation
 from stepdistill.evaluation.protocol import Asked, protocols
 from stepdistill.evaluation.reference import Kind, Reference
@@ -23,7 +24,7 @@ from stepdistill.evaluation.report.hub import FOLDER, write_results
 from stepdistill.evaluation.report.report import Report, read_results, write_report
 from stepdistill.evaluation.suite import Dataset, Suite, SuiteSettings, of_each
 from stepdistill.evaluation.suite import MetricSettings as Named
-from stepdistill.jobs.suites import load
+from stepdistill.jobs.suites import load, require
 
 SIZE = (3, 8, 8)
 PROMPTS = [f"prompt {i}" for i in range(20)]
@@ -171,6 +172,30 @@ def test_files_of_before_are_read_and_damaged_ones_are_not(tmp_path):
     file.write_text(json.dumps(held | {"protocol": {"fd": 3}}))
     with pytest.raises(ValueError, match="damaged"):
         read_results(file)
+
+
+def test_a_metric_of_few_images_says_so(tmp_path):
+    """In results.json and in the notes; one that looks at all says nothing."""
+    of = {None: 50, 30: 30, 100: 50}
+    for keep, looks in of.items():
+        suite = suite_of()
+        metric = Precision("pixels", keep=keep)
+        metric.name = "precision"
+        metric.open(suite.reference)
+        suite = replace(suite, metrics=(suite.metrics[0], metric))
+        row, _ = rows_in(tmp_path, str(keep), suite, replace(ASKED, n=50))
+        assert (row.protocol["precision"]["of"], row.protocol["fd"]["of"]) == (looks, 50)
+        said = (tmp_path / str(keep) / "report.md").read_text()
+        assert said.count("Of the first 30 images of a block.") == (keep == 30)
+
+
+def test_imagenets_precision_looks_at_all_images_of_a_block():
+    for name in ("imagenet-64", "imagenet-256"):
+        _, _, metrics = require(name)
+        found = {m.name: m.of(50_000, (3, 64, 64)) for m in metrics}
+        assert (found["precision"], found["recall"]) == (50_000, 50_000)
+    _, _, metrics = require("digits")
+    assert {m.name: m.of(10_000, (1, 8, 8)) for m in metrics}["recall"] == 2000
 
 
 def test_one_block_is_a_protocols_number_without_an_interval():
