@@ -17,7 +17,7 @@ from .metric import Made, Metric
 
 KEPT, CHUNK = 2000, 1000  # a block unless a suite says so, and of more at a time
 
-Keep = Annotated[int, Range(2, 10**6)] | None  # the first images of a block, None for all
+Keep = Annotated[int, Range(20, 10**6)] | None  # the first images of a block, None for all
 
 
 class Kept:

@@ -91,6 +91,7 @@ class Metric(ABC):
     does not exist for a model that cannot be asked for what others are. space: the name of the
     space it measures in, None without. name: in the suite's YAML. category: of the prompts whose
     images it sees, "" for all. table: the title of the one it stands in, "" for the main one.
+    fewest: images of a block, without which a category has no score.
     """
 
     about: ClassVar[str] = ""
@@ -104,6 +105,7 @@ class Metric(ABC):
     name: str = ""
     category: str = ""
     table: str = ""
+    fewest: int = 2
 
     def open(self, reference: Reference) -> None:
         """Look at what is measured against, once, before anything is made.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...schema import Range
-from ..kept import OfFeatures
+from ..kept import Keep, OfFeatures
 from ..moments import Moments, frechet_distance
 from ..reference import Reference
 
@@ -34,10 +34,16 @@ class FIDInfinity(OfFeatures):
         "may be slightly negative."
     )
     parts: Annotated[int, Range(2, 20)] = 5
-    keep: Annotated[int, Range(20, 10**6)] | None = 10_000
+    keep: Keep = 10_000
     real: Moments = field(init=False, repr=False)
 
+    @property
+    def fewest(self) -> int:
+        return FEWEST * self.parts
+
     def open(self, reference: Reference) -> None:
+        if self.keep is not None and self.keep < self.fewest:
+            raise ValueError(f"keep = {self.keep}: {self.parts} parts need {self.fewest} images")
         self.real = reference.moments(self.space)
 
     def compute(self) -> list[float]:
