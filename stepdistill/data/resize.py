@@ -1,12 +1,12 @@
 """What becomes of images before they are scored, where a protocol says so: their middle square is
-cut out and made smaller by Pillow, on 8 bits, generated and real ones alike (as DMD2 does for COCO,
-arXiv 2405.14867).
+cut out and made smaller by Pillow's Lanczos, on 8 bits, generated and real ones alike (as DMD2 does
+for COCO, arXiv 2405.14867).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,25 +16,17 @@ from torchvision.transforms.functional import center_crop
 
 from ..schema import Range
 
-FILTERS = {
-    "lanczos": Image.Resampling.LANCZOS,
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "box": Image.Resampling.BOX,
-}
-
 
 @dataclass(frozen=True)
 class Resize:
-    """side: of the square, in pixels. filter: Pillow's."""
+    """side: of the square, in pixels."""
 
     side: Annotated[int, Range(1, 2**14)]
-    filter: Literal["lanczos", "bicubic", "bilinear", "box"] = "lanczos"
 
     def picture(self, image: Image.Image) -> Image.Image:
         """The square of one picture; a square of this side stays as it is."""
         middle = center_crop(image, [min(image.size)] * 2)
-        return middle.resize((self.side, self.side), FILTERS[self.filter])
+        return middle.resize((self.side, self.side), Image.Resampling.LANCZOS)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (b, 1 or 3, h, w) in [−1, 1] → (b, c, side, side), both as 8 bits hold them."""
@@ -45,4 +37,4 @@ class Resize:
         return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def __str__(self) -> str:
-        return f"middle square to {self.side}×{self.side} by Pillow's {self.filter}, 8 bits"
+        return f"middle square to {self.side}×{self.side} by Pillow's lanczos, 8 bits"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .gallery import at_once
-from .metric import Made, Metric
+from .metric import Made, Metric, pairs_kept
 from .reference import Reference
 
 
@@ -49,8 +49,12 @@ class OfPairs(OfImages):
     def compare(self, images: Tensor, theirs: Tensor) -> Tensor:
         """The number (b,) of every pair of images (b, c, h, w) in [−1, 1]."""
 
+    def of(self, n: int, size: tuple[int, ...]) -> int:
+        return min(n, pairs_kept(size))
+
     def each(self, made: Made) -> Tensor | None:
-        return None if made.paired is None else self.compare(made.images, made.paired)
+        theirs = made.paired
+        return None if theirs is None else self.compare(made.images[: len(theirs)], theirs)
 
 
 @dataclass

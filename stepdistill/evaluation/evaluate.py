@@ -21,15 +21,13 @@ import torch
 from torch import Tensor
 
 from .costs import Call, Parts
-from .metric import Made, Metric
+from .metric import Made, Metric, pairs_kept
 from .reference import Asked, Kind, One, heeded
 from .rows import REAL, TEACHER, Row
 from .scores import Block, Scored
 from .suite import Suite
 
 FEWEST = 20  # images a block
-PAIR = 2  # images of a category in a block, without which it has no score
-PAIRED = 2**30  # bytes of a block's images that others are compared with, image by image
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def evaluate(
     tell, what it holds is not made again. Raises ValueError for too few blocks or images, and where
     a sampler returns a wrong shape or values that are not finite.
     """
-    _check(samplers, n, blocks)
+    _check(samplers, suite, n, blocks)
     with suite.threaded():
         return _evaluated([*samplers, *real(suite)], suite, n, blocks, seed, on_progress, file)
 
@@ -215,7 +213,7 @@ def _score_block(
     if new and best is not None:  # before the others, which are compared with its images
         new = [best, *(i for i in new if i != best)]
     advance(n * sum(s.work for i, s in enumerate(field) if i not in new))
-    truths = _Truths()
+    truths = _Truths(pairs_kept(suite.size))
     for i in new:
         metrics, seconds = [metric.fresh() for metric in suite.metrics], []
         seen = dict.fromkeys((metric.name for metric in metrics), 0)
@@ -233,7 +231,7 @@ def _score_block(
             seconds.append(taken)
             advance(len(images) * field[i].work)
         values = dict.fromkeys((m.name for m in suite.metrics), [])
-        enough = [m for m in metrics if not m.category or seen[m.name] >= PAIR]
+        enough = [m for m in metrics if not m.category or seen[m.name] >= m.fewest]
         values |= {m.name: m.compute() for m in enough}
         scored.add(i, block, Block(values, seconds))
 
@@ -248,16 +246,16 @@ def _show(made: Made, metrics: Sequence[Metric], seen: dict[str, int]) -> None:
 
 
 class _Truths:
-    """A block's images of the teacher at most steps, by batch, as far as they fit in PAIRED."""
+    """A block's images of the teacher at most steps, by batch, as far as they are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int) -> None:
         self.batches: list[Tensor] = []
-        self.room = PAIRED
+        self.room = room
 
     def add(self, images: Tensor) -> None:
-        self.room -= images.nbytes
-        if self.room >= 0:
-            self.batches.append(images)
+        if self.room:
+            self.batches.append(images[: self.room])
+            self.room -= len(self.batches[-1])
 
     def batch(self, number: int) -> Tensor | None:
         return self.batches[number] if number < len(self.batches) else None
@@ -324,8 +322,8 @@ def _generate(sampler: Sampled, suite: Suite, batch: _Batch) -> tuple[Tensor, As
         else:
             images = sampler.sample(batch.noise.clone(), asked, generator).cpu()
     seconds = time.perf_counter() - start
-    if sampler.model == REAL and not isinstance(asked, Tensor):
-        asked = None  # no real image was asked for by these prompts
+    if sampler.model == REAL and (suite.reference.labels is None or not isinstance(asked, Tensor)):
+        asked = None  # no real image was asked for by these prompts, or is known to be of a class
     if suite.resize is not None and images.isfinite().all():
         images = suite.resize(images.float().clamp(-1, 1))
     wanted = (len(batch.noise), *suite.size)
@@ -348,10 +346,13 @@ def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _check(samplers: Sequence[Sampled], n: int, blocks: int) -> None:
+def _check(samplers: Sequence[Sampled], suite: Suite, n: int, blocks: int) -> None:
     if not samplers:
         raise ValueError("nothing to evaluate: give at least one sampler")
     if blocks < 1:
         raise ValueError(f"blocks = {blocks}: give at least one, and two for intervals")
     if n < FEWEST:
         raise ValueError(f"n = {n}: give at least {FEWEST} images a block")
+    for metric in suite.metrics:
+        if n < metric.fewest:
+            raise ValueError(f"n = {n}: {metric.name} needs at least {metric.fewest} a block")

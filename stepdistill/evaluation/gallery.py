@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..data.loader import Rows, Samples
 from ..data.resize import Resize
-from ..teachers.backbone import Asked
 
 MOST, VALUES = 250, 2**22  # images, and pixel values, that are held at a time
 
@@ -76,10 +75,6 @@ class Some(Samples):
     def rows(self, index: Tensor, local: torch.Generator | None = None) -> Rows:
         rows = self.of.samples.rows(self.numbers[index], local)
         return rows if self.resize is None else rows._replace(images=self.resize(rows.images))
-
-    def asked(self) -> Asked:
-        said = self.of.samples.asked()
-        return said[self.numbers] if isinstance(said, Tensor) else said
 
     def digest(self) -> str:
         found = sha256(f"{self.of.digest} {self.resize!r} ".encode())

@@ -1,34 +1,38 @@
-"""The samples of a block that metrics keep because they compare pairs: some in memory, or all in a
-temporary file."""
+"""The samples of a block that metrics keep because they compare pairs: the first of them in memory,
+or all in a temporary file."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..schema import Range
 from .metric import Made, Metric
 
-KEPT, CHUNK = 2000, 1000  # a block, and of more at a time
+KEPT, CHUNK = 2000, 1000  # a block unless a suite says so, and of more at a time
+
+Keep = Annotated[int, Range(20, 10**6)] | None  # the first images of a block, None for all
 
 
 class Kept:
     """The first rows of what is added, tensors that belong together row by row: `most` of them, or
-    KEPT."""
+    all."""
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, most: int | None) -> None:
         self.most = most
         self.parts: list[tuple[Tensor, ...]] = []
         self.n = 0
 
     def add(self, *tensors: Tensor) -> None:
         """Keep the rows of tensors (b, …) as far as there is room."""
-        room = (KEPT if self.most is None else self.most) - self.n
-        if room > 0:
+        room = None if self.most is None else self.most - self.n
+        if room is None or room > 0:
             self.parts.append(tuple(tensor[:room] for tensor in tensors))
             self.n += len(self.parts[-1][0])
 
@@ -79,14 +83,19 @@ class OnDisk:
 class OfFeatures(Metric):
     """Base of metrics of the features that a block keeps.
 
-    space: a file of features/, or any importable module.
+    space: a file of features/, or any importable module. keep: images of a block that it looks at,
+    the first ones; null for all of them.
     """
 
     space: str = "random-conv"
+    keep: Keep = KEPT
     kept: Kept = field(init=False, repr=False)
 
     def reset(self) -> None:
-        self.kept = Kept()
+        self.kept = Kept(self.keep)
+
+    def of(self, n: int, size: tuple[int, ...]) -> int:
+        return n if self.keep is None else min(n, self.keep)
 
     def update(self, made: Made) -> None:
         self.kept.add(made.features(self.space))

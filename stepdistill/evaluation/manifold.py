@@ -49,5 +49,5 @@ class Manifold:
 
     def _inside(self, points: Tensor, chunk: int) -> Iterator[Tensor]:
         """Which point lies in which ball: bool (≤ chunk, n), chunk by chunk."""
-        for part in points.double().split(chunk):
-            yield torch.cdist(part, self.points) <= self.radii
+        for part in points.split(chunk):
+            yield torch.cdist(part.double(), self.points) <= self.radii

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from hashlib import sha256
-from math import inf
+from math import inf, prod
 from statistics import fmean
 from typing import ClassVar
 
@@ -25,6 +25,7 @@ from .reference import Asked, Reference
 from .rows import Score
 
 Blocks = Sequence[Sequence[float]]  # values by block
+PAIRED = 2**30  # bytes of a block's images that others are compared with, image by image
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +33,9 @@ class Made:
     """A batch of images (b, c, h, w) in [−1, 1] of one sampler, and what was asked for.
 
     asked: None, too, where that is not what others are asked for, as the labels of one model among
-    prompts. paired: images of the teacher at most steps from the same noise; None without such a
-    teacher. Features are computed once, for all metrics that ask. whole: of which it is some rows.
+    prompts. paired: images of the teacher at most steps from the same noise, of the first of these
+    where a block has more than are kept; None where none are, as without such a teacher. Features
+    are computed once, for all metrics that ask. whole: of which it is some rows.
     """
 
     images: Tensor
@@ -60,7 +62,8 @@ class Made:
         of = self.reference.categories
         places = [i for i, prompt in enumerate(asked) if category in of.get(prompt, ())]
         rows = torch.tensor(places, dtype=torch.long)
-        paired = None if self.paired is None else self.paired[rows]
+        theirs = self.paired
+        paired = None if theirs is None else theirs[rows[rows < len(theirs)]]
         prompts = [asked[i] for i in places]
         return Made(self.images[rows], prompts, paired, self.reference, whole=(self, rows))
 
@@ -88,6 +91,7 @@ class Metric(ABC):
     does not exist for a model that cannot be asked for what others are. space: the name of the
     space it measures in, None without. name: in the suite's YAML. category: of the prompts whose
     images it sees, "" for all. table: the title of the one it stands in, "" for the main one.
+    fewest: images of a block, without which a category has no score.
     """
 
     about: ClassVar[str] = ""
@@ -101,6 +105,7 @@ class Metric(ABC):
     name: str = ""
     category: str = ""
     table: str = ""
+    fewest: int = 2
 
     def open(self, reference: Reference) -> None:
         """Look at what is measured against, once, before anything is made.
@@ -119,6 +124,10 @@ class Metric(ABC):
     @abstractmethod
     def merge(self, other: Metric) -> None:
         """See what another one of the same block has seen."""
+
+    def of(self, n: int, size: tuple[int, ...]) -> int:
+        """How many of a block's n images of this size (c, h, w) it looks at: the first ones."""
+        return n
 
     @abstractmethod
     def compute(self) -> list[float]:
@@ -175,6 +184,11 @@ class Metric(ABC):
         if score.low is not None and score.high is not None:
             return span(score.low, score.high)
         return "" if score.error is None else f"± {number(score.error)}"
+
+
+def pairs_kept(size: tuple[int, ...]) -> int:
+    """How many of a block's images of this size (c, h, w), in float32, fit in PAIRED."""
+    return PAIRED // (4 * prod(size))
 
 
 def _number_of(prompt: str) -> int:

@@ -18,8 +18,9 @@ from .metric import Metric
 from .rows import Row
 from .suite import Suite, SuiteSettings
 
-COMPARED = ("metric", "settings", "category", "space", "reference", "resize", "n", "blocks", "seed")
-ONE_BLOCK = "none: there is one block of images; more, like --blocks 3, make some"
+WHAT = "metric", "settings", "category", "space", "reference", "prompts", "resize"
+COMPARED = (*WHAT, "n", "of", "blocks", "seed")
+ONE_BLOCK = "of one block of images, only of what parts of it tell; more, like --blocks 3, make all"
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,12 @@ class Asked:
 
 
 def protocols(suite: Suite, asked: Asked, versions: str) -> dict[str, dict[str, Any]]:
-    """Of every metric, as results.json has it."""
+    """Of every metric, as results.json has it. of: how many images of a block it looks at, of a
+    category at most."""
     shared = {
         "suite": suite.name,
         "reference": suite.reference.content,
+        "prompts": suite.reference.prompts or None,
         "resize": None if suite.resize is None else str(suite.resize),
         "n": asked.n,
         "blocks": asked.blocks,
@@ -70,18 +73,23 @@ def protocols(suite: Suite, asked: Asked, versions: str) -> dict[str, dict[str, 
         "threads": torch.get_num_threads(),
         "versions": versions,
     }
-    return {metric.name: own(metric, suite) | shared for metric in suite.metrics}
+    found = {}
+    for metric in suite.metrics:
+        found[metric.name] = own(metric, suite) | shared | {"of": metric.of(asked.n, suite.size)}
+    return found
 
 
 def own(metric: Metric, suite: Suite) -> dict[str, Any]:
-    """What is a metric's alone. The identity of its space is the hash of an extractor's weights,
-    with its resize."""
+    """What is a metric's alone. Its space is named with the hash of an extractor's weights, and its
+    resize."""
+    space = None if metric.space is None else suite.reference.space(metric.space)
     settings = {f.name: getattr(metric, f.name) for f in fields(metric) if f.init}
     return {
         "metric": type(metric).__module__.rpartition(".")[2],
         "settings": settings,
         "category": metric.category or None,
-        "space": None if metric.space is None else suite.reference.space(metric.space).identity,
+        "space": None if space is None else space.comparable,
+        "libraries": None if space is None else space.libraries or None,
     }
 
 

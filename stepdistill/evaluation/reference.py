@@ -107,7 +107,8 @@ class Reference:
     tells classes apart, if anything does. about: where it comes from. statistics: published ones,
     which stand for those of the images in the space that they name. categories: those of each
     prompt, where prompts have any. groups: the category of each real image (m), if they have one.
-    category: the one that all are of, see `within`.
+    category: the one that all are of, see `within`. prompts: a digest of those that are asked for,
+    wherever they lie, "" without.
     """
 
     size: tuple[int, ...]
@@ -120,6 +121,7 @@ class Reference:
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     groups: Sequence[str] | None = field(default=None, repr=False)
     category: str = ""
+    prompts: str = ""
     _spaces: dict[str, FeatureSpace] = field(default_factory=dict, repr=False)
     _summaries: dict[str, Summary] = field(default_factory=dict, repr=False)
 
@@ -190,7 +192,12 @@ class Reference:
         found = [f"images {self.images.digest[:12]}"] if isinstance(self.images, Gallery) else []
         if self.statistics is not None:
             found.append(f"{self.statistics}, {self.statistics.digest}")
-        return "; ".join(found) or self.about
+        return "; ".join(found) or self._words
+
+    @property
+    def _words(self) -> str:
+        """What real images are that have no digest; of prompts, `about` says where they lie."""
+        return "none" if self.prompts and self.images is None else self.about
 
     def named(self) -> list[str]:
         """All categories, in order."""

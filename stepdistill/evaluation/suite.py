@@ -40,7 +40,7 @@ from ..data.resize import Resize
 from ..schema import ConfigError, Count, Range, Seed, Steps
 from .gallery import at_once
 from .metric import Metric
-from .reference import Brought, Kind, Reference, Task
+from .reference import Brought, Kind, RealImages, Reference, Task
 from .weights import Unavailable
 
 
@@ -181,7 +181,7 @@ def opened(
         seen = replace(kind, size=(kind.channels, *[settings.resize.side] * 2))
         brought = partial(brought, settings.resize)
     try:
-        reference = task.open(seen, brought)
+        reference = task.open(seen, partial(sized, brought, seen))
         found, skipped = [], {}
         for metric, asked in zip(metrics, settings.metrics):
             where = f"{metric.name}: "
@@ -199,6 +199,14 @@ def opened(
         raise Unfit(f"suite '{name}': none of its headline can be computed here: {reasons}")
     batch = settings.batch or at_once(kind.size)
     return Suite(name, reference, tuple(found), headline, batch, settings, skipped)
+
+
+def sized(brought: Brought, kind: Kind) -> RealImages:
+    """What is brought. Raises ValueError for images of another size."""
+    real = brought()
+    if real.images is not None and tuple(real.images.shape[1:]) != kind.size:
+        raise ValueError(f"the real images are {tuple(real.images.shape[1:])}, the samples {kind}")
+    return real
 
 
 def of_each(metric: Metric, asked: MetricSettings, reference: Reference) -> list[Metric]:

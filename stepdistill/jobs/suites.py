@@ -217,9 +217,19 @@ def parts(settings: SuiteSettings) -> Parts:
     names = [metric.name for metric in metrics]
     if len(set(names)) < len(names):
         raise ConfigError("metrics: two of one name: give each a name of its own")
-    if not settings.headline or not {*settings.headline} <= {*names}:
-        listed = ", ".join(names) or "none"
+    require_headline(settings)
+    return settings, task, tuple(metrics)
+
+
+def require_headline(settings: SuiteSettings) -> None:
+    """Raise ConfigError where rows are compared by no metric, or by one of each category."""
+    several = [each.name for each in settings.metrics if each.each is not None]
+    whole = [each.name for each in settings.metrics if each.each is None]
+    for name in settings.headline:
+        if name in several:
+            raise ConfigError(f"headline: {name}: is one of each category: name one of all images")
+    if not settings.headline or not {*settings.headline} <= {*whole}:
+        listed = ", ".join(whole) or "none"
         raise ConfigError(
             f"headline: {list(settings.headline)}: name some of the metrics: {listed}"
         )
-    return settings, task, tuple(metrics)

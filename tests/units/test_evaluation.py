@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from copy import copy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -24,13 +25,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stepdistill.data.sources import digits
-from stepdistill.evaluation import kept
 from stepdistill.evaluation.evaluate import Sampled, evaluate
 from stepdistill.evaluation.features import domain_cnn
 from stepdistill.evaluation.features.domain_cnn import load_domain_cnn, train_domain_cnn
 from stepdistill.evaluation.features.random_conv import random_conv
 from stepdistill.evaluation.features.space import FeatureSpace
 from stepdistill.evaluation.intervals import interval, mean_and_error
+from stepdistill.evaluation.kept import OfFeatures
 from stepdistill.evaluation.manifold import Manifold
 from stepdistill.evaluation.metric import Made, Metric
 from stepdistill.evaluation.metrics.diversity import diversity
@@ -38,6 +39,7 @@ from stepdistill.evaluation.metrics.kid import kid_blocks
 from stepdistill.evaluation.moments import Moments, frechet_distance, frechet_from_features
 from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.rows import Row
+from stepdistill.evaluation.suite import Suite
 from stepdistill.jobs.suites import load
 
 
@@ -588,12 +590,24 @@ def test_same_seed_same_rows_other_seed_other_rows():
     assert not {"diversity", "paired"} & a.scores.keys()
 
 
-def test_features_are_kept_only_as_far_as_pairs_need_them(monkeypatch):
+def looking_at(keep: int | None) -> Suite:
+    """SUITE in batches of 30, whose metrics of features look at so many images of a block."""
+    metrics = [replace_keep(m, keep) if isinstance(m, OfFeatures) else m for m in SUITE.metrics]
+    return replace(SUITE, batch=30, metrics=tuple(metrics))
+
+
+def replace_keep(metric: OfFeatures, keep: int | None) -> OfFeatures:
+    found = copy(metric)
+    found.keep = keep
+    return found
+
+
+def test_features_are_kept_only_as_far_as_pairs_need_them():
     student = [sampler("student", 1, toward_class_means(0.1))]
     small = replace(SUITE, batch=30)
     whole = evaluate(student, small, 100, 2, 1)[0]
-    monkeypatch.setattr(kept, "KEPT", 50)
-    capped = evaluate(student, small, 100, 2, 1)[0]
+    capped = evaluate(student, looking_at(50), 100, 2, 1)[0]
+    assert evaluate(student, looking_at(None), 100, 2, 1)[0].scores == whole.scores
     for name in ("frechet", "accuracy"):
         assert capped.scores[name] == whole.scores[name]
     for name in ("kid", "recall"):

@@ -12,18 +12,31 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from stepdistill.data import resize as resizing
+from stepdistill.data.prompts import Prompt
 from stepdistill.data.sources import digits
+from stepdistill.evaluation.collection import save
 from stepdistill.evaluation.differences import difference, winner
 from stepdistill.evaluation.evaluate import Sampled, evaluate
+from stepdistill.evaluation.features.space import FeatureSpace
+from stepdistill.evaluation.metrics.feature_variance import FeatureVariance
+from stepdistill.evaluation.metrics.fid_infinity import FIDInfinity
 from stepdistill.evaluation.metrics.frechet import Frechet
+from stepdistill.evaluation.metrics.kid import KID
+from stepdistill.evaluation.metrics.lpips_diversity import as_saved
+from stepdistill.evaluation.metrics.precision import Precision
+from stepdistill.evaluation.metrics.recall import Recall
 from stepdistill.evaluation.metrics.saturation import Saturation
-from stepdistill.evaluation.protocol import Asked, protocols
-from stepdistill.evaluation.reference import Kind, Reference
-from stepdistill.evaluation.report.hub import FOLDER, write_results
+from stepdistill.evaluation.numerals import span
+from stepdistill.evaluation.protocol import Asked, own, protocols
+from stepdistill.evaluation.reference import Kind, Reference, evenly
+from stepdistill.evaluation.report.hub import FOLDER, said, write_results
 from stepdistill.evaluation.report.report import Report, read_results, write_report
-from stepdistill.evaluation.suite import Dataset, Suite, SuiteSettings, of_each
+from stepdistill.evaluation.rows import Row, Score
+from stepdistill.evaluation.suite import Dataset, Suite, SuiteSettings, Unfit, of_each
 from stepdistill.evaluation.suite import MetricSettings as Named
-from stepdistill.jobs.suites import load
+from stepdistill.evaluation.suites.prompts import Prompts, digest_of
+from stepdistill.jobs.suites import brought, load, nothing_brought, parts, require, shape_of
+from stepdistill.schema import ConfigError
 
 SIZE = (3, 8, 8)
 PROMPTS = [f"prompt {i}" for i in range(20)]
@@ -57,15 +70,17 @@ def suite_of(said: SuiteSettings | None = None, real: bool = True) -> Suite:
     return Suite("kinds", reference, tuple(found), ("fd",), 8, said or settings())
 
 
-def noisy(shift: float, source: str = "a") -> Sampled:
+def noisy(shift: float | None, source: str = "a") -> Sampled:
     def sample(noise, asked, generator):
+        if shift is None:
+            return noise.tanh()
         odd = torch.tensor([shift if int(p.split()[1]) % 2 else 0.0 for p in asked])
         return (noise.tanh() + odd[:, None, None, None]).clamp(-1, 1)
 
     return Sampled("student", 1, 1, 0, SIZE, sample, source)
 
 
-def rows_in(tmp_path, name: str, suite: Suite, asked: Asked, shift: float = 0.0):
+def rows_in(tmp_path, name: str, suite: Suite, asked: Asked, shift: float | None = 0.0):
     """Rows as they are read again from a file."""
     rows = evaluate([noisy(shift, name)], suite, asked.n, asked.blocks, asked.seed)
     made = Report(name, rows, suite, {}, protocol=protocols(suite, asked, "v"))
@@ -108,6 +123,57 @@ def test_a_category_without_enough_images_has_no_score():
     assert list(row.scores) == ["fd"]
 
 
+def test_a_category_has_a_score_only_of_metrics_that_it_has_enough_images_for():
+    """Five in a block: Fréchet and recall can be computed, FID∞ of five parts cannot."""
+    few = {p: ("few",) for p in PROMPTS[:5]} | {p: ("three",) for p in PROMPTS[5:8]}
+    reference = replace(suite_of().reference, categories=few, groups=["few", "three"] * 20)
+    found = []
+    for name, metric in {"fd": Frechet, "recall": Recall, "infinity": FIDInfinity}.items():
+        one = metric("pixels")
+        one.name = name
+        found += of_each(one, Named(name, each="category"), reference)
+    for metric in found:
+        metric.open(reference.within(metric.category))
+    suite = replace(suite_of(), reference=reference, metrics=tuple(found))
+    row, _ = evaluate([noisy(0.0)], suite, 20, 2, 0)
+    assert set(row.scores) == {"fd few", "fd three", "recall few"}
+
+
+def test_too_few_images_for_a_metric_are_refused_before_any_is_made():
+    metric = FIDInfinity("pixels", parts=20)
+    metric.name = "infinity"
+    suite = suite_of()
+    metric.open(suite.reference)
+    made: list = []
+    student = replace(noisy(0.0), sample=lambda *given: made.append(given))
+    with pytest.raises(ValueError, match="n = 20: infinity needs at least 40 a block"):
+        evaluate([student], replace(suite, metrics=(metric,)), 20, 2, 0)
+    with pytest.raises(ValueError, match="keep = 30: 20 parts need 40 images"):
+        FIDInfinity("pixels", keep=30, parts=20).open(suite.reference)
+    assert not made
+
+
+@pytest.mark.parametrize(
+    "task, kind", [("folder", Kind(SIZE)), ("prompts", Kind(SIZE, None, True))]
+)
+def test_real_images_of_another_size_are_refused(task, kind, tmp_path):
+    """A published file's, too, whatever the task."""
+    (tmp_path / "prompts.txt").write_text("one")
+    np.savez(tmp_path / "batch.npz", arr_0=np.zeros((20, 6, 4, 3), np.uint8))
+    real = brought(str(tmp_path / "batch.npz"), None, shape_of(kind))
+    with pytest.raises(Unfit, match=r"the real images are \(3, 6, 4\), the samples \(3, 8, 8\)"):
+        load(task, kind, real, str(tmp_path / "prompts.txt") if task == "prompts" else None)
+
+
+def test_rows_are_compared_by_one_number_and_not_by_one_of_each_category():
+    said = SuiteSettings("prompts", [Named("saturation", each="category")], ("saturation",))
+    with pytest.raises(
+        ConfigError, match="^headline: saturation: is one of each category"
+    ) as caught:
+        parts(said)
+    assert "\n" not in str(caught.value)
+
+
 def test_real_images_without_a_category_are_named():
     reference = replace(suite_of().reference, groups=None)
     with pytest.raises(ValueError, match="no real images of the category odd to compare with"):
@@ -124,7 +190,7 @@ def test_departures_are_said():
     shown = replace(ASKED, n=100, blocks=1).provenance(suite_of(said))
     assert shown["asked"].startswith("100 images, seed 7, 8 at a time, ")
     assert "n = 100 in place" in shown["departs from the protocol"]
-    assert "--blocks 3" in shown["intervals"]
+    assert "--blocks 3" in shown["intervals"] and "parts of it" in shown["intervals"]
     assert ASKED.provenance(suite_of()).keys() == {"asked"}
 
 
@@ -171,6 +237,85 @@ def test_files_of_before_are_read_and_damaged_ones_are_not(tmp_path):
     file.write_text(json.dumps(held | {"protocol": {"fd": 3}}))
     with pytest.raises(ValueError, match="damaged"):
         read_results(file)
+
+
+def test_a_metric_of_few_images_says_so(tmp_path):
+    """In results.json and in the notes; one that looks at all says nothing."""
+    of = {None: 50, 30: 30, 100: 50}
+    for keep, looks in of.items():
+        suite = suite_of()
+        metric = Precision("pixels", keep=keep)
+        metric.name = "precision"
+        metric.open(suite.reference)
+        suite = replace(suite, metrics=(suite.metrics[0], metric))
+        row, _ = rows_in(tmp_path, str(keep), suite, replace(ASKED, n=50))
+        assert (row.protocol["precision"]["of"], row.protocol["fd"]["of"]) == (looks, 50)
+        said = (tmp_path / str(keep) / "report.md").read_text()
+        assert said.count("Of the first 30 images of a block.") == (keep == 30)
+
+
+def test_imagenets_precision_looks_at_all_images_of_a_block():
+    for name in ("imagenet-64", "imagenet-256"):
+        _, _, metrics = require(name)
+        found = {m.name: m.of(50_000, (3, 64, 64)) for m in metrics}
+        assert (found["precision"], found["recall"]) == (50_000, 50_000)
+    _, _, metrics = require("digits")
+    assert {m.name: m.of(10_000, (1, 8, 8)) for m in metrics}["recall"] == 2000
+
+
+def test_the_same_prompts_anywhere_compare_and_others_do_not(tmp_path):
+    """Whatever the reference: the file's place is left out, its texts and categories are not."""
+    texts = {"a": PROMPTS, "b": PROMPTS, "turned": PROMPTS[::-1], "other": [*PROMPTS[:-1], "x"]}
+    kind = Kind(SIZE, prompts=True)
+    (tmp_path / "real").mkdir()
+    for i, image in enumerate(suite_of().reference.images):
+        save(tmp_path / "real" / f"{i}.png", as_saved(image))
+    real = brought(str(tmp_path / "real"), None, shape_of(kind))
+    for images in (real, nothing_brought):
+        rows = {}
+        for name, each in texts.items():
+            file = tmp_path / name / "prompts.txt"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("\n".join(each))
+            task = Prompts(prompts=str(file), each=1)
+            reference = task.open(kind, images)
+            metric = Saturation()
+            metric.name = "saturation"
+            metric.open(reference)
+            suite = Suite("s", reference, (metric,), ("saturation",), 8, settings())
+            rows[name] = rows_in(tmp_path, f"out-{name}", suite, ASKED, shift=None)[0]
+        difference(rows["a"], rows["b"], "saturation")
+        for name in ("turned", "other"):
+            with pytest.raises(ValueError, match="rows of unequal prompts do not compare"):
+                difference(rows["a"], rows[name], "saturation")
+    told = [Prompt("a", "x"), Prompt("b")]
+    assert len({digest_of(told), digest_of(told[:1]), digest_of([Prompt("a"), told[1]])}) == 3
+
+
+def test_versions_of_libraries_compare_and_resizes_do_not():
+    """The identity, which the cache goes by, tells both."""
+    one = FeatureSpace("flat", torch.nn.Flatten(), "", "resize to 8", libraries="torch 1.0")
+    newer, other = replace(one, libraries="torch 1.1"), replace(one, how="resize to 9")
+    assert one.comparable == newer.comparable != other.comparable
+    assert len({each.identity for each in (one, newer, other)}) == 3
+    assert one.identity.endswith("(resize to 8, torch 1.0)")
+    suite = suite_of()
+    suite.reference._spaces["pixels"] = one
+    assert own(suite.metrics[0], suite)["space"] == one.comparable
+    assert own(suite.metrics[0], suite)["libraries"] == "torch 1.0"
+
+
+def test_real_images_of_no_known_class_have_no_score_of_classes():
+    """Else they would be drawn from all classes, and their mixture called one."""
+    images = torch.rand(40, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    metric = FeatureVariance("pixels", ratio=False)
+    metric.name = "variance"
+    for labels in (torch.arange(40) % 2, None):
+        reference = Reference(SIZE, evenly(2), images, labels)
+        suite = Suite("s", reference, (metric,), ("variance",), 8, settings())
+        student = Sampled("student", 1, 1, 0, SIZE, lambda x, *_: x.tanh())
+        row, real = evaluate([student], suite, 20, 2, 0)
+        assert "variance" in row.scores and ("variance" in real.scores) == (labels is not None)
 
 
 def test_one_block_is_a_protocols_number_without_an_interval():
@@ -224,6 +369,16 @@ def test_a_suite_that_resizes_takes_larger_images():
     assert set(row.scores) == {m.name for m in suite.metrics}
 
 
+def test_the_hubs_interval_is_of_the_value_it_stands_beside():
+    """KID's table shows both × 1000."""
+    metric = KID("pixels")
+    metric.name, score = "kid", Score(0.002, 0.001, 0.003)
+    suite = replace(suite_of(), metrics=(metric,), headline=("kid",))
+    row = Row("student", 1, 1, 40, "a", 0, None, {"kid": score})
+    assert f"95 % interval {span(0.001, 0.003)}" in said(row, metric, suite, ASKED)
+    assert metric.small(score) == "1.0 to 3.0"
+
+
 def test_results_are_the_hubs(tmp_path):
     named = settings(dataset=Dataset("someone/benchmark", "fid"), n=100)
     suite = suite_of(named)
@@ -237,4 +392,6 @@ def test_results_are_the_hubs(tmp_path):
         (entry,) = parse_eval_result_entries(yaml.safe_load(file.read_text()))
         assert (entry.dataset_id, entry.task_id) == ("someone/benchmark", "fid")
         assert entry.value == row.value("fd")
+        low, high = row.scores["fd"].low, row.scores["fd"].high
+        assert f"95 % interval {span(low, high)};" in entry.notes
         assert "n = 20 in place of the protocol's 100" in entry.notes and "n = 40;" in entry.notes

@@ -17,5 +17,6 @@ class ClipImage(FeatureSpace):
     @classmethod
     def at(cls, real: Real, place: str) -> FeatureSpace:
         network = CLIP(clip_folder(place or MODEL))
-        how = f"its own preparation, {versions('transformers', 'torch')}"
-        return FeatureSpace("clip-image", network, f"CLIP {place or MODEL}", how, BATCH)
+        how = "its own preparation"
+        about, used = f"CLIP {place or MODEL}", versions("transformers", "torch")
+        return FeatureSpace("clip-image", network, about, how, BATCH, None, used)

@@ -26,8 +26,9 @@ class ClipVision(FeatureSpace):
         from transformers import CLIPModel
 
         network = Embedding(loaded(CLIPModel, folder))
-        how = f"smoothed bicubic resize to {network.side}, {versions('transformers', 'torch')}"
-        return FeatureSpace("clip-vision", network, f"CLIP {place or MODEL}", how, BATCH)
+        how = f"smoothed bicubic resize to {network.side}"
+        about, used = f"CLIP {place or MODEL}", versions("transformers", "torch")
+        return FeatureSpace("clip-vision", network, about, how, BATCH, None, used)
 
 
 class Embedding(nn.Module):

@@ -32,8 +32,9 @@ class DINOv2Space(FeatureSpace):
         from transformers import Dinov2Model
 
         network = ClassToken(loaded(Dinov2Model, find_model(LARGE, place)))
-        how = f"smoothed bicubic resize to {SIDE}, {versions('transformers', 'torch')}"
-        return FeatureSpace("dinov2", network, f"DINOv2 {place or 'ViT-L/14'}", how, BATCH)
+        how = f"smoothed bicubic resize to {SIDE}"
+        about, used = f"DINOv2 {place or 'ViT-L/14'}", versions("transformers", "torch")
+        return FeatureSpace("dinov2", network, about, how, BATCH, None, used)
 
 
 class ClassToken(nn.Module):

@@ -22,8 +22,8 @@ class InceptionClean(FeatureSpace):
     @classmethod
     def at(cls, real: Real, place: str) -> FeatureSpace:
         net = inception(resize, real.size[0], place)
-        how = f"{HOW}, {versions(*PACKAGES)}"
-        return FeatureSpace("inception-clean", net, f"FID's Inception, {HOW}", how, BATCH, net.head)
+        about, used = f"FID's Inception, {HOW}", versions(*PACKAGES)
+        return FeatureSpace("inception-clean", net, about, HOW, BATCH, net.head, used)
 
 
 def resize(levels: Tensor) -> Tensor:

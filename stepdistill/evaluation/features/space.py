@@ -35,8 +35,9 @@ class FeatureSpace:
     """A frozen network (b, c, h, w) → (b, d) under a name; `identity` adds its weights' hash.
 
     about: what it is, for the reader of a table. how: what else decides on its numbers, such as a
-    resize and versions of libraries. batch: images at a time, unless said at most BATCH and VALUES.
-    head: features (b, d) → logits (b, classes), where it has classes."""
+    resize. libraries: with their versions, on which rounding depends. batch: images at a time,
+    unless said at most BATCH and VALUES. head: features (b, d) → logits (b, classes), where it has
+    classes."""
 
     name: str
     network: nn.Module
@@ -44,6 +45,7 @@ class FeatureSpace:
     how: str = ""
     batch: int | None = None
     head: nn.Module | None = None
+    libraries: str = ""
 
     @classmethod
     def of(cls, real: Real) -> FeatureSpace:
@@ -61,9 +63,21 @@ class FeatureSpace:
 
     @cached_property
     def identity(self) -> str:
-        """Such as "random-conv@1f2e3d4c5b6a": equal exactly when distances are comparable."""
-        short = f"{self.name}@{weights_hash(self.network)[:12]}"
-        return f"{short} ({self.how})" if self.how else short
+        """Such as "random-conv@1f2e3d4c5b6a": equal where features are, to the last bit."""
+        return self._named(self.how, self.libraries)
+
+    @cached_property
+    def comparable(self) -> str:
+        """The same without versions: equal exactly when distances are comparable."""
+        return self._named(self.how)
+
+    @cached_property
+    def _short(self) -> str:
+        return f"{self.name}@{weights_hash(self.network)[:12]}"
+
+    def _named(self, *said: str) -> str:
+        words = ", ".join(filter(None, said))
+        return f"{self._short} ({words})" if words else self._short
 
     def at_once(self, size: Sequence[int]) -> int:
         """How many images of this size (c, h, w) the network sees at a time."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..gallery import at_once
-from ..metric import Made, Metric
+from ..metric import Made, Metric, pairs_kept
 from ..reference import Reference
 
 TINY = 1e-6
@@ -47,8 +47,11 @@ class ChannelDrift(Metric):
         if self.real is not None:
             self.seen.append(sums(made.images))
         elif made.paired is not None:
-            self.seen.append(sums(made.images))
+            self.seen.append(sums(made.images[: len(made.paired)]))
             self.theirs.append(sums(made.paired))
+
+    def of(self, n: int, size: tuple[int, ...]) -> int:
+        return n if self.real is not None else min(n, pairs_kept(size))
 
     def merge(self, other: ChannelDrift) -> None:
         self.seen += other.seen

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...schema import Range
-from ..kept import Kept, OfFeatures
+from ..kept import Keep, OfFeatures
 from ..moments import Moments, frechet_distance
 from ..reference import Reference
 
@@ -27,21 +27,24 @@ FEWEST = 2  # images a part
 
 @dataclass
 class FIDInfinity(OfFeatures):
-    """parts: of the smallest size. keep: images of a block that it looks at."""
+    """parts: of the smallest size."""
 
     about = (
         "the Fréchet distance to the reference images, extrapolated to infinitely many images; it "
         "may be slightly negative."
     )
     parts: Annotated[int, Range(2, 20)] = 5
-    keep: Annotated[int, Range(20, 10**6)] = 10_000
+    keep: Keep = 10_000
     real: Moments = field(init=False, repr=False)
 
-    def open(self, reference: Reference) -> None:
-        self.real = reference.moments(self.space)
+    @property
+    def fewest(self) -> int:
+        return FEWEST * self.parts
 
-    def reset(self) -> None:
-        self.kept = Kept(self.keep)
+    def open(self, reference: Reference) -> None:
+        if self.keep is not None and self.keep < self.fewest:
+            raise ValueError(f"keep = {self.keep}: {self.parts} parts need {self.fewest} images")
+        self.real = reference.moments(self.space)
 
     def compute(self) -> list[float]:
         (features,) = self.kept.all()

@@ -31,7 +31,8 @@ class InceptionScore(Metric):
 
     about = (
         "how sure a classifier is of each image, and how many classes it sees in all, from 1 to "
-        "the number of classes, ± its standard error over splits, with whose size it grows."
+        "the number of classes; it grows with the images in a split. Its range is the 95 % "
+        "interval over splits, of one block as well."
     )
     lower_is_better = False
     space: str = "inception-tf"

@@ -27,7 +27,8 @@ class KID(OfFeatures):
 
     about = (
         "the unbiased kernel distance to the reference images (KID in Inception's space); it may "
-        "be negative, and is for `real`, which repeats reference images."
+        "be negative, and is for `real`, which repeats reference images. Its range is over parts "
+        "of at most 1,000 images, of one block as well."
     )
     real: Tensor = field(init=False, repr=False)
     within: float = field(init=False, repr=False)

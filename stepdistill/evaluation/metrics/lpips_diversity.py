@@ -41,6 +41,9 @@ class LPIPSDiversity(Spread):
     def reset(self) -> None:
         self.kept = Kept(self.most_kept)
 
+    def of(self, n: int, size: tuple[int, ...]) -> int:
+        return min(n, BYTES // prod(size))
+
     def update(self, made: Made) -> None:
         self.kept.add(as_saved(made.images), made.classes())
 

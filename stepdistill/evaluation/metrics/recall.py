@@ -21,6 +21,7 @@ class Recall(OfFeatures):
     lower_is_better = False
     decimals = 3
     least, most = 0.0, 1.0
+    fewest = 4
     real: Tensor = field(init=False, repr=False)
 
     def open(self, reference: Reference) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ...schema import Range
-from ..kept import Kept
+from ..kept import KEPT, Keep, Kept
 from ..metric import Made, Metric
 from ..spread import groups
 
@@ -27,7 +27,8 @@ SIDE = 32
 class SamePicture(Metric):
     """There is none where no class, or prompt, has two images.
 
-    near: the root mean square difference below which pictures are the same."""
+    near: the root mean square difference below which pictures are the same. keep: images of a block
+    that it looks at, the first ones."""
 
     about = (
         "the share of pairs of images of one prompt or class, of different seeds, that are all but "
@@ -37,10 +38,14 @@ class SamePicture(Metric):
     least, most = 0.0, 1.0
     needs_asked = True
     near: Annotated[float, Range(0, 2, above=True)] = 0.05
+    keep: Keep = KEPT
     kept: Kept = field(init=False, repr=False)
 
     def reset(self) -> None:
-        self.kept = Kept()
+        self.kept = Kept(self.keep)
+
+    def of(self, n: int, size: tuple[int, ...]) -> int:
+        return n if self.keep is None else min(n, self.keep)
 
     def update(self, made: Made) -> None:
         self.kept.add(thumbnails(made.images), made.classes())

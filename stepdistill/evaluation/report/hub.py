@@ -14,6 +14,7 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from ...files import write_whole
 from ..metric import Metric
+from ..numerals import span
 from ..protocol import Asked
 from ..rows import STUDENT, Row
 from ..suite import Dataset, Suite
@@ -50,6 +51,7 @@ def said(row: Row, metric: Metric, suite: Suite, asked: Asked) -> str:
     parts = [metric.title, f"suite {suite.name}", f"n = {row.n:,}", f"seed {asked.seed}"]
     parts += [steps, f"{row.nfe} NFE"] if row.steps else []
     departs = [] if suite.settings is None else asked.departures(suite.settings)
-    interval = metric.small(row.scores[metric.name])
-    parts += [f"95 % interval {interval}"] if interval else []
+    score = row.scores[metric.name]
+    if score.low is not None and score.high is not None:  # as the value is, and not as in a table
+        parts.append(f"95 % interval {span(score.low, score.high)}")
     return "; ".join([*parts, *departs])

@@ -352,7 +352,9 @@ def _tables(report: Report) -> list[Table]:
 
 
 def _notes(report: Report) -> list[str]:
-    return [*notes_of(report.rows, report.suite), *cost_notes(report.rows)]
+    said = report.protocol.items()
+    first = {name: of["of"] for name, of in said if of.get("of", of["n"]) < of["n"]}
+    return [*notes_of(report.rows, report.suite, first), *cost_notes(report.rows)]
 
 
 def missing(report: Report) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...schema import printable
@@ -86,13 +86,17 @@ def amount(value: float | None, unit: float = 1) -> str:
     return f"{unit * value:,.0f}" if unit * value >= 100 else f"{unit * value:.3g}"
 
 
-def notes_of(rows: Sequence[Row], suite: Suite) -> list[str]:
-    """What a reader must know of the columns; metrics of one kind share a note."""
-    kinds: dict[str, list[Metric]] = {}
+def notes_of(
+    rows: Sequence[Row], suite: Suite, first: Mapping[str, int] | None = None
+) -> list[str]:
+    """What a reader must know of the columns; metrics of one kind share a note. first: how many
+    images of a block those metrics look at that do not look at all."""
+    kinds: dict[tuple[str, int | None], list[Metric]] = {}
     for metric in suite.metrics:
         if metric.about and any(metric.name in row.scores for row in rows):
-            kinds.setdefault(metric.about, []).append(metric)
-    notes = [_note(metrics, suite) for metrics in kinds.values()]
+            key = metric.about, (first or {}).get(metric.name)
+            kinds.setdefault(key, []).append(metric)
+    notes = [_note(metrics, suite, few) for (_, few), metrics in kinds.items()]
     real = [REAL_NOTE] if any(row.model == REAL for row in rows) else []
     won = [WINNER_NOTE] if any(_winner(rows, metric) for metric in suite.metrics) else []
     return [*notes, *won, " ".join([N_NOTE, *real]), NFE_NOTE]
@@ -130,13 +134,14 @@ def _column(metric: Metric, best: Row | None) -> Column:
     return Column(metric.heading, text, small)
 
 
-def _note(metrics: Sequence[Metric], suite: Suite) -> str:
+def _note(metrics: Sequence[Metric], suite: Suite, few: int | None) -> str:
     names = []
     for metric in metrics:
         about = suite.reference.space(metric.space).about if metric.space else ""
         place = f" in {metric.space}" if metric.space else ""
         names.append(f"`{metric.name}`{place}" + (f" ({about})" if about else ""))
-    return f"{', '.join(names)}: {metrics[0].about} {metrics[0].way}"
+    about = f"{', '.join(names)}: {metrics[0].about} {metrics[0].way}"
+    return about if few is None else f"{about} Of the first {few:,} images of a block."
 
 
 def steps_text(steps: int) -> str:

@@ -5,6 +5,8 @@ Real images, if the user brings any, are what the images of all prompts are meas
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ...data.prompts import categories_of, prompts_of
+from ...data.prompts import Prompt, categories_of, prompts_of
 from ...schema import Count
 from ..reference import Brought, Kind, NoneBrought, Reference, Task
 
@@ -31,8 +33,9 @@ class Prompts(Task):
             raise ValueError(f"asks for prompts, and these are {kind}")
         read = prompts_of(Path(self.prompts))
         found, categories = [prompt.text for prompt in read], categories_of(read)
-        digest = sha256("\n".join(found).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        digest = digest_of(read)
         each = f"{self.each} images each" if self.each > 1 else "one image each"
+        told = f"SHA-256 {digest}, {each}"
         about = f"{len(found):,} prompts of {self.prompts} (SHA-256 {digest}), {each}"
 
         def ask(n: int, generator: torch.Generator | None) -> list[str]:
@@ -50,5 +53,11 @@ class Prompts(Task):
                 statistics=real.statistics,
                 categories=categories,
                 groups=real.groups,
+                prompts=told,
             )
-        return Reference(kind.size, ask, about=about, categories=categories)
+        return Reference(kind.size, ask, about=about, categories=categories, prompts=told)
+
+
+def digest_of(prompts: Sequence[Prompt]) -> str:
+    """Of texts and categories, in order."""
+    return sha256(json.dumps(prompts).encode()).hexdigest()[:12]
