@@ -8,12 +8,13 @@ import sys
 import time
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers as d
 import numpy as np
 import pytest
 import torch
-from others import PROMPTS, dit, pixel, stable_diffusion
+from others import PROMPTS, consistency, dit, pixel, stable_diffusion
 from PIL import Image
 from pixels import ddpm, unet
 from rich.console import Console
@@ -25,7 +26,7 @@ from stepdistill.evaluation.collection import collection_of
 from stepdistill.evaluation.evaluate import Request, Requests
 from stepdistill.jobs import foreign
 from stepdistill.jobs.evaluate import score
-from stepdistill.jobs.foreign import Call, Foreign, collect
+from stepdistill.jobs.foreign import Call, CallFailed, Foreign, collect
 from stepdistill.jobs.sources import Against, Opening
 from stepdistill.schema import ConfigError
 
@@ -85,6 +86,32 @@ def test_labels_and_nothing_are_asked_for_where_that_is_how_it_is_called(tmp_pat
     free = Foreign.of(saved(pixel(), tmp_path / "ddpm"), Call(steps=2))
     found = files_of(collect(free, asked(None, None), tmp_path))
     assert free.kind.classes is None and not free.kind.prompts and len(found) == 2
+
+
+def test_a_consistency_model_is_told_how_many_labels_there_are(tmp_path):
+    pipeline = consistency()
+    model = Foreign.of(saved(pipeline, tmp_path / "cm"), Call(steps=2))
+    assert model.classes == 5
+    found = files_of(collect(model, asked(1, 4, 2, batch=2), tmp_path))
+    first = pixels(pipeline, [100, 101], class_labels=[1, 4], batch_size=2, num_inference_steps=2)
+    last = pixels(pipeline, [102], class_labels=[2], num_inference_steps=2)
+    assert np.array_equal(found, np.concatenate([first, last]))
+
+
+@pytest.mark.parametrize("reason", [IndexError("step 7 of\n4"), KeyError("x"), None])
+def test_whatever_a_pipeline_raises_is_a_call_that_fails(tmp_path, reason, monkeypatch):
+    """In one line, so that others are scored; None for a pipeline that makes something else."""
+    model = Foreign.of(saved(pixel(), tmp_path / "ddpm"), Call(steps=1))
+
+    def called(self, generator=None, num_inference_steps=1, output_type="np", batch_size=1):
+        if reason is not None:
+            raise reason
+        return SimpleNamespace(audios=[])
+
+    monkeypatch.setattr(d.DDPMPipeline, "__call__", called)
+    with pytest.raises(CallFailed, match=r"ddpm: its call fails: (Index|Key|Attribute)Error: ") as e:
+        model.called([Request(None, 0)])
+    assert "\n" not in str(e.value)
 
 
 def test_a_pipeline_that_forgets_its_generator_is_seeded_one_image_at_a_time(tmp_path):
