@@ -69,6 +69,7 @@ def hpsv2(place: Path) -> str:
     for i, style in enumerate(STYLES):
         (place / "benchmark").mkdir(exist_ok=True)
         file_of(place / "benchmark", f"{style}.json", WORDS[i::4])
+    file_of(place / "benchmark", "drawbench.json", ["no style's"])
     return str(place / "benchmark")
 
 
@@ -119,7 +120,7 @@ STANDS = {
         coco,
         lambda place: folder_of(place / "real", (30, 41)),
         {"frechet_random"},
-        {"fid-clean", "patch-fid", "clip_score"},
+        {"fid-clean", "clip_score"},
         "n = 20 in place of the protocol's 5,000",
     ),
     "mjhq-30k": Stand(
@@ -162,7 +163,7 @@ def nowhere(tmp_path, monkeypatch) -> Path:
 def smaller(name: str, place: Path) -> str:
     """The shipped file, that resizes to fewer pixels if to any."""
     text = (shipped("eval/suites") / f"{name}.yaml").read_text()
-    text = re.sub("side: [0-9]+", "side: 24", text).replace("crop: 299", "crop: 16")
+    text = re.sub("side: [0-9]+", "side: 24", text)
     (place / f"{name}.yaml").write_text(text)
     return str(place / f"{name}.yaml")
 
@@ -189,7 +190,8 @@ def test_a_protocol_scores_a_tiny_pipeline(name, nowhere):
     assert not set(row.scores) & stand.skipped
     text = (out / "report.md").read_text()
     for metric in stand.skipped:
-        assert f"| {metric} | " in text, metric
+        # Metrics of one reason share a row.
+        assert re.search(rf"^\| (.*, )?{re.escape(metric)}(, .*)? \| ", text, re.MULTILINE), metric
     assert "departs from the protocol" in text and stand.departs in text
     assert "1 threads" in text
     results = json.loads((out / "results.json").read_text())
