@@ -209,6 +209,13 @@ def about(model: Foreign, wanted: Requests) -> dict[str, Any]:
     }
 
 
+def places(model: Foreign, wanted: Requests, store: Path) -> list[Path]:
+    """Where the images of all requests lie, or will."""
+    facts = json.dumps(about(model, wanted), sort_keys=True).encode()
+    folder = store / sha256(facts).hexdigest()[:16]
+    return [folder / f"{i:06d}.png" for i in range(len(wanted))]
+
+
 def collect(
     model: Foreign,
     wanted: Requests,
@@ -220,12 +227,10 @@ def collect(
 
     part: which of how many processes this is; each makes every so many-th batch. advance(n) is
     called after n more images. Raises CallFailed, which is kept beside the images."""
-    facts = about(model, wanted)
-    key = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = store / key
+    files = places(model, wanted, store)
+    folder = files[0].parent
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "about.json", json.dumps(facts, indent=1))
-    files = [folder / f"{i:06d}.png" for i in range(len(wanted))]
+    write_whole(folder / "about.json", json.dumps(about(model, wanted), indent=1))
     try:
         for number, rows in enumerate(wanted.batches()):
             if number % part[1] == part[0]:
