@@ -106,7 +106,8 @@ def drawn(sampler: Sampled, suite: Suite, seed: int, wanted: Asked, n: int) -> T
 
 def within(samplers: Sequence[Sampled], suite: Suite, seed: int, n: int) -> list[Within]:
     """EACH images of each of the first ASKED prompts or labels, of the teacher at most steps and
-    of every student that can be asked for them; n: images a block. None where nothing is asked twice."""
+    of every student that can be asked for them; n: images a block. None where nothing is asked
+    twice."""
     wanted = suite.reference.asked(1)
     teacher = most_steps(samplers)
     rows = [teacher] if teacher else []
