@@ -3,7 +3,8 @@
 NAME.txt                     a line each; empty lines are left out
 NAME.csv, .jsonl, .parquet   the column prompt, text or caption, and category, tag or style
 NAME.json                    what benchmarks are given out as, see `read_json`
-DIR/STYLE.json, …            a folder of them, each a list of its style's (HPSv2's)
+DIR                          HPSv2's benchmark: anime.json, concept-art.json, paintings.json and
+                             photo.json, each a list of its style's; others are left aside
 """
 
 import csv
@@ -21,6 +22,7 @@ from ..schema import ConfigError, shown
 
 COLUMNS = ("prompt", "text", "caption")
 CATEGORIES = ("category", "tag", "style")
+STYLES = ("anime", "concept-art", "paintings", "photo")  # HPSv2's (arXiv:2306.09341)
 SUFFIXES = (".txt", ".csv", ".jsonl", ".json", ".parquet")
 LONGEST, LARGEST = 10_000, 2**30  # characters of a prompt, bytes of a file
 
@@ -47,15 +49,23 @@ def categories_of(prompts: Iterable[Prompt]) -> dict[str, tuple[str, ...]]:
 
 
 def prompts_of(path: Path) -> list[Prompt]:
-    """Those of a file, or of a folder of .json files. Raises ConfigError where there are none."""
+    """Those of a file, or of HPSv2's folder. Raises ConfigError where there are none, and for a
+    folder without a file of each style."""
     if path.is_dir():
-        styles = sorted(file for file in path.iterdir() if file.suffix.lower() == ".json")
-        found = [prompt._replace(category=f.stem) for f in styles for prompt in prompts_of(f)]
-    else:
-        found = checked(path)
+        return [prompt for style in STYLES for prompt in styled(path, style)]
+    found = checked(path)
     if not found:
         raise ConfigError(f"{path}: holds no prompts")
     return found
+
+
+def styled(folder: Path, style: str) -> list[Prompt]:
+    """Those of one of HPSv2's styles. Raises ConfigError where they are not there."""
+    file = folder / f"{style}.json"
+    if not file.is_file():
+        wanted = ", ".join(f"{each}.json" for each in STYLES)
+        raise ConfigError(f"{folder}: has no {file.name}: of folders, HPSv2's are read: {wanted}")
+    return [prompt._replace(category=style) for prompt in prompts_of(file)]
 
 
 def checked(path: Path) -> list[Prompt]:

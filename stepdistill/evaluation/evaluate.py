@@ -70,6 +70,12 @@ class Sampled:
         """Whether its images come from the evaluation's noise, and not from anyone's folder."""
         return self.sample is not None or self.nfe > 0
 
+    def shares_noise(self, other: Sampled) -> bool:
+        """Whether image i of both comes from the same noise: ours draw from that of the block,
+        other pipelines from a seed for each image."""
+        alike = (self.sample is None) == (other.sample is None)
+        return self.seeded and other.seeded and alike
+
     @property
     def work(self) -> int:
         """Network evaluations an image, and its scoring as one more."""
@@ -132,11 +138,17 @@ def real(suite: Suite) -> list[Sampled]:
 
 
 def first_block(
-    sampler: Sampled, suite: Suite, n: int, seed: int
+    sampler: Sampled, suite: Suite, n: int, seed: int, few: int | None = None
 ) -> Iterator[tuple[Tensor, Asked]]:
-    """The images (b, c, h, w) that `evaluate` scores first, n in all, and what was asked for."""
+    """The images (b, c, h, w) that `evaluate` scores first of blocks of n, `few` in all or the
+    whole block, and what was asked for."""
+    left = n if few is None else few
     for batch in _batches(sampler.event, suite, n, (seed, 0)):
-        yield _generate(sampler, suite, batch)[:2]
+        if left <= 0:
+            return
+        images, asked, _ = _generate(sampler, suite, batch)
+        yield images[:left], None if asked is None else asked[:left]
+        left -= len(images)
 
 
 class Request(NamedTuple):
@@ -224,8 +236,8 @@ def _score_block(
             if i == best and field[i].seeded:
                 truths.add(images)
             # No noise belongs to real images, nor to those that were there before.
-            alone = field[i].model == REAL or not field[i].seeded
-            paired = None if alone else truths.batch(number)
+            alone = best is None or not field[i].shares_noise(field[best])
+            paired = None if alone or field[i].model == REAL else truths.batch(number)
             made = Made(images, asked, paired, suite.reference)
             _show(made, metrics, seen)
             seconds.append(taken)

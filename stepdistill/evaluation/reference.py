@@ -232,10 +232,15 @@ class Reference:
 class Task(ABC):
     """Base of all tasks: a frozen dataclass, whose fields are its settings in the YAML.
 
-    needs_images: whether it measures against the user's own.
+    needs_images: whether it measures against the user's own. needs_labels: whether it has no use
+    for a folder of them without classes, where samplers have some.
     """
 
     needs_images: ClassVar[bool] = False
+
+    @property
+    def needs_labels(self) -> bool:
+        return True
 
     @abstractmethod
     def open(self, kind: Kind, brought: Brought) -> Reference:

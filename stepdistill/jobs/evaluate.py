@@ -29,13 +29,21 @@ from ..schema import ConfigError
 from .costs import with_costs
 from .distill import waited_for
 from .report_images import outliers_of, pairs_of, same_noise, within
-from .sources import Against, Gathered, Opening, gather, lay_all, require_images
+from .sources import (
+    IMAGES,
+    Against,
+    Gathered,
+    Opening,
+    gather,
+    lay_all,
+    require_images,
+    shelves,
+)
 from .suites import require
 
 Size = tuple[int | None, int | None]  # images in a block, and blocks
 SEED, USUAL = 2000, (1000, 3)  # where neither the user nor the suite says otherwise
 SCORED = "scored.jsonl"  # in the report's folder, until there is a report
-IMAGES = "images"  # in the report's folder, those of pipelines that are not ours
 NAMED = 8  # sources that a report names in its heading
 
 
@@ -124,6 +132,7 @@ def measure(
     n, blocks, seed = asked.n, asked.blocks, asked.seed
     wanted = requests(measured, n, blocks if gathered.others else 0, seed)  # each has a seed
     console, costs = shown_with
+    where = shelves(gathered, against, wanted, out, short([str(each) for each in sources]))
     state = PartialState(cpu=not torch.accelerator.is_available())
     out.mkdir(parents=True, exist_ok=True)
     with alone(out / LOCK, out) if state.is_main_process else nullcontext():
@@ -137,7 +146,7 @@ def measure(
         samplers = gathered.all(wanted)
         for reason in gathered.failed.values():
             console.print(f"left out: {reason}", markup=False, soft_wrap=True)
-        lay_all(gathered, against, wanted, out)
+        lay_all(gathered, where)
         rows = rows_of(samplers, measured, asked, out / SCORED, console)
         made = report(sources, samplers, rows, measured, asked)
         provenance = made.provenance | gathered.remarks

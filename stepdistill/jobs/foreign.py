@@ -159,13 +159,14 @@ class Foreign:
             raise ConfigError(f"{self.folder}: {name} takes no {unknown[0]}: leave it out")
         try:
             images = self.pipeline(**given).images
-        except (TypeError, ValueError, RuntimeError) as error:
-            words = " ".join(str(error).split())
+            pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+            pixels = pixels.permute(0, 3, 1, 2)
+        except Exception as error:  # anyone's code, which may raise anything
+            words = " ".join(f"{type(error).__name__}: {error}".split())
             raise CallFailed(f"{self.folder}: its call fails: {words}") from error
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
         if not pixels.isfinite().all():
             raise CallFailed(f"{self.folder}: its images are not finite")
-        return (pixels * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
+        return (pixels * 255).round().to(torch.uint8)
 
     def _arguments(self, requests: Sequence[Request]) -> dict[str, Any]:
         given = {
@@ -176,7 +177,9 @@ class Foreign:
         }
         if self.asks is not None:
             given[self.asks] = [request.asked for request in requests]
-        else:
+        # How many labels there are, consistency models have to be told.
+        takes = "batch_size" in signature(self.pipeline.__call__).parameters
+        if self.asks is None or (takes and self.asks == "class_labels"):
             given["batch_size"] = len(requests)
         return {name: value for name, value in given.items() if value is not None}
 
@@ -206,6 +209,13 @@ def about(model: Foreign, wanted: Requests) -> dict[str, Any]:
     }
 
 
+def places(model: Foreign, wanted: Requests, store: Path) -> list[Path]:
+    """Where the images of all requests lie, or will."""
+    facts = json.dumps(about(model, wanted), sort_keys=True).encode()
+    folder = store / sha256(facts).hexdigest()[:16]
+    return [folder / f"{i:06d}.png" for i in range(len(wanted))]
+
+
 def collect(
     model: Foreign,
     wanted: Requests,
@@ -217,12 +227,10 @@ def collect(
 
     part: which of how many processes this is; each makes every so many-th batch. advance(n) is
     called after n more images. Raises CallFailed, which is kept beside the images."""
-    facts = about(model, wanted)
-    key = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = store / key
+    files = places(model, wanted, store)
+    folder = files[0].parent
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "about.json", json.dumps(facts, indent=1))
-    files = [folder / f"{i:06d}.png" for i in range(len(wanted))]
+    write_whole(folder / "about.json", json.dumps(about(model, wanted), indent=1))
     try:
         for number, rows in enumerate(wanted.batches()):
             if number % part[1] == part[0]:

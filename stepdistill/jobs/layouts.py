@@ -25,14 +25,9 @@ def lay_out(
 ) -> None:
     """Copy images, with a prompt each, to the folder `out`. source: the file of the prompts.
 
-    Raises ConfigError where `out` holds anything else, or where a prompt cannot be a name."""
-    samples: dict[str, list[Path]] = {}
-    for image, prompt in zip(images, prompts, strict=True):
-        samples.setdefault(prompt, []).append(image)
-    rows = rows_of(source) if layout == "geneval" else []
-    copies = geneval(samples, rows) if layout == "geneval" else compbench(samples)
-    require_own(out, copies)
-    for number, row in enumerate(rows):
+    Raises ConfigError as `planned` does."""
+    copies = planned(layout, images, prompts, out, source)
+    for number, row in enumerate(rows_of(source) if layout == "geneval" else ()):
         folder = out / f"{number:05d}"
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         (folder / METADATA).write_text(json.dumps(row) + "\n", encoding="utf-8")
@@ -42,11 +37,28 @@ def lay_out(
             shutil.copyfile(image, partial)
 
 
+def planned(
+    layout: Layout, images: Sequence[Path], prompts: Sequence[str], out: Path, source: Path
+) -> dict[str, Path]:
+    """Which image goes where below `out`; they need not be made yet.
+
+    Raises ConfigError where `out` holds anything else, or where a prompt cannot be a name."""
+    samples: dict[str, list[Path]] = {}
+    for image, prompt in zip(images, prompts, strict=True):
+        samples.setdefault(prompt, []).append(image)
+    if layout == "geneval":
+        copies = geneval(samples, rows_of(source))
+    else:
+        copies = compbench(samples)
+    require_own(out, copies)
+    return copies
+
+
 def require_own(out: Path, copies: Mapping[str, Path]) -> None:
     """Raise ConfigError where a folder holds other images than those that are copied there."""
     for place in sorted(out.rglob("*.png")):
         image = copies.get(str(place.relative_to(out)))
-        if image is None or not cmp(image, place, shallow=False):
+        if image is None or not image.is_file() or not cmp(image, place, shallow=False):
             raise ConfigError(f"{out}: exists, with other images: remove it, or write elsewhere")
 
 

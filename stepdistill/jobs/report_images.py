@@ -57,11 +57,17 @@ def same_noise(
 
 
 def differing(rows: Sequence[Sampled], suite: Suite) -> str:
-    """Which of several samplers share neither seed nor question with the others."""
+    """In what some of several samplers differ from the others: in noise, or in what is asked."""
     wanted, notes = suite.reference.asked(1), []
     if unseeded := [c.source for c in rows if not c.seeded]:
         notes.append(f"How the images of {listed(unseeded)} were made, nobody knows.")
-    apart = [c for c in rows if c.seeded and not heeded(wanted, c.asked(wanted, 0, 1))]
+    others = [c for c in rows if c.seeded and c.sample is None]
+    ours = [c for c in rows if c.sample is not None]
+    if ours and others:
+        names = listed(list(dict.fromkeys(c.source or c.model for c in ours)))
+        notes.append(f"From other noise than those of other pipelines: {names}.")
+    alike = others or ours
+    apart = [c for c in alike if not heeded(wanted, c.asked(wanted, 0, 1))]
     if apart:
         what = "labels" if isinstance(wanted, Tensor) else "prompts"
         names = listed([c.source or c.model for c in apart])
@@ -100,7 +106,8 @@ def drawn(sampler: Sampled, suite: Suite, seed: int, wanted: Asked, n: int) -> T
 
 def within(samplers: Sequence[Sampled], suite: Suite, seed: int, n: int) -> list[Within]:
     """EACH images of each of the first ASKED prompts or labels, of the teacher at most steps and
-    of every student that can be asked for them; n: images a block. None where nothing is asked."""
+    of every student that can be asked for them; n: images a block. None where nothing is asked
+    twice."""
     wanted = suite.reference.asked(1)
     teacher = most_steps(samplers)
     rows = [teacher] if teacher else []
@@ -109,6 +116,8 @@ def within(samplers: Sequence[Sampled], suite: Suite, seed: int, n: int) -> list
     if wanted is None or not rows:
         return []
     chosen = repeated(requests(suite, n, 1, seed).each)[:ASKED]
+    if not chosen:  # nothing is asked twice
+        return []
     if any(c.made is not None for c in rows):
         found = [of_scored(c, suite, n, seed, chosen) for c in rows]
     else:
@@ -156,9 +165,9 @@ def pairs_of(samplers: Sequence[Sampled], suite: Suite, n: int, seed: int) -> li
     most steps, and the farthest; none without a teacher, or where it shares neither noise nor
     questions."""
     teacher, wanted = most_steps(samplers), suite.reference.asked(1)
-    if teacher is None or not teacher.seeded:
+    if teacher is None:
         return []
-    students = [c for c in at_fewest(samplers) if c.seeded]
+    students = [c for c in at_fewest(samplers) if c.shares_noise(teacher)]
     students = [c for c in students if heeded(wanted, c.asked(wanted, 0, 1))]
     return [pairs(c, teacher, suite, n, seed, (_name(c), _name(teacher))) for c in students]
 

@@ -1,6 +1,6 @@
 """What `stepdistill eval` scores: runs, our students, other pipelines, and folders of images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,12 +24,13 @@ from ..teachers.folder import INDEX, read_json
 from ..teachers.loading import FEW_STEP
 from ..teachers.schedulers import FEW_STEP_SCHEDULER
 from ..teachers.teacher import Teacher
-from .foreign import Call, CallFailed, Foreign, collect, missing, too_many
+from .foreign import Call, CallFailed, Foreign, collect, missing, places, too_many
 from .foreign import sampled as of_pipeline
-from .layouts import Layout, lay_out
+from .layouts import Layout, lay_out, planned
 from .samplers import UNTRAINED, of_folder, of_run
 from .suites import brought, brought_by, kind_of, load, shape_of
 
+IMAGES = "images"  # in the report's folder, those of pipelines that are not ours
 DEFAULT = "digits"  # the suite of our pipelines that come without a run
 PROMPTS, OTHERS = "prompts", "folder"  # the suites of other models
 
@@ -213,21 +214,55 @@ def left_out(source: Path, failed: dict[Path, str]) -> Iterator[None]:
         failed[source] = str(error)
 
 
-def lay_all(gathered: Gathered, against: Against, wanted: Requests, out: Path) -> None:
-    """Write what other pipelines made of prompts in the layout that is asked for, a folder each.
+class Shelves(NamedTuple):
+    """Where other pipelines' images of prompts are laid out for other people's scorers.
 
-    Raises ConfigError without prompts, and where one is there already."""
+    of: the folder of each pipeline. prompts: of the images, in order, and the file of all."""
+
+    layout: Layout
+    of: dict[Path, Path]
+    prompts: list[str]
+    file: Path
+
+
+def shelves(
+    gathered: Gathered, against: Against, wanted: Requests, out: Path, names: Mapping[str, str]
+) -> Shelves | None:
+    """Where what is made will be laid out, by the names of sources in the report; None where no
+    layout is asked for. `out/images` is where it is kept.
+
+    Raises ConfigError, before anything is made, for sources that are ours, for what is not kept,
+    and where other images are there already."""
     if against.layout is None:
-        return
-    if gathered.unkept:
-        raise ConfigError(f"--layout: images of {', '.join(gathered.unkept)} are too many to keep")
-    prompts = [request.asked for request in wanted.each]
-    for model in gathered.others:
-        if model.kind.prompts and model.folder not in gathered.failed:
-            files, place = gathered.made[model.folder].files, out / against.layout
-            lay_out(
-                against.layout, files, prompts, place / model.folder.name, Path(against.prompts)
-            )
+        return None
+    if gathered.samplers:
+        ours = ", ".join(sorted({c.source or c.model for c in gathered.samplers}))
+        raise ConfigError(
+            f"--layout {against.layout}: copies what other pipelines make of prompts: leave out "
+            f"our own {ours}"
+        )
+    models = [model for model in gathered.others if model.kind.prompts]
+    of = {m.folder: out / against.layout / as_name(names[str(m.folder)]) for m in models}
+    prompts, file = [request.asked for request in wanted.each], Path(against.prompts)
+    for model in models:
+        own = wanted.of(model.kind)
+        if too_many(model, own):
+            raise ConfigError(f"--layout: images of {model.folder} are too many to keep")
+        images = places(model, own, out / IMAGES)
+        planned(against.layout, images, prompts, of[model.folder], file)
+    return Shelves(against.layout, of, prompts, file)
+
+
+def as_name(path: str) -> str:
+    """A path's end as the name of one folder, which it stays where it is dots alone."""
+    return path.replace("/", "_").strip(".") or "pipeline"
+
+
+def lay_all(gathered: Gathered, where: Shelves | None) -> None:
+    """Write what other pipelines made in the layout that is asked for, a folder each."""
+    for folder, place in (where.of if where else {}).items():
+        if folder not in gathered.failed:
+            lay_out(where.layout, gathered.made[folder].files, where.prompts, place, where.file)
 
 
 def one_kind(kinds: set[Kind], collections: dict[Path, Collection]) -> Kind:

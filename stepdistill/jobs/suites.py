@@ -3,6 +3,7 @@ and the real images that a user brings for it.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from ..data.images import Pictures
+from ..data.listing import listed
 from ..data.loader import Samples
 from ..data.pictures import Fit
 from ..data.resize import Resize
@@ -56,13 +58,14 @@ def brought(reference: str | None, data: DataSettings | None, teacher: Teacher |
     holds out, as a teacher's.
 
     Raises NoneBrought, when they are read, where there are none, ConfigError where they do not
-    fit."""
+    fit, as a folder without classes does not where it must be labelled."""
 
-    def read(resize: Resize | None = None) -> RealImages:
+    def read(resize: Resize | None = None, labelled: bool = True) -> RealImages:
         if reference is not None and reference.endswith(SUFFIX):
             return resized(of_file(Path(reference), teacher.classes), resize)
         if reference is not None:
-            found = in_folder(reference, teacher, resize)
+            looker = teacher if labelled else without_classes(reference, teacher)
+            found = in_folder(reference, looker, resize)
             about = f"{reference}, {len(found)} images"
             return of_samples(found, about)._replace(groups=groups_of(found))
         if data is None:
@@ -108,6 +111,12 @@ def of_samples(samples: Samples, about: str) -> RealImages:
     return RealImages(Gallery(samples), samples.asked(), about)
 
 
+def without_classes(path: str, teacher: Teacher | Shape) -> Teacher | Shape:
+    """The same teacher, or one without classes where all images of a folder lie in it loosely."""
+    loose = not any(entry.is_dir() for entry in listed(path))
+    return Shape(teacher.size, teacher.codec, None) if loose else teacher
+
+
 def of_file(path: Path, classes: int | None) -> RealImages:
     """What a published file holds, see `published`. Raises ConfigError for other labels than the
     teacher's."""
@@ -121,7 +130,7 @@ def of_file(path: Path, classes: int | None) -> RealImages:
     return RealImages(Gallery(found.images), labels, about, found.statistics)
 
 
-def nothing_brought(resize: Resize | None = None) -> RealImages:
+def nothing_brought(resize: Resize | None = None, labelled: bool = True) -> RealImages:
     """For who brings no real images."""
     raise NoneBrought(
         "real images are needed: give a folder of them, --reference DIR, or a published file .npz"
@@ -141,6 +150,8 @@ def load(
     prompts: a file of them in place of the suite's own. Raises Unfit where the suite cannot score
     them, and ConfigError for a YAML or a part of it that is none."""
     settings, task, metrics = require(name, prompts)
+    if not task.needs_labels:
+        images = partial(images, labelled=False)
     if settings.brings.reference is not None:
         images = wanted(images, settings.brings.reference)
     return opened(Path(name).stem, settings, task, metrics, kind, images)
@@ -181,7 +192,7 @@ def require_images(settings: SuiteSettings, task: Task, run: RunConfig, teacher:
     read."""
     if task.needs_images:
         try:
-            images = brought_by(run, teacher)(settings.resize).images
+            images = brought_by(run, teacher)(settings.resize, task.needs_labels).images
             some = places(0 if images is None else len(images))
             for numbers in some.split(at_once(kind_of(teacher).size)):
                 images[numbers]  # so that a damaged one shows before training

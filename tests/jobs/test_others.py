@@ -6,14 +6,16 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers as d
 import numpy as np
 import pytest
 import torch
-from others import PROMPTS, dit, pixel, stable_diffusion
+from others import PROMPTS, consistency, dit, pixel, stable_diffusion
 from PIL import Image
 from pixels import ddpm, unet
 from rich.console import Console
@@ -22,11 +24,11 @@ from typer.testing import CliRunner
 
 from stepdistill import cli
 from stepdistill.evaluation.collection import collection_of
-from stepdistill.evaluation.evaluate import Request, Requests
+from stepdistill.evaluation.evaluate import Request, Requests, Sampled
 from stepdistill.jobs import foreign
 from stepdistill.jobs.evaluate import score
-from stepdistill.jobs.foreign import Call, Foreign, collect
-from stepdistill.jobs.sources import Against, Opening
+from stepdistill.jobs.foreign import Call, CallFailed, Foreign, collect
+from stepdistill.jobs.sources import Against, Gathered, Opening, shelves
 from stepdistill.schema import ConfigError
 
 QUIET = Console(quiet=True)
@@ -85,6 +87,34 @@ def test_labels_and_nothing_are_asked_for_where_that_is_how_it_is_called(tmp_pat
     free = Foreign.of(saved(pixel(), tmp_path / "ddpm"), Call(steps=2))
     found = files_of(collect(free, asked(None, None), tmp_path))
     assert free.kind.classes is None and not free.kind.prompts and len(found) == 2
+
+
+def test_a_consistency_model_is_told_how_many_labels_there_are(tmp_path):
+    pipeline = consistency()
+    model = Foreign.of(saved(pipeline, tmp_path / "cm"), Call(steps=2))
+    assert model.classes == 5
+    found = files_of(collect(model, asked(1, 4, 2, batch=2), tmp_path))
+    first = pixels(pipeline, [100, 101], class_labels=[1, 4], batch_size=2, num_inference_steps=2)
+    last = pixels(pipeline, [102], class_labels=[2], num_inference_steps=2)
+    assert np.array_equal(found, np.concatenate([first, last]))
+
+
+@pytest.mark.parametrize("reason", [IndexError("step 7 of\n4"), KeyError("x"), None])
+def test_whatever_a_pipeline_raises_is_a_call_that_fails(tmp_path, reason, monkeypatch):
+    """In one line, so that others are scored; None for a pipeline that makes something else."""
+    model = Foreign.of(saved(pixel(), tmp_path / "ddpm"), Call(steps=1))
+
+    def called(self, generator=None, num_inference_steps=1, output_type="np", batch_size=1):
+        if reason is not None:
+            raise reason
+        return SimpleNamespace(audios=[])
+
+    monkeypatch.setattr(d.DDPMPipeline, "__call__", called)
+    with pytest.raises(
+        CallFailed, match=r"ddpm: its call fails: (Index|Key|Attribute)Error: "
+    ) as e:
+        model.called([Request(None, 0)])
+    assert "\n" not in str(e.value)
 
 
 def test_a_pipeline_that_forgets_its_generator_is_seeded_one_image_at_a_time(tmp_path):
@@ -194,6 +224,52 @@ def test_one_table_of_pipelines_and_a_folder_of_images(tmp_path):
     again = json.loads(CliRunner().invoke(cli.app, command[:-2]).stdout)["rows"]
     assert [without_times(row) for row in again] == [without_times(row) for row in rows]
     assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+@pytest.fixture
+def two(tmp_path) -> list[str]:
+    """A command that lays out what two pipelines of one name make."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    sources = [tmp_path / name / "model" for name in ("a", "b")]
+    for seed, source in enumerate(sources):
+        saved(stable_diffusion(seed), source)
+    given = ["--prompts", str(tmp_path / "prompts.txt"), "--layout", "geneval", "--steps", "1"]
+    given += ["--blocks", "1", "--out", str(tmp_path / "out"), "--n"]
+    return ["eval", *map(str, sources), *given]
+
+
+def test_pipelines_of_one_name_are_laid_out_apart(two, tmp_path):
+    for _ in range(2):  # the same again is no other
+        answer = CliRunner().invoke(cli.app, [*two, "20"])
+        assert answer.exit_code == 0, answer.output
+    place = tmp_path / "out" / "geneval"
+    assert sorted(each.name for each in place.iterdir()) == ["a_model", "b_model"]
+    assert len(collection_of(place / "a_model")) == len(collection_of(place / "b_model")) == 20
+    kept = set((tmp_path / "out" / "images").iterdir())
+    for n in ("24", "20"):  # more than there are, and others in their place
+        if n == "20":
+            save(place / "b_model" / "00000" / "samples" / "0000.png", pixels_of_nothing())
+        answer = CliRunner().invoke(cli.app, [*two, n])
+        assert answer.exit_code == 2 and answer.stderr.count("\n") == 1
+        assert "_model: exists, with other images" in answer.stderr
+        assert set((tmp_path / "out" / "images").iterdir()) == kept  # none was made
+
+
+def pixels_of_nothing() -> np.ndarray:
+    return np.zeros((16, 16, 3), np.uint8)
+
+
+def test_images_of_ours_are_laid_out_for_nobody(two, tmp_path):
+    model = Foreign.of(Path(two[1]), Call(1))
+    ours = Sampled("student", 1, 1, 1, (3, 16, 16), lambda noise, *_: noise, "runs/ours")
+    held = Gathered(model.kind, [ours], None, [], [model], {})
+    given = Against(prompts=two[4], layout="geneval"), asked(*PROMPTS), tmp_path / "out"
+    names = {two[1]: ".."}
+    with pytest.raises(ConfigError, match="leave out our own runs/ours"):
+        shelves(held, *given, names)
+    free = replace(held, samplers=[])
+    assert shelves(free, *given, names).of == {Path(two[1]): tmp_path / "out/geneval/pipeline"}
+    assert shelves(held, given[0]._replace(layout=None), *given[1:], names) is None
 
 
 def without_times(row: dict) -> dict:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import yaml
-from others import dit, pixel, stable_diffusion
+from others import consistency, dit, pixel, stable_diffusion
 from rich.console import Console
 from shelf import pixels, save
 from typer.testing import CliRunner
@@ -69,6 +69,7 @@ def hpsv2(place: Path) -> str:
     for i, style in enumerate(STYLES):
         (place / "benchmark").mkdir(exist_ok=True)
         file_of(place / "benchmark", f"{style}.json", WORDS[i::4])
+    file_of(place / "benchmark", "drawbench.json", ["no style's"])
     return str(place / "benchmark")
 
 
@@ -119,7 +120,7 @@ STANDS = {
         coco,
         lambda place: folder_of(place / "real", (30, 41)),
         {"frechet_random"},
-        {"fid-clean", "patch-fid", "clip_score"},
+        {"fid-clean", "clip_score"},
         "n = 20 in place of the protocol's 5,000",
     ),
     "mjhq-30k": Stand(
@@ -162,7 +163,7 @@ def nowhere(tmp_path, monkeypatch) -> Path:
 def smaller(name: str, place: Path) -> str:
     """The shipped file, that resizes to fewer pixels if to any."""
     text = (shipped("eval/suites") / f"{name}.yaml").read_text()
-    text = re.sub("side: [0-9]+", "side: 24", text).replace("crop: 299", "crop: 16")
+    text = re.sub("side: [0-9]+", "side: 24", text)
     (place / f"{name}.yaml").write_text(text)
     return str(place / f"{name}.yaml")
 
@@ -240,6 +241,24 @@ def test_a_folder_of_classes_is_scored_by_its_classes(nowhere, monkeypatch):
     rows = score(sources, against, nowhere / "out", (20, 2), Opening(), QUIET).rows
     accuracy = [row.value("accuracy") for row in rows[:2]]
     assert accuracy[0] > 0.9 and accuracy[1] < 0.1
+
+
+@pytest.mark.parametrize("groups", [("",), ("loose", "")])
+def test_a_folder_without_classes_will_do_where_none_are_needed(nowhere, groups):
+    """CIFAR-10's images beside a model of classes, which is asked for each of them equally often;
+    not where some lie in a class."""
+    consistency().save_pretrained(nowhere / "tiny")
+    real = folder_of(nowhere / "real", (SIDE, SIDE), groups)
+    against = Against(smaller("cifar10", nowhere), real)
+    given = [nowhere / "tiny"], against, nowhere / "out", (20, 1), Opening(1), QUIET
+    if "loose" in groups:
+        with pytest.raises(ConfigError, match="lies in no subfolder"):
+            score(*given)
+        return
+    rows = score(*given).rows
+    assert [row.n for row in rows] == [20, 20] and "frechet_random" in rows[0].scores
+    with pytest.raises(ConfigError, match="lies in no subfolder"):
+        score([nowhere / "tiny"], Against("folder", real), *given[2:])
 
 
 def test_a_suite_of_ones_own_calls_pipelines_and_names_a_benchmark(nowhere):

@@ -65,3 +65,9 @@ def dit(scheduler: d.SchedulerMixin | None = None) -> d.DiTPipeline:
 def pixel() -> d.DDPMPipeline:
     """Of nothing, 16×16."""
     return ddpm(unet(16), clip_sample=True)
+
+
+def consistency() -> d.ConsistencyModelPipeline:
+    """Of five labels, 16×16, in one step or a few."""
+    net = unet(16, classes=5)
+    return d.ConsistencyModelPipeline(net, d.CMStochasticIterativeScheduler())

@@ -52,13 +52,18 @@ def test_a_benchmarks_own_file_is_read(name, text, wanted, tmp_path):
 
 
 def test_a_folder_of_styles_is_hpsv2s(tmp_path):
-    for style, prompts in (("photo", ["b"]), ("anime", ["a", "c"])):
-        (tmp_path / f"{style}.json").write_text(json.dumps(prompts))
+    """Its benchmark/ holds drawbench.json, too, which is none of the 3,200 prompts."""
+    styles = ("anime", "concept-art", "paintings", "photo")
+    for style in ("photo", "drawbench", *styles[:3]):
+        (tmp_path / f"{style}.json").write_text(json.dumps([f"a {style}", f"one more {style}"]))
     (tmp_path / "README.md").write_text("not a style")
-    assert prompts_of(tmp_path) == [("a", "anime"), ("c", "anime"), ("b", "photo")]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="empty: holds no prompts"):
-        prompts_of(tmp_path / "empty")
+    assert prompts_of(tmp_path) == [(f"{a} {s}", s) for s in styles for a in ("a", "one more")]
+    (tmp_path / "paintings.json").write_text("[]")
+    with pytest.raises(ConfigError, match="paintings.json: holds no prompts"):
+        prompts_of(tmp_path)
+    (tmp_path / "paintings.json").unlink()
+    with pytest.raises(ConfigError, match="has no paintings.json: of folders, HPSv2's are read"):
+        prompts_of(tmp_path)
 
 
 def test_a_table_of_parquet_says_its_categories(tmp_path):

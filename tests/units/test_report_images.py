@@ -168,6 +168,29 @@ def test_the_worst_are_sought_among_the_images_that_are_scored():
     assert torch.equal(torch.cat(seen), scored)
 
 
+@pytest.mark.parametrize("n", [40, 60])
+def test_what_is_shown_of_a_large_block_is_of_its_labels(n, monkeypatch):
+    """Of the first 30 images: those that `evaluate` scores, and not those of a block of 30."""
+    monkeypatch.setattr("stepdistill.evaluation.report.outliers.KEPT", 30)
+    monkeypatch.setattr("stepdistill.evaluation.report.pairs.LOOKED_AT", 30)
+    monkeypatch.setattr("stepdistill.evaluation.report.pairs.SHOWN", 15)
+    seen: list[Tensor] = []
+
+    def sample(noise: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(labels)
+        return noise.tanh()
+
+    small = replace(SUITE, batch=25)
+    evaluate([student(sample)], small, n, 1, 9)
+    scored = torch.cat(seen[1:])[:30].sort().values.tolist()
+    found = outliers(student(sample), small, n, 9, "", count=30)
+    assert sorted(one.label for one in found.found) == scored
+    teacher = Sampled("teacher", 8, 8, 1, digits.EVENT, shaded, "")
+    (shown,) = pairs_of([teacher, student(sample)], small, n, 9)
+    said = [int(pair.asked.removeprefix("label ")) for pair in shown.best + shown.worst]
+    assert shown.n == len(said) == 30 and sorted(said) == scored
+
+
 def test_every_source_shows_the_worst_of_its_fewest_steps():
     field = [student(spoilt, steps, source) for steps, source in ((2, "a"), (1, "a"), (4, "b"))]
     field.append(replace(student(spoilt), model="x"))
@@ -204,6 +227,35 @@ def test_the_nearest_to_the_teacher_and_the_farthest_are_shown_from_the_same_noi
     assert pairs_of([student(drifting)], SUITE, 41, 0) == []
 
 
+def stored(one: Sampled, source: str) -> Sampled:
+    """As of another pipeline, whose images come from seeds of their own."""
+
+    def made(first: int, count: int) -> tuple[Tensor, Tensor]:
+        return IMAGES[first : first + count], LABELS[first : first + count]
+
+    return replace(one, sample=None, made=made, source=source)
+
+
+def test_images_of_unrelated_noise_are_not_compared_one_by_one():
+    """Ours draw from a block's noise, other pipelines from the seeds of images."""
+    teacher = Sampled("teacher", 8, 8, 1, digits.EVENT, shaded, "")
+    ours, theirs = student(shaded, source="ours"), stored(student(shaded), "theirs")
+    for teaches, paired, other in (
+        (teacher, ours, theirs),
+        (stored(teacher, "taught"), replace(theirs, source="b"), ours),
+    ):
+        field = [teaches, paired, other]
+        rows = evaluate(field, SUITE, 20, 1, 0)
+        assert ["paired" in row.scores for row in rows] == [True, True, False, False]
+        assert len(pairs_of(field, SUITE, 20, 0)) == 1
+        assert pairs_of([teaches, other], SUITE, 20, 0) == []
+        grid = same_noise(field, SUITE, 0, 20)
+        assert grid.title == "Image by image"
+        assert "From other noise than those of other pipelines: " in grid.note
+    assert same_noise([stored(teacher, "a"), theirs], SUITE, 0, 20).title == "Same seed, same label"
+    assert same_noise([teacher, ours], SUITE, 0).note == ""
+
+
 def test_several_images_of_one_label_are_shown_side_by_side():
     """Those of the teacher at most steps first; none of a model that takes no labels."""
 
@@ -220,6 +272,10 @@ def test_several_images_of_one_label_are_shown_side_by_side():
         assert torch.equal(first, second) and len(first.unique(dim=0)) == len(first) == 4
         assert (first.mean() - label / 10).abs() < 0.05
     assert within([student(told)], FREE, seed=0, n=40) == []
+    prompts = ["a", "b", "c"]  # each once
+    once = replace(SUITE, reference=replace(SUITE.reference, ask=lambda n, _: prompts[:n]))
+    assert within([student(told)], once, seed=0, n=3) == []
+    assert within([student(told)], SUITE, seed=0, n=10) == []
 
 
 def test_a_folder_is_called_by_as_much_of_its_path_as_tells_it_apart():

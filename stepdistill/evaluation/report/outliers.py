@@ -58,12 +58,13 @@ class Outliers:
 def outliers(
     sampler: Sampled, suite: Suite, n: int, seed: int, name: str, count: int = 12
 ) -> Outliers:
-    """The `count` worst of the first min(n, 2000) images that `evaluate` scores with this seed.
+    """The `count` worst of the first min(n, 2000) images that `evaluate` scores with this seed and
+    blocks of n.
 
     The suite needs real images, and a space."""
     few = min(n, KEPT)
     found: list[Outlier] = []
-    for images, asked in first_block(sampler, suite, few, seed):
+    for images, asked in first_block(sampler, suite, n, seed, few):
         found += _worst(Made(images, asked, None, suite.reference), suite, count)
         found = sorted(found, key=lambda one: -one.badness)[:count]
     real = suite.reference.features(suite.space)

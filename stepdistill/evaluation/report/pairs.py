@@ -43,12 +43,12 @@ class Pairs:
 def pairs(
     student: Sampled, teacher: Sampled, suite: Suite, n: int, seed: int, names: tuple[str, str]
 ) -> Pairs:
-    """Of the first min(n, LOOKED_AT) images that `evaluate` scores with this seed, n ≥ 2. No image
-    is in both lists."""
+    """Of the first min(n, LOOKED_AT) images that `evaluate` scores with this seed and blocks of
+    n ≥ 2. No image is in both lists."""
     few = min(n, LOOKED_AT)
     best: list[Pair] = []
     worst: list[Pair] = []
-    both = (first_block(c, suite, few, seed) for c in (student, teacher))
+    both = (first_block(c, suite, n, seed, few) for c in (student, teacher))
     for (images, asked), (theirs, _) in zip(*both, strict=True):
         found = _pairs(images, theirs, asked)
         best = sorted([*best, *found], key=lambda pair: pair.distance)[:SHOWN]

@@ -31,6 +31,10 @@ class Folder(Task):
     balanced: bool = False
     reader: bool = True
 
+    @property
+    def needs_labels(self) -> bool:
+        return self.reader or not self.balanced
+
     def open(self, kind: Kind, brought: Brought) -> Reference:
         images, labels, about, published, _ = brought()
         if published is not None:
