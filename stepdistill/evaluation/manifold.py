@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 1000
+CHUNK, DISTANCES = 1000, 2**21  # points, and distances, that are looked at at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +22,13 @@ class Manifold:
 
     @classmethod
     def of(cls, points: Tensor, k: int = 3, chunk: int = CHUNK) -> Manifold:
-        """From features (n, d), distances computed `chunk` rows at a time. ValueError for n ≤ k."""
+        """From features (n, d), at most `chunk` rows compared at a time. ValueError for n ≤ k."""
         if len(points) <= k:
             raise ValueError(f"{len(points)} points have no {k}-th neighbour: need {k + 1}")
         points = points.double()
         # The nearest point of all is the point itself, hence k + 1.
-        radii = [torch.cdist(p, points).kthvalue(k + 1, 1).values for p in points.split(chunk)]
+        parts = points.split(at_a_time(points, chunk))
+        radii = [torch.cdist(part, points).kthvalue(k + 1, 1).values for part in parts]
         return cls(points, torch.cat(radii))
 
     def covers(self, points: Tensor, chunk: int = CHUNK) -> Tensor:
@@ -49,5 +50,10 @@ class Manifold:
 
     def _inside(self, points: Tensor, chunk: int) -> Iterator[Tensor]:
         """Which point lies in which ball: bool (≤ chunk, n), chunk by chunk."""
-        for part in points.split(chunk):
+        for part in points.split(at_a_time(self.points, chunk)):
             yield torch.cdist(part.double(), self.points) <= self.radii
+
+
+def at_a_time(points: Tensor, chunk: int = CHUNK) -> int:
+    """How many others are compared with points (n, d) at a time."""
+    return max(1, min(chunk, DISTANCES // max(1, len(points))))

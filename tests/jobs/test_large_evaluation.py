@@ -72,4 +72,4 @@ def test_memory_does_not_grow_with_images(tmp_path, figure):
     assert results[1] == results[2]
     (row, floor) = results[1]
     assert row.n == floor.n == N
-    assert set(row.scores) == {"frechet_random", "kid", "precision", "recall", "diversity"}
+    assert set(row.scores) == {"frechet_random", "kid", "precision", "recall"}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..gallery import Images, at_once
 
-BATCH, VALUES = 500, 3 * 2**19  # images, and pixel values, that a network sees at a time
+BATCH, VALUES = 500, 2**20  # images, and pixel values, that a network sees at a time
 
 
 class Real(Protocol):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..evaluate import Sampled, first_block
 from ..kept import KEPT
-from ..manifold import CHUNK, Manifold
+from ..manifold import Manifold, at_a_time
 from ..metric import Made
 from ..suite import Suite
 
@@ -101,5 +101,6 @@ def _worst(made: Made, suite: Suite, count: int) -> list[Outlier]:
 def _nearest_real(features: Tensor, suite: Suite) -> tuple[Tensor, Tensor]:
     """Distances (n,) float64 of features (n, d) to the reference's, and which image is nearest."""
     real = suite.reference.features(suite.space).double()
-    parts = [torch.cdist(part, real).min(1) for part in features.double().split(CHUNK)]
+    rows = features.double().split(at_a_time(real))
+    parts = [torch.cdist(part, real).min(1) for part in rows]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
