@@ -39,7 +39,7 @@ FEWEST, ENOUGH, RUNS = 3, 20, 40  # calls that are timed: at least, for a p95, a
 TO_LATENCY = 0.8  # of the time; throughput has the rest
 BATCHES = (4, 16, 64, 256)
 
-Call = Callable[[int], object]  # makes so many images, from what is asked for to pixels
+Maker = Callable[[int], object]  # makes so many images, from what is asked for to pixels
 Parts = Mapping[str, Sequence[nn.Module]]  # by the fields of ByPart
 
 
@@ -78,7 +78,7 @@ class Cost:
     missing: dict[str, Any] = field(default_factory=dict)
 
 
-def measure(call: Call, parts: Parts, images: int, most: int) -> Cost:
+def measure(call: Maker, parts: Parts, images: int, most: int) -> Cost:
     """The cost of a model whose parts `call` runs, without their parameters.
 
     images: how many are scored, which bounds the time that is spent. most: the largest batch. What
@@ -117,7 +117,7 @@ def allowed(images: int, alone: float) -> float:
     return min(SECONDS, SHARE * images * alone)
 
 
-def latencies(call: Call, images: int) -> list[float]:
+def latencies(call: Maker, images: int) -> list[float]:
     """Seconds of calls for one image."""
     times = [seconds_of(call, 1)]
     limit = TO_LATENCY * allowed(images, times[0])
@@ -126,7 +126,7 @@ def latencies(call: Call, images: int) -> list[float]:
     return times
 
 
-def throughput(call: Call, alone: float, most: int, seconds: float) -> tuple[float, int]:
+def throughput(call: Maker, alone: float, most: int, seconds: float) -> tuple[float, int]:
     """Images a second, and the batch they are made in; alone: seconds of an image by itself."""
     best, each, end = (1 / alone, 1), alone, time.perf_counter() + seconds
     for batch in BATCHES:
@@ -142,7 +142,7 @@ def throughput(call: Call, alone: float, most: int, seconds: float) -> tuple[flo
     return best
 
 
-def seconds_of(call: Call, count: int) -> float:
+def seconds_of(call: Maker, count: int) -> float:
     """Of one call, until the device has done its work."""
     wait()
     start = time.perf_counter()
@@ -157,7 +157,7 @@ def wait() -> None:
         torch.accelerator.synchronize()
 
 
-def macs_of(call: Call, parts: Parts) -> ByPart:
+def macs_of(call: Maker, parts: Parts) -> ByPart:
     """Multiply-accumulates of a call for one image; `other` has what is done outside all parts."""
     counter = FlopCounterMode(display=False)
     # The one kernel of attention that torch has a formula for, but does not list.
@@ -212,7 +212,7 @@ def grown(parts: Parts, total: Callable[[], int]) -> Iterator[dict[str, int]]:
             hook.remove()
 
 
-def peak_memory(call: Call, parts: Parts) -> int:
+def peak_memory(call: Maker, parts: Parts) -> int:
     """Bytes on the device, without what other models have there.
 
     Raises NotImplementedError for a device whose memory torch does not count."""
@@ -225,7 +225,7 @@ def peak_memory(call: Call, parts: Parts) -> int:
     return weights + (allocated_on_cuda(call) if kind == "cuda" else allocated_on_cpu(call))
 
 
-def allocated_on_cuda(call: Call) -> int:
+def allocated_on_cuda(call: Maker) -> int:
     """The most bytes that a call for one image holds at a time."""
     wait()
     torch.cuda.reset_peak_memory_stats()
@@ -235,7 +235,7 @@ def allocated_on_cuda(call: Call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def allocated_on_cpu(call: Call) -> int:
+def allocated_on_cpu(call: Maker) -> int:
     """The same of torch's allocator on the CPU, whose every event the profiler notes."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it says that there is no GPU
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as noted:

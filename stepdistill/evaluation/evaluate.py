@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .costs import Call, Parts
+from .costs import Maker, Parts
 from .metric import Made, Metric, pairs_kept
 from .reference import Asked, Kind, One, heeded
 from .rows import REAL, TEACHER, Row
@@ -52,7 +52,7 @@ class Sampled:
     source: str = ""
     made: Callable[[int, int], tuple[Tensor, Asked]] | None = None
     kind: Kind | None = None
-    call: Call | None = None
+    call: Maker | None = None
     parts: Parts = field(default_factory=dict)
 
     def asked(self, wanted: Asked, first: int, n: int) -> Asked:

@@ -24,7 +24,7 @@ ONE_BLOCK = "of one block of images, only of what parts of it tell; more, like -
 
 
 @dataclass(frozen=True)
-class Asked:
+class Procedure:
     """How many images are scored, and how they are asked for: n in each of so many blocks, from one
     seed. steps, guidance: of pipelines that are not ours, None for their own. size: height and
     width of what is scored."""
@@ -58,7 +58,7 @@ class Asked:
         return found | ({"intervals": ONE_BLOCK} if self.blocks == 1 else {})
 
 
-def protocols(suite: Suite, asked: Asked, versions: str) -> dict[str, dict[str, Any]]:
+def protocols(suite: Suite, procedure: Procedure, versions: str) -> dict[str, dict[str, Any]]:
     """Of every metric, as results.json has it. of: how many images of a block it looks at, of a
     category at most."""
     shared = {
@@ -66,17 +66,17 @@ def protocols(suite: Suite, asked: Asked, versions: str) -> dict[str, dict[str, 
         "reference": suite.reference.content,
         "prompts": suite.reference.prompts or None,
         "resize": None if suite.resize is None else str(suite.resize),
-        "n": asked.n,
-        "blocks": asked.blocks,
-        "seed": asked.seed,
+        "n": procedure.n,
+        "blocks": procedure.blocks,
+        "seed": procedure.seed,
         "batch": suite.batch,
         "threads": torch.get_num_threads(),
         "versions": versions,
     }
-    found = {}
-    for metric in suite.metrics:
-        found[metric.name] = own(metric, suite) | shared | {"of": metric.of(asked.n, suite.size)}
-    return found
+    return {
+        metric.name: own(metric, suite) | shared | {"of": metric.of(procedure.n, suite.size)}
+        for metric in suite.metrics
+    }
 
 
 def own(metric: Metric, suite: Suite) -> dict[str, Any]:

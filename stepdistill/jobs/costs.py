@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..evaluation.costs import ByPart, Call, Parts, measure
+from ..evaluation.costs import ByPart, Maker, Parts, measure
 from ..evaluation.evaluate import Sampled
 from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
@@ -42,7 +42,7 @@ def with_costs(
     return [*found, *rows[len(found) :]]
 
 
-def drawing(sampler: Sampled, suite: Suite) -> Call | None:
+def drawing(sampler: Sampled, suite: Suite) -> Maker | None:
     """The call of a sampler that is given its noise, None for one that is not."""
     if sampler.sample is None:
         return None

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import distributed
 
 from ..evaluation.evaluate import Sampled, evaluate
-from ..evaluation.protocol import Asked, protocols
+from ..evaluation.protocol import Procedure, protocols
 from ..evaluation.report.report import Report, read_results, write_report
 from ..evaluation.rows import Row
 from ..evaluation.suite import Suite
@@ -249,9 +249,9 @@ def report(
     """What results.json, report.md and report.html of the run's folder show."""
     run, log = trained.run, trained.folder.log
     stages, n, seed = stage_spans(run), run.evaluation.n, run.evaluation.seed
-    asked = Asked(n, run.evaluation.blocks, seed, size=suite.size[1:])
+    procedure = Procedure(n, run.evaluation.blocks, seed, size=suite.size[1:])
     with suite.threaded():
-        protocol, made = protocols(suite, asked, versions_line()), asked.provenance(suite)
+        protocol, made = protocols(suite, procedure, versions_line()), procedure.provenance(suite)
     return Report(
         title=run.name,
         rows=rows,

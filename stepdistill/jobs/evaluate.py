@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ..evaluation.evaluate import Sampled, requests
 from ..evaluation.evaluate import evaluate as score_all
-from ..evaluation.protocol import Asked, protocols
+from ..evaluation.protocol import Procedure, protocols
 from ..evaluation.reference import heeded
 from ..evaluation.report.hub import write_results
 from ..evaluation.report.names import short
@@ -113,23 +113,23 @@ def score(
     against, opening = by_protocol(against, opening, sources)  # before anything is loaded
     gathered = gather(sources, opening)
     measured = gathered.suite(against)
-    asked = asked_of(measured, size, opening)
-    require_images(gathered.collections, asked.n * asked.blocks)
+    procedure = procedure_of(measured, size, opening)
+    require_images(gathered.collections, procedure.n * procedure.blocks)
     with measured.threaded():
-        return measure(sources, gathered, measured, asked, against, out, (console, costs or {}))
+        return measure(sources, gathered, measured, procedure, against, out, (console, costs or {}))
 
 
 def measure(
     sources: list[Path],
     gathered: Gathered,
     measured: Suite,
-    asked: Asked,
+    procedure: Procedure,
     against: Against,
     out: Path,
     shown_with: tuple[Console, dict[str, str]],
 ) -> Scored:
     """The rows of what is gathered, and their report. shown_with: the console, and costs."""
-    n, blocks, seed = asked.n, asked.blocks, asked.seed
+    n, blocks, seed = procedure.n, procedure.blocks, procedure.seed
     wanted = requests(measured, n, blocks if gathered.others else 0, seed)  # each has a seed
     console, costs = shown_with
     where = shelves(gathered, against, wanted, out, short([str(each) for each in sources]))
@@ -147,12 +147,12 @@ def measure(
         for reason in gathered.failed.values():
             console.print(f"left out: {reason}", markup=False, soft_wrap=True)
         lay_all(gathered, where)
-        rows = rows_of(samplers, measured, asked, out / SCORED, console)
-        made = report(sources, samplers, rows, measured, asked)
+        rows = rows_of(samplers, measured, procedure, out / SCORED, console)
+        made = report(sources, samplers, rows, measured, procedure)
         provenance = made.provenance | gathered.remarks
         failed = {made.names[str(source)]: reason for source, reason in gathered.failed.items()}
         write_report(out, replace(made, provenance=provenance, costs=costs, failed=failed))
-        write_results(out, rows, measured, asked)
+        write_results(out, rows, measured, procedure)
         (out / SCORED).unlink()
     return Scored(rows, gathered.failed)
 
@@ -183,7 +183,7 @@ def bring(suite: str, wanted: str | None, given: object, option: str) -> None:
         raise ConfigError(f"suite {suite}: needs --{option}: {wanted}")
 
 
-def asked_of(measured: Suite, size: Size, opening: Opening) -> Asked:
+def procedure_of(measured: Suite, size: Size, opening: Opening) -> Procedure:
     """How many images are made, and how: what is said, else what the suite says, else as ever."""
     said = measured.settings
     n, blocks = (
@@ -191,34 +191,40 @@ def asked_of(measured: Suite, size: Size, opening: Opening) -> Asked:
         for mine, theirs, usual in zip(size, (said.n, said.blocks), USUAL, strict=True)
     )
     seed = SEED if said.seed is None else said.seed
-    return Asked(n, blocks, seed, opening.steps, opening.guidance, measured.size[1:])
+    return Procedure(n, blocks, seed, opening.steps, opening.guidance, measured.size[1:])
 
 
 def rows_of(
-    samplers: list[Sampled], suite: Suite, asked: Asked, file: Path, console: Console
+    samplers: list[Sampled], suite: Suite, procedure: Procedure, file: Path, console: Console
 ) -> list[Row]:
     """What samplers score, and what they cost. file: see `evaluate`."""
     with progress(console, "evaluating") as observe:
-        rows = score_all(samplers, suite, asked.n, asked.blocks, asked.seed, observe, file)
+        rows = score_all(
+            samplers, suite, procedure.n, procedure.blocks, procedure.seed, observe, file
+        )
     with progress(console, "measuring costs") as observe:
         return with_costs(rows, samplers, suite, observe)
 
 
 def report(
-    sources: list[Path], samplers: list[Sampled], rows: list[Row], measured: Suite, asked: Asked
+    sources: list[Path],
+    samplers: list[Sampled],
+    rows: list[Row],
+    measured: Suite,
+    procedure: Procedure,
 ) -> Report:
     """What the rows of several sources are shown in, by short names."""
     names = short([str(source) for source in sources])
     samplers = [replace(c, source=names.get(c.source, c.source)) for c in samplers]
-    versions, n, seed = versions_line(), asked.n, asked.seed
+    versions, n, seed = versions_line(), procedure.n, procedure.seed
     provenance = {"sources": ", ".join(map(str, sources)), "versions": versions}
     return Report(
         title=title_of(sources),
         rows=rows,
         suite=measured,
         names=names,
-        provenance=provenance | measured.provenance | asked.provenance(measured),
-        protocol=protocols(measured, asked, versions),
+        provenance=provenance | measured.provenance | procedure.provenance(measured),
+        protocol=protocols(measured, procedure, versions),
         unasked=unasked(samplers, measured),
         grids=[same_noise(samplers, measured, seed, n)],
         within=within(samplers, measured, seed, n),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from stepdistill.cli import app
 from stepdistill.data.sources import digits
 from stepdistill.evaluation.evaluate import Sampled, evaluate
-from stepdistill.evaluation.protocol import Asked, protocols
+from stepdistill.evaluation.protocol import Procedure, protocols
 from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.report.report import read_results
 from stepdistill.evaluation.suite import Unfit
@@ -381,7 +381,7 @@ def test_a_teacher_too_large_is_paired_as_far_as_memory_goes(monkeypatch):
     whole = evaluate(field(), suite, 20, 2, 0)[1].value("paired")
     monkeypatch.setattr(module, "PAIRED", 10 * 64 * 4)
     part = evaluate(field(), suite, 20, 2, 0)[1].value("paired")
-    assert protocols(suite, Asked(20, 2, 0), "")["paired"]["of"] == 10
+    assert protocols(suite, Procedure(20, 2, 0), "")["paired"]["of"] == 10
     assert whole == pytest.approx(((0.25 + 1) / 2) ** 0.5) and part == pytest.approx(0.5)
     monkeypatch.setattr(module, "PAIRED", 15 * 64 * 4 + 1)
     part = evaluate(field(), suite, 20, 2, 0)[1].value("paired")

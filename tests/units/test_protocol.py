@@ -27,7 +27,7 @@ from stepdistill.evaluation.metrics.precision import Precision
 from stepdistill.evaluation.metrics.recall import Recall
 from stepdistill.evaluation.metrics.saturation import Saturation
 from stepdistill.evaluation.numerals import span
-from stepdistill.evaluation.protocol import Asked, own, protocols
+from stepdistill.evaluation.protocol import Procedure, own, protocols
 from stepdistill.evaluation.reference import Kind, Reference, evenly
 from stepdistill.evaluation.report.hub import FOLDER, said, write_results
 from stepdistill.evaluation.report.report import Report, read_results, write_report
@@ -41,7 +41,7 @@ from stepdistill.schema import ConfigError
 SIZE = (3, 8, 8)
 PROMPTS = [f"prompt {i}" for i in range(20)]
 CATEGORIES = {p: ("even",) if i % 2 == 0 else ("odd",) for i, p in enumerate(PROMPTS)}
-ASKED = Asked(20, 2, 7)
+ASKED = Procedure(20, 2, 7)
 
 
 def settings(**given) -> SuiteSettings:
@@ -80,7 +80,7 @@ def noisy(shift: float | None, source: str = "a") -> Sampled:
     return Sampled("student", 1, 1, 0, SIZE, sample, source)
 
 
-def rows_in(tmp_path, name: str, suite: Suite, asked: Asked, shift: float | None = 0.0):
+def rows_in(tmp_path, name: str, suite: Suite, asked: Procedure, shift: float | None = 0.0):
     """Rows as they are read again from a file."""
     rows = evaluate([noisy(shift, name)], suite, asked.n, asked.blocks, asked.seed)
     made = Report(name, rows, suite, {}, protocol=protocols(suite, asked, "v"))

@@ -17,26 +17,27 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ...schema import Range
 from ..kept import KEPT, Keep, Kept
-from ..metric import Made, Metric
-from ..spread import groups
+from ..metric import Made
+from ..spread import Spread, groups
 
 SIDE = 32
 
 
 @dataclass
-class SamePicture(Metric):
+class SamePicture(Spread):
     """There is none where no class, or prompt, has two images.
 
     near: the root mean square difference below which pictures are the same. keep: images of a block
     that it looks at, the first ones."""
 
-    about = (
+    what = (
         "the share of pairs of images of one prompt or class, of different seeds, that are all but "
-        "the same picture; more for `real`, which repeats reference images."
+        "the same picture (more for `real`, which repeats reference images)"
     )
+    lower_is_better = True
     decimals = 4
     least, most = 0.0, 1.0
-    needs_asked = True
+    ratio: bool = False
     near: Annotated[float, Range(0, 2, above=True)] = 0.05
     keep: Keep = KEPT
     kept: Kept = field(init=False, repr=False)

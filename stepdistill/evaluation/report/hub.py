@@ -15,14 +15,14 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from ...files import write_whole
 from ..metric import Metric
 from ..numerals import span
-from ..protocol import Asked
+from ..protocol import Procedure
 from ..rows import STUDENT, Row
 from ..suite import Dataset, Suite
 
 FOLDER = ".eval_results"
 
 
-def write_results(out: Path, rows: Sequence[Row], suite: Suite, asked: Asked) -> None:
+def write_results(out: Path, rows: Sequence[Row], suite: Suite, procedure: Procedure) -> None:
     """Write them below `out`; nothing where the suite names no benchmark."""
     if suite.settings is None or suite.settings.dataset is None:
         return
@@ -30,7 +30,9 @@ def write_results(out: Path, rows: Sequence[Row], suite: Suite, asked: Asked) ->
     sources: dict[str, list[EvalResultEntry]] = {}
     for row in rows:
         if row.model == STUDENT and metric.name in row.scores:
-            entry = entry_of(row, metric, suite.settings.dataset, said(row, metric, suite, asked))
+            entry = entry_of(
+                row, metric, suite.settings.dataset, said(row, metric, suite, procedure)
+            )
             sources.setdefault(row.source, []).append(entry)
     (out / FOLDER).mkdir(exist_ok=True)
     for number, (source, entries) in enumerate(sources.items()):
@@ -45,12 +47,12 @@ def entry_of(row: Row, metric: Metric, dataset: Dataset, notes: str) -> EvalResu
     return EvalResultEntry(dataset_id=dataset.id, task_id=dataset.task, value=value, notes=notes)
 
 
-def said(row: Row, metric: Metric, suite: Suite, asked: Asked) -> str:
+def said(row: Row, metric: Metric, suite: Suite, procedure: Procedure) -> str:
     """What a reader must know beside the value."""
     steps = f"{row.steps} steps" if row.steps != 1 else "1 step"
-    parts = [metric.title, f"suite {suite.name}", f"n = {row.n:,}", f"seed {asked.seed}"]
+    parts = [metric.title, f"suite {suite.name}", f"n = {row.n:,}", f"seed {procedure.seed}"]
     parts += [steps, f"{row.nfe} NFE"] if row.steps else []
-    departs = [] if suite.settings is None else asked.departures(suite.settings)
+    departs = [] if suite.settings is None else procedure.departures(suite.settings)
     score = row.scores[metric.name]
     if score.low is not None and score.high is not None:  # as the value is, and not as in a table
         parts.append(f"95 % interval {span(score.low, score.high)}")
