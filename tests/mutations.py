@@ -1000,9 +1000,9 @@ MUTATIONS = (
     ),
     Mutation(
         "published statistics that nobody named",
-        "evaluation/reference.py",
-        "self.statistics.space == name",
-        "self.statistics.space in (None, name)",
+        "evaluation/suites/folder.py",
+        "space=self.statistics)",
+        'space=self.statistics or "random-conv")',
         (
             "units/test_references.py::"
             "test_statistics_beside_images_are_taken_only_where_a_suite_says_whose_they_are",
