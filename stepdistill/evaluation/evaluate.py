@@ -125,7 +125,7 @@ def _evaluated(
     for block in range(blocks):
         _score_block(field, suite, n, (seed, block), scored, advance)
     found = [[scored[i, block] for block in range(blocks)] for i in range(len(field))]
-    best = _most_steps(field)
+    best = most_steps(field)
     base = None if best is None else found[best]
     return [_row(s, of, suite, base, n) for s, of in zip(field, found, strict=True)]
 
@@ -220,7 +220,7 @@ def _score_block(
     advance: Callable[[int], None],
 ) -> None:
     """Score those that this block has no score of; advance(work) is told what is done."""
-    block, best = key[1], _most_steps(field)
+    block, best = key[1], most_steps(field)
     new = [i for i in range(len(field)) if (i, block) not in scored]
     if new and best is not None:  # before the others, which are compared with its images
         new = [best, *(i for i in new if i != best)]
@@ -348,7 +348,8 @@ def _generate(sampler: Sampled, suite: Suite, batch: _Batch) -> tuple[Tensor, As
     return images.float().clamp(-1, 1), asked, seconds / len(images)
 
 
-def _most_steps(field: Sequence[Sampled]) -> int | None:
+def most_steps(field: Sequence[Sampled]) -> int | None:
+    """Which of samplers is the teacher at most steps, if there is one."""
     teachers = [i for i, sampler in enumerate(field) if sampler.model == TEACHER]
     return max(teachers, key=lambda i: field[i].steps, default=None)
 

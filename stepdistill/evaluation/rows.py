@@ -1,20 +1,21 @@
 """What a table holds: a row for each sampler at a number of steps, a score for each metric.
 
 results.json has models in "rows" and resampled real images in "floor", and in "protocol" what the
-numbers of each metric rest on. Rows written before scores
-had names of their own, {"frechet": 0.3, "low": 0.2, …}, are read as well.
+numbers of each metric rest on. Rows written before scores had names of their own, {"frechet": 0.3,
+"low": 0.2, …}, are read as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..schema import Whole, fit, shown
 from .costs import Cost
 
 TEACHER, STUDENT, REAL = "teacher", "student", "real"
+Scored = TypeVar("Scored")  # of a source, at a number of steps
 
 # Scores of an old row: the fields of value, low, high and error.
 OLD = {
@@ -94,6 +95,12 @@ class _Place:
     seconds: float | None
 
 
+def fewest(students: Sequence[Scored]) -> list[Scored]:
+    """Of each source the one at fewest steps; rows, or samplers that become some."""
+    least = {row.source: row.steps for row in sorted(students, key=lambda row: -row.steps)}
+    return [row for row in students if row.steps == least[row.source]]
+
+
 def timing(rows: Sequence[Row]) -> Callable[[Row], float | None]:
     """Seconds an image of a table's rows, of all in the same way: alone where that was measured,
     else in the batches that are scored."""
@@ -104,11 +111,11 @@ def timing(rows: Sequence[Row]) -> Callable[[Row], float | None]:
 
 def written(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     """The contents of results.json."""
-    models = [plain(row) for row in rows if row.model != REAL]
-    return {"rows": models, "floor": [plain(row) for row in rows if row.model == REAL]}
+    models = [entry(row) for row in rows if row.model != REAL]
+    return {"rows": models, "floor": [entry(row) for row in rows if row.model == REAL]}
 
 
-def plain(row: Row) -> dict[str, Any]:
+def entry(row: Row) -> dict[str, Any]:
     """A row as it is written."""
     found = asdict(row)
     del found["protocol"]  # once for all rows of a file

@@ -29,16 +29,7 @@ from ..schema import ConfigError
 from .costs import with_costs
 from .distill import waited_for
 from .report_images import outliers_of, pairs_of, same_noise, within
-from .sources import (
-    IMAGES,
-    Against,
-    Gathered,
-    Opening,
-    gather,
-    lay_all,
-    require_images,
-    shelves,
-)
+from .sources import IMAGES, Against, Gathered, Opening, gather, lay_all, require_images, shelves
 from .suites import require
 
 Size = tuple[int | None, int | None]  # images in a block, and blocks
@@ -114,46 +105,30 @@ def score(
     gathered = gather(sources, opening)
     measured = gathered.suite(against)
     procedure = procedure_of(measured, size, opening)
-    require_images(gathered.collections, procedure.n * procedure.blocks)
-    with measured.threaded():
-        return measure(sources, gathered, measured, procedure, against, out, (console, costs or {}))
-
-
-def measure(
-    sources: list[Path],
-    gathered: Gathered,
-    measured: Suite,
-    procedure: Procedure,
-    against: Against,
-    out: Path,
-    shown_with: tuple[Console, dict[str, str]],
-) -> Scored:
-    """The rows of what is gathered, and their report. shown_with: the console, and costs."""
     n, blocks, seed = procedure.n, procedure.blocks, procedure.seed
-    wanted = requests(measured, n, blocks if gathered.others else 0, seed)  # each has a seed
-    console, costs = shown_with
-    where = shelves(gathered, against, wanted, out, short([str(each) for each in sources]))
+    require_images(gathered.collections, n * blocks)
     state = PartialState(cpu=not torch.accelerator.is_available())
-    out.mkdir(parents=True, exist_ok=True)
-    with alone(out / LOCK, out) if state.is_main_process else nullcontext():
-        sweep(out)
-        part = state.process_index, state.num_processes
-        shown = console if state.is_main_process else Console(quiet=True)
-        with waited_for(state), progress(shown, "making images") as observe:
-            gathered.make(wanted, out / IMAGES, part, observe)
-        if not state.is_main_process:
-            return Scored([], {})
-        samplers = gathered.all(wanted)
-        for reason in gathered.failed.values():
-            console.print(f"left out: {reason}", markup=False, soft_wrap=True)
-        lay_all(gathered, where)
-        rows = rows_of(samplers, measured, procedure, out / SCORED, console)
-        made = report(sources, samplers, rows, measured, procedure)
-        provenance = made.provenance | gathered.remarks
-        failed = {made.names[str(source)]: reason for source, reason in gathered.failed.items()}
-        write_report(out, replace(made, provenance=provenance, costs=costs, failed=failed))
-        write_results(out, rows, measured, procedure)
-        (out / SCORED).unlink()
+    with measured.threaded():
+        wanted = requests(measured, n, blocks if gathered.others else 0, seed)  # each has a seed
+        where = shelves(gathered, against, wanted, out, short([str(each) for each in sources]))
+        out.mkdir(parents=True, exist_ok=True)
+        with alone(out / LOCK, out) if state.is_main_process else nullcontext():
+            sweep(out)
+            part = state.process_index, state.num_processes
+            shown = console if state.is_main_process else Console(quiet=True)
+            with waited_for(state), progress(shown, "making images") as observe:
+                gathered.make(wanted, out / IMAGES, part, observe)
+            if not state.is_main_process:
+                return Scored([], {})
+            samplers = gathered.all(wanted)
+            for reason in gathered.failed.values():
+                console.print(f"left out: {reason}", markup=False, soft_wrap=True)
+            lay_all(gathered, where)
+            rows = rows_of(samplers, measured, procedure, out / SCORED, console)
+            made = report(sources, gathered, samplers, rows, measured, procedure)
+            write_report(out, replace(made, costs=costs or {}))
+            write_results(out, rows, measured, procedure)
+            (out / SCORED).unlink()
     return Scored(rows, gathered.failed)
 
 
@@ -208,6 +183,7 @@ def rows_of(
 
 def report(
     sources: list[Path],
+    gathered: Gathered,
     samplers: list[Sampled],
     rows: list[Row],
     measured: Suite,
@@ -218,13 +194,15 @@ def report(
     samplers = [replace(c, source=names.get(c.source, c.source)) for c in samplers]
     versions, n, seed = versions_line(), procedure.n, procedure.seed
     provenance = {"sources": ", ".join(map(str, sources)), "versions": versions}
+    provenance |= measured.provenance | procedure.provenance(measured) | gathered.remarks
     return Report(
         title=title_of(sources),
         rows=rows,
         suite=measured,
         names=names,
-        provenance=provenance | measured.provenance | procedure.provenance(measured),
+        provenance=provenance,
         protocol=protocols(measured, procedure, versions),
+        failed={names[str(source)]: reason for source, reason in gathered.failed.items()},
         unasked=unasked(samplers, measured),
         grids=[same_noise(samplers, measured, seed, n)],
         within=within(samplers, measured, seed, n),

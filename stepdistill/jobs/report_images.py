@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..denoiser import AnyDenoiser
-from ..evaluation.evaluate import Request, Sampled, first_block, requests
+from ..evaluation.evaluate import Request, Sampled, first_block, most_steps, requests
 from ..evaluation.reference import Asked, One, heeded
 from ..evaluation.report.outliers import Outliers, outliers
 from ..evaluation.report.pairs import Pairs, in_words, pairs
-from ..evaluation.report.pictures import is_small, lean, listed, shown
+from ..evaluation.report.pictures import enumerated, is_small, lean, shown
 from ..evaluation.report.report import ImageGrid, TrajectoryStrip, Within
-from ..evaluation.rows import STUDENT, TEACHER
+from ..evaluation.rows import STUDENT, TEACHER, fewest
 from ..evaluation.suite import Suite
 from ..runs.stages import TrainedRun
 from ..solver import Sampler, clean_end, states
@@ -60,17 +60,17 @@ def differing(rows: Sequence[Sampled], suite: Suite) -> str:
     """In what some of several samplers differ from the others: in noise, or in what is asked."""
     wanted, notes = suite.reference.asked(1), []
     if unseeded := [c.source for c in rows if not c.seeded]:
-        notes.append(f"How the images of {listed(unseeded)} were made, nobody knows.")
+        notes.append(f"How the images of {enumerated(unseeded)} were made, nobody knows.")
     others = [c for c in rows if c.seeded and c.sample is None]
     ours = [c for c in rows if c.sample is not None]
     if ours and others:
-        names = listed(list(dict.fromkeys(c.source or c.model for c in ours)))
+        names = enumerated(list(dict.fromkeys(c.source or c.model for c in ours)))
         notes.append(f"From other noise than those of other pipelines: {names}.")
     alike = others or ours
     apart = [c for c in alike if not heeded(wanted, c.asked(wanted, 0, 1))]
     if apart:
         what = "labels" if isinstance(wanted, Tensor) else "prompts"
-        names = listed([c.source or c.model for c in apart])
+        names = enumerated([c.source or c.model for c in apart])
         notes.append(f"From the same seeds as others, but not of their {what}: {names}.")
     return " ".join(notes)
 
@@ -109,7 +109,7 @@ def within(samplers: Sequence[Sampled], suite: Suite, seed: int, n: int) -> list
     of every student that can be asked for them; n: images a block. None where nothing is asked
     twice."""
     wanted = suite.reference.asked(1)
-    teacher = most_steps(samplers)
+    teacher = teacher_of(samplers)
     rows = [teacher] if teacher else []
     rows += [c for c in samplers if c.model == STUDENT]
     rows = [c for c in rows if heeded(wanted, c.asked(wanted, 0, 1))]
@@ -164,7 +164,7 @@ def pairs_of(samplers: Sequence[Sampled], suite: Suite, n: int, seed: int) -> li
     """The images of each source's student at its fewest steps that are nearest to the teacher's at
     most steps, and the farthest; none without a teacher, or where it shares neither noise nor
     questions."""
-    teacher, wanted = most_steps(samplers), suite.reference.asked(1)
+    teacher, wanted = teacher_of(samplers), suite.reference.asked(1)
     if teacher is None:
         return []
     students = [c for c in at_fewest(samplers) if c.shares_noise(teacher)]
@@ -172,20 +172,15 @@ def pairs_of(samplers: Sequence[Sampled], suite: Suite, n: int, seed: int) -> li
     return [pairs(c, teacher, suite, n, seed, (_name(c), _name(teacher))) for c in students]
 
 
-def most_steps(samplers: Sequence[Sampled]) -> Sampled | None:
+def teacher_of(samplers: Sequence[Sampled]) -> Sampled | None:
     """The teacher at most steps, if there is one."""
-    teachers = [c for c in samplers if c.model == TEACHER]
-    return max(teachers, key=lambda c: c.steps, default=None)
+    place = most_steps(samplers)
+    return None if place is None else samplers[place]
 
 
 def at_fewest(samplers: Sequence[Sampled]) -> list[Sampled]:
     """Each source's student at its fewest steps."""
-    fewest: dict[str, Sampled] = {}
-    for c in samplers:
-        before = fewest.get(c.source)
-        if c.model == STUDENT and (before is None or c.steps < before.steps):
-            fewest[c.source] = c
-    return list(fewest.values())
+    return fewest([c for c in samplers if c.model == STUDENT])
 
 
 def strips(trained: TrainedRun) -> list[TrajectoryStrip]:

@@ -12,6 +12,7 @@ from ..conditions import Cond, move
 from ..denoiser import Denoiser
 from ..evaluation.evaluate import Sampled
 from ..evaluation.reference import Asked
+from ..evaluation.report.table import steps_text
 from ..evaluation.rows import STUDENT, TEACHER
 from ..networks.inputs import WithInputs
 from ..networks.views import parameter_count
@@ -108,7 +109,7 @@ def exported(pipeline: DiffusionPipeline, teacher: Teacher) -> Denoiser:
 
 def label(model: str, steps: int) -> str:
     """How a sampler is named beside its pictures."""
-    return f"{model}, {steps} step{'s' * (steps != 1)}"
+    return f"{model}, {steps_text(steps)}"
 
 
 def sampled(

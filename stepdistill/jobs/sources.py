@@ -60,8 +60,8 @@ class Against(NamedTuple):
     """What sources are measured against; None for what their own runs say.
 
     suite: a shipped one, or a YAML file. reference: a folder of real images, or a published file
-    .npz. prompts: a file.
-    layout: how images of other pipelines are laid out for other people's scorers, too."""
+    .npz. prompts: a file. layout: how images of other pipelines are laid out for other people's
+    scorers, too."""
 
     suite: str | None = None
     reference: str | None = None

@@ -240,7 +240,5 @@ def require_headline(settings: SuiteSettings) -> None:
         if name in several:
             raise ConfigError(f"headline: {name}: is one of each category: name one of all images")
     if not settings.headline or not {*settings.headline} <= {*whole}:
-        listed = ", ".join(whole) or "none"
-        raise ConfigError(
-            f"headline: {list(settings.headline)}: name some of the metrics: {listed}"
-        )
+        known = ", ".join(whole) or "none"
+        raise ConfigError(f"headline: {list(settings.headline)}: name some of the metrics: {known}")

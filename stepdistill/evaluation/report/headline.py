@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ..differences import loss_difference, winner
 from ..metric import Metric
-from ..rows import REAL, STUDENT, TEACHER, Row, timing
+from ..rows import REAL, STUDENT, TEACHER, Row, fewest, timing
 from ..suite import Suite
 from .table import steps_text
 
@@ -52,12 +52,6 @@ def best_of(students: Sequence[Row], metric: Metric) -> Row:
     """The best of those that each source has at its fewest steps."""
     few = fewest(students)
     return min(few, key=lambda row: metric.loss(row.value(metric.name)))
-
-
-def fewest(students: Sequence[Row]) -> list[Row]:
-    """Of each source the one at fewest steps."""
-    least = {row.source: row.steps for row in sorted(students, key=lambda row: -row.steps)}
-    return [row for row in students if row.steps == least[row.source]]
 
 
 def _subject(student: Row, students: Sequence[Row], metric: Metric) -> str:

@@ -18,6 +18,7 @@ from ..numerals import span
 from ..protocol import Procedure
 from ..rows import STUDENT, Row
 from ..suite import Dataset, Suite
+from .table import steps_text
 
 FOLDER = ".eval_results"
 
@@ -49,9 +50,8 @@ def entry_of(row: Row, metric: Metric, dataset: Dataset, notes: str) -> EvalResu
 
 def said(row: Row, metric: Metric, suite: Suite, procedure: Procedure) -> str:
     """What a reader must know beside the value."""
-    steps = f"{row.steps} steps" if row.steps != 1 else "1 step"
     parts = [metric.title, f"suite {suite.name}", f"n = {row.n:,}", f"seed {procedure.seed}"]
-    parts += [steps, f"{row.nfe} NFE"] if row.steps else []
+    parts += [steps_text(row.steps), f"{row.nfe} NFE"] if row.steps else []
     departs = [] if suite.settings is None else procedure.departures(suite.settings)
     score = row.scores[metric.name]
     if score.low is not None and score.high is not None:  # as the value is, and not as in a table
