@@ -63,6 +63,17 @@ def warm(caller: Callable) -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch's own threads, too: the last digits depend on their number, and so do timings."""
+    import torch  # not before the environment is set
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """`figure(name, value, unit)` records a measured number with the test's result.
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate import Accelerator
 from rich.console import Console
 
@@ -199,17 +198,10 @@ def test_the_readme_shows_the_committed_comparison():
     assert not found
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the committed runs were trained: rounding depends on it
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.full(shard="digits-comparison")
 @pytest.mark.parametrize("config", ["digits-scm", "digits-pcm", "digits-sid", "digits-vsd"])
-def test_the_committed_comparison_lies_inside_a_reruns_intervals(config, one_thread, tmp_path):
+@pytest.mark.usefixtures("one_thread")  # as the committed runs were trained
+def test_the_committed_comparison_lies_inside_a_reruns_intervals(config, tmp_path):
     """One of each family, at the smaller budget."""
     least = min(s.budget for s in committed())
     n = read_results(RESULTS / "results.json")[0].n // BLOCKS

@@ -34,12 +34,7 @@ from stepdistill.schema import ConfigError
 QUIET = Console(quiet=True)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def saved(pipeline: d.DiffusionPipeline, folder: Path) -> Path:

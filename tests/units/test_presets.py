@@ -748,6 +748,7 @@ def test_a_file_of_weights_runs_no_program(tmp_path):
 
 
 @pytest.mark.bench
+@pytest.mark.usefixtures("one_thread")
 def test_frechet_distance_is_five_times_as_fast_as_scipys_root(figure):
     d = 2048
     x, y = spread(3 * d, d, 0), spread(3 * d, d, 5) + 0.01
