@@ -6,7 +6,8 @@
 
 A test marked `full` is a shard of its own, named after its file and function, or belongs to the
 shard its mark names: `@pytest.mark.full(shard="digits")`. All tests marked `bench` are the shard
-"bench", all others the shard "fast". A shard is one pytest process and is stopped after an hour.
+"bench", all others the shard "fast". A shard is one pytest process and is stopped after 90
+minutes.
 
 Results are kept in eval/results/test-all.json: per shard the commit, whether uncommitted changes
 were present, date, seconds, counts and the figures its tests recorded; what the fast tests cost
@@ -38,7 +39,7 @@ READ = ("comparison", "digits-teacher", "digits-teacher-vp", "mixture")
 CODE = ("--", ".", ":!eval/results"), ("--", *(f"eval/results/{name}" for name in READ))
 # As it was given: collecting the tests sets what they run with.
 ENVIRONMENT = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)} | os.environ
-LIMIT = float(os.environ.get("STEPDISTILL_SHARD_SECONDS", 3600))
+LIMIT = float(os.environ.get("STEPDISTILL_SHARD_SECONDS", 5400))
 
 
 class Collection:
