@@ -133,6 +133,12 @@ class NoiseProcess(ABC):
             return torch.ones_like(exact(t))
         return torch.exp(2 * self.log_snr(t)).clamp(max=5)
 
+    def velocity_weight(self, prediction: Prediction, t: Tensor) -> Tensor:
+        """(∂v/∂output)², (b,): a squared error of this prediction times it is one of the velocity
+        v = αε − σx₀ (arXiv:2202.00512); 1 + σ²/α² of "eps" where α² + σ² = 1."""
+        (alpha, sigma), (a, b) = self.scales(t), self._form(prediction, t)
+        return ((alpha**2 + sigma**2) / (alpha * b - sigma * a)).square()
+
     def is_well_posed(self, prediction: Prediction, t: float) -> bool:
         """Whether a network's output at time t determines both unknowns there."""
         at = torch.tensor([t], dtype=torch.float64)

@@ -1,24 +1,36 @@
 """Diffusion and flow-matching training from data: how teachers are made.
 
-    L(θ) = E ‖ net_θ(x_t, t, c) − target ‖²,    x_t = α_t x₀ + σ_t ε,
+    L(θ) = E w ‖ net_θ(x_t, t, c) − target ‖²,    x_t = α_t x₀ + σ_t ε,    w = 1
 
 in the network's own prediction space: DDPM's simple loss for "eps" (arXiv:2006.11239), flow
-matching for "flow" under rectified flow (arXiv:2210.02747). Labels are dropped by the data.
+matching for "flow" under rectified flow (arXiv:2210.02747). Conditions are dropped by the data.
+
+The simple loss hardly sees what is decided under much noise, as where objects lie. With `most` the
+error is weighted as if it were one of a velocity, v = αε − σx₀ (arXiv:2202.00512):
+w = min((∂v/∂net)², most), which is min(1 + σ²/α², most) of "eps" where α² + σ² = 1.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from ..losses.denoising import denoising_loss
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from ..losses.denoising import denoising_error
 from ..method import Batch, Loss, Method, Needs, Passes, Players, Turn
+from ..process import per_sample
+from ..schema import Range
 from ..solver import Sampler
 from ..times import TimeLaw
 
 
 @dataclass(frozen=True)
 class Diffusion(Method):
-    """Trains the student alone."""
+    """Trains the student alone. most: of the weight above; None for w = 1."""
 
     time: TimeLaw = TimeLaw()
+    most: Annotated[float, Range(1, 10**9)] | None = None
 
     needs = Needs(players=("student",))
     paper = "DDPM (arXiv:2006.11239), flow matching (arXiv:2210.02747)"
@@ -27,9 +39,18 @@ class Diffusion(Method):
         return (Turn("student", self.loss),)
 
     def loss(self, p: Players, batch: Batch) -> Loss:
-        t = self.time.draw(p.student.process, len(batch.x0), batch.local)
-        loss = denoising_loss(p.student, batch.x0, batch.noise(), t, batch.cond)
-        return Loss({"denoising": loss})
+        student, x0, eps = p.student, batch.x0, batch.noise()
+        t = self.time.draw(student.process, len(x0), batch.local)
+        estimate = student(student.process.add_noise(x0, eps, t), t, batch.cond)
+        error = denoising_error(student, estimate, x0, eps, t)
+        (weight,) = per_sample(x0, self.weight(student, t))
+        return Loss({"denoising": (weight * error.square()).mean()})
+
+    def weight(self, student: Denoiser, t: Tensor) -> Tensor:
+        """w, (b,), of times t (b,)."""
+        if self.most is None:
+            return torch.ones_like(t)
+        return student.process.velocity_weight(student.prediction, t).clamp(max=self.most)
 
     def passes(self, sampler: Sampler) -> Passes:
         return Passes(trained=1, frozen=0, teacher=0)

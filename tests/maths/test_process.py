@@ -58,6 +58,24 @@ def test_scales_and_noising_are_the_textbook_ones(name):
 
 @names
 @predictions
+def test_the_weight_that_makes_an_error_one_of_a_velocity(name, prediction):
+    """From estimates of two outputs a unit apart, v = αε − σx₀; 1 + 1/SNR of "eps" in vp."""
+    process, t = PROCESSES[name], at(TIMES[name])
+    x_t, output = triple(name, TIMES[name])[2], normal(3, len(t), 3)
+    alpha, sigma = (torch.tensor(c)[:, None] for c in scales(name, TIMES[name]))
+    velocities = []
+    for each in (output, output + 1):
+        estimate = process.estimate(x_t, each, t, prediction)
+        velocities.append(alpha * estimate.eps - sigma * estimate.x0)
+    square = (velocities[1] - velocities[0]).square()
+    weight = process.velocity_weight(prediction, t)
+    close(weight[:, None].expand_as(square), square, rtol=1e-6)
+    if name.startswith("vp") and prediction == "eps":
+        close(weight, (1 + (sigma / alpha) ** 2)[:, 0], rtol=1e-9)
+
+
+@names
+@predictions
 def test_every_prediction_gives_both_unknowns_back(name, prediction):
     process, t = PROCESSES[name], at(TIMES[name])
     x0, eps, x_t = triple(name, TIMES[name])
