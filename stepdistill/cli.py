@@ -3,23 +3,21 @@
 Every error is one line on stderr; `--debug` shows its traceback too.
 """
 
-import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import format_exc
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from .jobs.terminal import PlainConsole, Unread, table
 from .schema import ConfigError, printable, shown
 
 UsageError = typer.BadParameter.__base__
@@ -45,16 +43,6 @@ app = typer.Typer(
 LONGEST = 290  # characters of an error
 
 
-class PlainConsole(Console):
-    """Prints users' own names: nothing in them is markup, and nothing a terminal would obey."""
-
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterator[Segment]:
-        for part in super().render(renderable, options):
-            yield part if part.control else part._replace(text=printable(part.text))
-
-
 width = None if sys.stdout and sys.stdout.isatty() else 120
 console = PlainConsole(width=width, markup=False, emoji=False)
 errors = PlainConsole(stderr=True, soft_wrap=True)
@@ -73,6 +61,7 @@ TEACHER = "Which source is the teacher of the others, called as it is by default
 DOWNLOAD = "Fetch weights of metrics that are not on this machine."
 LAYOUT = "Copy images of prompts as other scorers expect them: geneval or compbench."
 CODE = "Run the code that lies in the folders of pipelines that are not ours."
+ASKED = "A prompt, for models that take one; may be given several times."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 CALL = "The call to judge, like 'num_inference_steps=4, guidance_scale=0'; else its card's."
 TRUSTED = "A module of yours that a run's folder names; such folders run no others."
@@ -179,16 +168,18 @@ def sample(
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed.")] = 0,
+    prompt: Annotated[list[str] | None, typer.Option(help=ASKED)] = None,
     trust: Trust = None,
     debug: Debug = False,
 ) -> None:
-    """Write a grid of samples as one PNG."""
+    """Write a grid of samples as one PNG; of prompts a row each."""
     with guarded(debug):
         require_writable(out.parent)
         from .jobs.sample import draw_grid
         from .jobs.sources import Opening
 
-        draw_grid(source, out, Opening(steps, tuple(trust or ())), count, seed)
+        opening = Opening(steps, tuple(trust or ()))
+        draw_grid(source, out, opening, count, seed, tuple(prompt or ()))
         console.print(f"{count} images: {out}")
 
 
@@ -329,23 +320,6 @@ def plan(config: Config, overrides: Overrides = None, debug: Debug = False) -> N
         console.print(listing)
 
 
-def table(rows: list) -> Table:
-    """The result table in the terminal; intervals are in the report."""
-    from .evaluation.report.table import milliseconds, score_names, value_text
-
-    names, time = score_names(rows), milliseconds(rows)
-    listing = Table("model", "steps", "NFE", *names, "ms/image", box=SIMPLE_HEAD, padding=0)
-    for row in rows:
-        listing.add_row(
-            f"{row.model} {row.source}".strip(),
-            str(row.steps),
-            str(row.nfe),
-            *(value_text(row.scores.get(name)) for name in names),
-            time(row),
-        )
-    return listing
-
-
 def main() -> None:
     """Entry point of the `stepdistill` command."""
     with_streams()
@@ -360,40 +334,6 @@ def with_streams() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
     console.file, errors.file = Unread("stdout"), Unread("stderr")
-
-
-class Unread(io.TextIOBase):
-    """The stream that `sys` has under a name, swallowing what it cannot write, then and later."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @property
-    def stream(self) -> TextIO:
-        return getattr(sys, self.name)
-
-    @property
-    def encoding(self) -> str:
-        return self.stream.encoding
-
-    def isatty(self) -> bool:
-        return self.stream.isatty()
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-    def write(self, text: str) -> int:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.stream.fileno())  # what is buffered goes there at the end
-            os.close(null)
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is kept."""
 
 
 if __name__ == "__main__":

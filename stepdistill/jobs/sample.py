@@ -14,6 +14,7 @@ from ..files import whole
 from ..runs.folder import RunFolder
 from ..runs.stages import reopen
 from ..schema import ConfigError
+from ..teachers.backbone import Asked
 from ..teachers.teacher import Teacher
 from .samplers import of_folder, of_student
 from .sources import Opening
@@ -21,19 +22,47 @@ from .sources import Opening
 SIDE = 64  # pixels of an image in the grid, at least
 
 
-def draw_grid(source: Path, out: Path, opening: Opening, count: int, seed: int) -> None:
-    """Write `count` samples of a run or an exported pipeline to a PNG, which is there whole.
+def draw_grid(
+    source: Path,
+    out: Path,
+    opening: Opening,
+    count: int,
+    seed: int,
+    prompts: tuple[str, ...] = (),
+) -> None:
+    """Write `count` samples of a run or an exported pipeline to a PNG, which is there whole; of
+    several prompts a row each, or more.
 
-    Raises ConfigError for a source that is neither, or steps it was not trained for."""
+    Raises ConfigError for a source that is neither, steps it was not trained for, and prompts
+    where it takes none."""
     if out.suffix.lower() != ".png" or out.is_dir():
         raise ConfigError(f"{out}: write a .png file")
     student, teacher = student_of(source, opening)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, *student.event, generator=generator)
-    images = student.sample(noise, teacher.asked(count), generator)
+    images = student.sample(noise, asked_of(teacher, count, prompts), generator)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as partial:
-        Image.fromarray(tile(images, columns=min(10, count)).numpy()).save(partial)
+        columns = min(10, -(-count // max(1, len(prompts))))
+        Image.fromarray(tile(images, columns).numpy()).save(partial)
+
+
+def asked_of(teacher: Teacher, count: int, prompts: tuple[str, ...]) -> Asked:
+    """What `count` samples are asked for: each prompt as often, one after the other.
+
+    Raises ConfigError where there are prompts and it takes none, or none and it takes some."""
+    if prompts and not teacher.prompted:
+        raise ConfigError("--prompt: this model takes no prompts")
+    if not teacher.prompted:
+        return teacher.asked(count)
+    if not (prompts or teacher.prompts):
+        raise ConfigError("--prompt: this model makes pictures of prompts: give one")
+    if count < len(prompts):
+        raise ConfigError(f"--count: {count} images are fewer than {len(prompts)} prompts")
+    if not prompts:
+        return teacher.asked(count)
+    each = -(-count // len(prompts))
+    return [prompts[i // each] for i in range(count)]
 
 
 def student_of(source: Path, opening: Opening) -> tuple[Sampled, Teacher]:
