@@ -263,3 +263,14 @@ def evenly(classes: int) -> Ask:
         return order % classes
 
     return ask
+
+
+def in_turn(prompts: Sequence[str], each: int = 1) -> Ask:
+    """Asks for prompts one after the other, or in an order that is drawn, each so many times."""
+
+    def ask(n: int, generator: torch.Generator | None) -> list[str]:
+        drawn = generator is not None
+        order = torch.randperm(len(prompts), generator=generator) if drawn else range(len(prompts))
+        return [prompts[int(order[i // each % len(prompts)])] for i in range(n)]
+
+    return ask

@@ -14,6 +14,7 @@ from stepdistill.data.loader import Loader, stream
 from stepdistill.data.shapes import CLASSES, NAMES, PALETTE, RADII, SHAPES, Scenes
 from stepdistill.data.sources.shapes_classes import ShapesClasses
 from stepdistill.evaluation.reference import Kind
+from stepdistill.evaluation.shape_reader import areas, border
 from stepdistill.evaluation.suites import shapes_classes as suite
 from stepdistill.schema import ConfigError
 from stepdistill.teachers.loading import new_pipeline
@@ -44,7 +45,7 @@ def scenes(n: int, seed: int = 0) -> Scenes:
 
 def test_areas_are_those_of_the_shapes():
     exact = torch.tensor([AREAS[shape] for shape in SHAPES])
-    torch.testing.assert_close(suite.areas(), exact, rtol=2e-3, atol=0)
+    torch.testing.assert_close(areas(), exact, rtol=2e-3, atol=0)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -81,7 +82,7 @@ def test_scenes_are_uniform_and_never_touch_the_border():
     even = torch.linspace(*RADII, len(radii), dtype=torch.float64)
     assert (radii - even).abs().max() / (RADII[1] - RADII[0]) < 1.63 / len(radii) ** 0.5  # 99 %
     images = drawn[torch.arange(10 * CLASSES)].images(24, 40)
-    rim = suite.border(images)
+    rim = border(images)
     assert torch.equal(rim, rim[:, :, :1].expand_as(rim))
 
 

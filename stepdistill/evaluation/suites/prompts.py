@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-import torch
-
 from ...data.prompts import Prompt, categories_of, prompts_of
 from ...schema import Count
-from ..reference import Brought, Kind, NoneBrought, Reference, Task
+from ..reference import Brought, Kind, NoneBrought, Reference, Task, in_turn
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,7 @@ class Prompts(Task):
         each = f"{self.each} images each" if self.each > 1 else "one image each"
         told = f"SHA-256 {digest}, {each}"
         about = f"{len(found):,} prompts of {self.prompts} (SHA-256 {digest}), {each}"
-
-        def ask(n: int, generator: torch.Generator | None) -> list[str]:
-            drawn = generator is not None
-            order = torch.randperm(len(found), generator=generator) if drawn else range(len(found))
-            return [found[int(order[i // self.each % len(found)])] for i in range(n)]
-
+        ask = in_turn(found, self.each)
         with suppress(NoneBrought):
             real = brought()
             return Reference(
