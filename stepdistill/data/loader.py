@@ -92,6 +92,10 @@ class Source(ABC):
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def prompts(self) -> Sequence[str]:
+        """The captions of all samples. Raises ConfigError where there are none without them."""
+        raise ConfigError("source: knows no prompts: set prompts, a file of them")
+
     @abstractmethod
     def open(self, teacher: Teacher) -> Samples:
         """The samples, in the size and channels of the teacher's images, with labels if it takes
@@ -149,15 +153,16 @@ class Loader:
 
 @dataclass(frozen=True)
 class Unseen:
-    """What there is without data: zeros of the shape of a sample, and labels, all equally often."""
+    """What there is without data: zeros of the shape of a sample, and labels or prompts, all
+    equally often."""
 
     teacher: Teacher
     dropout: float = 0.0
     names: tuple[str, ...] = ()
 
     def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
-        x0, classes = torch.zeros(size, *self.teacher.event), self.teacher.classes
-        asked = None if classes is None else torch.randint(classes, (size,), generator=local)
+        asked = self.teacher.drawn(size, local)
+        x0 = torch.zeros(size, *self.teacher.event)
         return Drawn(x0, dropped(self.teacher, asked, self.dropout, local))
 
 

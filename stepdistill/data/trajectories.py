@@ -84,9 +84,7 @@ def trajectories(teacher: Teacher, settings: CacheSettings, k: int) -> dict[str,
     noise = torch.randn(m, *teacher.event, generator=generator)
     low, high = settings.guidance or (teacher.w, teacher.w)
     w = low + (high - low) * torch.rand(m, generator=generator)
-    classes = teacher.classes
-    asked = None if classes is None else torch.randint(classes, (m,), generator=generator)
-    cond = teacher.conditions(asked)
+    cond = teacher.conditions(teacher.drawn(m, generator))
 
     guided = at_guidance(teacher, w) if settings.guidance else teacher.guided
     times = times_of(teacher, settings)

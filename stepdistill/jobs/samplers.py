@@ -125,7 +125,8 @@ def sampled(
         x0 = draw(noise.to(device), cond, generator)
         return teacher.codec.decode(x0).clamp(-1, 1).cpu()
 
-    # What a text teacher may be asked, its backbone knows; others take labels or nothing.
-    kind = None if teacher.classes is None and teacher.null else kind_of(teacher)
+    # Of other conditions than labels and prompts nobody knows what may be asked.
+    told = teacher.prompted or teacher.classes is not None or not teacher.null
+    kind = kind_of(teacher) if told else None
     parts = {**parts_of(teacher.pipeline), "network": [denoiser.net]}
     return Sampled(model, steps, nfe, parameters, teacher.event, images, kind=kind, parts=parts)

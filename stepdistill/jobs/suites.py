@@ -21,7 +21,7 @@ from ..evaluation.features.space import FeatureSpace
 from ..evaluation.gallery import Gallery, Some, at_once
 from ..evaluation.metric import Metric
 from ..evaluation.published import SUFFIX, published
-from ..evaluation.reference import Brought, Kind, NoneBrought, RealImages, Task
+from ..evaluation.reference import Brought, Kind, NoneBrought, RealImages, Task, in_turn
 from ..evaluation.suite import Suite, SuiteSettings, Unfit, opened
 from ..evaluation.summary import places
 from ..runs.config import DataSettings, RunConfig, find, labelled, part
@@ -50,7 +50,8 @@ def shape_of(kind: Kind) -> Shape:
 
 def kind_of(teacher: Teacher) -> Kind:
     """What a teacher and its students make, and are asked for."""
-    return Kind((teacher.codec.channels, *teacher.size), teacher.classes)
+    size = teacher.codec.channels, *teacher.size
+    return Kind(size, teacher.classes, prompts=teacher.prompted)
 
 
 def brought(reference: str | None, data: DataSettings | None, teacher: Teacher | Shape) -> Brought:
@@ -177,7 +178,11 @@ def suite_for(run: RunConfig, teacher: Teacher) -> tuple[Suite, str]:
         return load(run.evaluation.suite, kind, images), ""
     except Unfit as error:
         beside = "No suite fits, so students are compared with their teacher alone"
-        return load(BESIDE_TEACHER, kind, images), f"{beside}: {error}."
+        suite = load(BESIDE_TEACHER, kind, images)
+        if teacher.prompted:
+            asking = replace(suite.reference, ask=in_turn(teacher.prompts))
+            suite = replace(suite, reference=asking)
+        return suite, f"{beside}: {error}."
 
 
 def require_suite(run: RunConfig) -> Suite:

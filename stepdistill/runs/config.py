@@ -12,9 +12,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 
 from ..data.loader import Source
+from ..data.prompts import read_prompts
 from ..data.trajectories import CacheSettings
 from ..method import Method
 from ..resources import is_shipped, named, shipped, shipped_modules, shipped_names
@@ -31,7 +32,7 @@ from ..schema import (
     shown,
 )
 from ..solver import Sampler
-from ..teachers.bounds import SCHEDULER, UNET, require_bounds
+from ..teachers.bounds import CONDITIONED, SCHEDULER, UNET, require_bounds
 from ..teachers.schedulers import scheduler_class
 from ..training.health.settings import Health
 from ..training.players import Adapters
@@ -48,11 +49,14 @@ LISTED = 8  # names in a message
 class Network:
     """An untrained network, for runs that make a teacher.
 
-    unet: settings of a UNet2DModel. scheduler: a class of diffusers, which fixes the noise process
-    and the prediction. license: of the weights, for the model card.
+    unet: settings of a UNet2DModel, or with `parts` of a UNet2DConditionModel. parts: a shipped
+    teacher or a folder with vae/, text_encoder/ and tokenizer/, of which it makes a Stable
+    Diffusion. scheduler: a class of diffusers, which fixes the noise process and the prediction.
+    license: of the weights, for the model card.
     """
 
     license: str = "unknown"
+    parts: str | None = None
     unet: dict[str, Any] = field(default_factory=dict)
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     scheduler_config: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +104,24 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class Prompting:
+    """file: of prompts, see `data.prompts`; a text alone is that. texts: the prompts themselves."""
+
+    file: str | None = None
+    texts: tuple[str, ...] = ()
+
+    shorthand = "file"
+
+    def __post_init__(self) -> None:
+        if (self.file is None) == (not self.texts):
+            raise ValueError("set file or texts, one of them")
+
+    def read(self) -> tuple[str, ...]:
+        """All of them. Raises ConfigError for a file without any."""
+        return self.texts or tuple(read_prompts(Path(str(self.file))))
+
+
+@dataclass(frozen=True)
 class Stage:
     """One method with its settings; it starts from the student of the stage before.
 
@@ -143,6 +165,7 @@ class RunConfig:
     student: the folder of an earlier student, or of its run, that the first stage begins from;
     null for the teacher itself.
     guidance: w in u + w(c − u), 1 neutral.  save_every: student updates between checkpoints.
+    prompts: what a teacher of text is asked where no data say so; null for the source's captions.
     adapters: student, critic and target as low-rank roles on the teacher's network; null for full
     copies.  checkpointing: recompute the networks' blocks in the backward, to save memory.
     keep: checkpoints kept besides the best. cache: trajectories of the teacher, for methods that
@@ -156,6 +179,7 @@ class RunConfig:
     student: str | None = None
     guidance: GuidanceWeight = 1.0
     data: DataSettings = DataSettings()
+    prompts: Prompting | None = None
     cache: CacheSettings | None = None
     stages: list[Stage] = field(default_factory=list)
     adapters: Adapters | None = None
@@ -344,9 +368,10 @@ def _network_problems(run: RunConfig, network: Network, methods: list[Method]) -
         scheduler = scheduler_class(network.scheduler)
     except ValueError as error:
         raise ConfigError(f"network.scheduler: {error}") from error
-    for kind, values, bounds, key in (
-        (UNet2DModel, network.unet, UNET, "network.unet"),
-        (scheduler, network.scheduler_config, SCHEDULER, "network.scheduler_config"),
+    pixels, prompted = (UNet2DModel, UNET), (UNet2DConditionModel, CONDITIONED)
+    for (kind, bounds), values, key in (
+        (pixels if network.parts is None else prompted, network.unet, "network.unet"),
+        ((scheduler, SCHEDULER), network.scheduler_config, "network.scheduler_config"),
     ):
         require_known(values, [*signature(kind.__init__).parameters][1:], key)
         require_bounds(values, bounds, f"{key}.")

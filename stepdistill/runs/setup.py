@@ -4,7 +4,7 @@ devices, and the refusals of settings that do not fit together.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -47,7 +47,7 @@ class Setup:
     def of(cls, run: RunConfig, accelerator: Accelerator) -> "Setup":
         """Raises ConfigError for a run that cannot be trained."""
         methods = tuple(stage.build() for stage in run.stages)
-        teacher = teacher_of(run)
+        teacher = asked_by(run, teacher_of(run))
         check_memory(run, teacher)
         check_times(run, methods, teacher.denoiser)
         beginning = beginning_of(run, teacher)
@@ -68,7 +68,7 @@ def teacher_of(run: RunConfig) -> Teacher:
             teacher = Teacher.from_pipeline(pipeline, run.guidance, *how)
         else:
             n = run.network
-            pipeline = new_pipeline(n.unet, n.scheduler, n.scheduler_config, run.seed)
+            pipeline = new_pipeline(n.unet, n.scheduler, n.scheduler_config, run.seed, n.parts)
             teacher = Teacher.from_pipeline(pipeline, run.guidance)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"teacher: {error}") from error
@@ -77,6 +77,19 @@ def teacher_of(run: RunConfig) -> Teacher:
     if run.adapters is None:
         return teacher
     return teacher.with_net(AdapterView(teacher.denoiser.net, None))
+
+
+def asked_by(run: RunConfig, teacher: Teacher) -> Teacher:
+    """The teacher with the run's prompts. Raises ConfigError where it takes none, or has none."""
+    if not teacher.prompted:
+        if run.prompts is not None:
+            raise ConfigError("prompts: the teacher takes none: leave them out")
+        return teacher
+    try:
+        given = run.data.build().prompts() if run.prompts is None else run.prompts.read()
+    except ConfigError as error:
+        raise ConfigError(f"{'data' if run.prompts is None else 'prompts'}.{error}") from error
+    return replace(teacher, prompts=tuple(given))
 
 
 def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Loader | Unseen:

@@ -16,6 +16,7 @@ from ..data.trajectories import Cache, build, load_cache, times_of, trajectories
 from ..denoiser import Denoiser
 from ..method import Method
 from ..networks.inputs import INPUTS, KEPT_INPUTS
+from ..networks.lora import AdapterView, LowRank, low_rank
 from ..networks.views import load_own, own_tensors, standalone
 from ..schema import ConfigError
 from ..teachers.teacher import Teacher
@@ -32,7 +33,8 @@ class TrainedRun:
     """A run and the student it has come to: what export, evaluation and reports are made of.
 
     student: averaged, a plain network with weights of its own. stage, update: where training is.
-    skipped: turns that were not finite. ended: whether training came to its end.
+    skipped: turns that were not finite. ended: whether training came to its end. role: the student
+    as a correction of the teacher's network, None where it is none.
     """
 
     setup: Setup
@@ -42,6 +44,7 @@ class TrainedRun:
     update: int
     skipped: int
     ended: bool
+    role: LowRank | None = None
 
     @property
     def run(self) -> RunConfig:
@@ -131,11 +134,15 @@ class Stages:
 
     def student(self) -> Denoiser:
         """The averaged student, a plain network with weights of its own."""
+        student = self._averaged()
+        student = replace(student, net=standalone(student.net))
+        student.net.eval().requires_grad_(False)
+        return student
+
+    def _averaged(self) -> Denoiser:
         student = self.trainer.players.student
         student = replace(student, net=deepcopy(student.net))
         load_own(student.net, self.trainer.averaged())
-        student = replace(student, net=standalone(student.net))
-        student.net.eval().requires_grad_(False)
         return student
 
     def result(self) -> TrainedRun:
@@ -148,7 +155,12 @@ class Stages:
             update=self.trainer.update,
             skipped=self.trainer.skipped,
             ended=self.finished,
+            role=self._role(),
         )
+
+    def _role(self) -> LowRank | None:
+        net = self._averaged().net
+        return low_rank(net) if isinstance(net, AdapterView) else None
 
     def restore(self) -> list[str]:
         """Continue from the newest readable checkpoint, if any; warnings about damaged ones.

@@ -28,6 +28,7 @@ class Backbone(ABC):
     time_embedding: path of the part that embeds the time, (b, width), where further inputs are
     added; empty for none. tap: path of the block that a critic's discriminator looks at.
     embedded: whether guidance is an input of the network, one evaluation, instead of two.
+    prompted: whether it is asked by prompts.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -35,6 +36,7 @@ class Backbone(ABC):
     time_embedding: ClassVar[str] = ""
     tap: ClassVar[str] = ""
     embedded: ClassVar[bool] = False
+    prompted: ClassVar[bool] = False
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline

@@ -1,7 +1,7 @@
 """Settings of diffusers' classes, which check little and take memory and time before they fail."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from ..schema import Count, Decay, Range, fit
 
@@ -9,6 +9,14 @@ Width = Annotated[int, Range(1, 2**14)]
 Channels = Annotated[int, Range(1, 1024)]
 Labels = Annotated[int, Range(2, 10**6)]
 Length = Annotated[int, Range(2, 10**5)]
+
+
+class Several(NamedTuple):
+    """One value of a kind, or a list of them."""
+
+    one: Any
+
+
 UNET: dict[str, Any] = {
     "in_channels": Channels,
     "out_channels": Channels,
@@ -24,6 +32,33 @@ UNET: dict[str, Any] = {
     "dropout": Decay,
     "num_class_embeds": Labels | None,
     "num_train_timesteps": Length | None,
+}
+CONDITIONED: dict[str, Any] = {
+    **{key: UNET[key] for key in ("in_channels", "out_channels", "down_block_types")},
+    **{key: UNET[key] for key in ("up_block_types", "block_out_channels", "dropout")},
+    "norm_num_groups": Count | None,
+    "time_embedding_dim": Width | None,
+    "time_cond_proj_dim": Width | None,
+    "layers_per_block": Several(Annotated[int, Range(1, 64)]),
+    "cross_attention_dim": Several(Width),
+    "attention_head_dim": Several(Width),
+    "transformer_layers_per_block": Several(Annotated[int, Range(1, 64)]),
+    "addition_time_embed_dim": Width | None,
+    "projection_class_embeddings_input_dim": Annotated[int, Range(1, 2**16)] | None,
+}
+VAE: dict[str, Any] = {
+    **{key: UNET[key] for key in ("in_channels", "out_channels", "down_block_types")},
+    **{key: UNET[key] for key in ("up_block_types", "block_out_channels", "layers_per_block")},
+    "latent_channels": Channels,
+    "norm_num_groups": Count,
+}
+CLIP_TEXT: dict[str, Any] = {
+    "vocab_size": Annotated[int, Range(2, 10**6)],
+    "hidden_size": Width,
+    "intermediate_size": Annotated[int, Range(1, 2**16)],
+    "num_hidden_layers": Annotated[int, Range(1, 256)],
+    "num_attention_heads": Annotated[int, Range(1, 1024)],
+    "max_position_embeddings": Annotated[int, Range(2, 2**16)],
 }
 SCHEDULER: dict[str, Any] = {"num_train_timesteps": Length}
 # Of pipelines/extra_inputs.py and pipelines/guidance_adapters.py.
@@ -49,4 +84,7 @@ def require_bounds(
         value = values[name]
         if isinstance(value, list | tuple):
             Range(0, longest).check(len(value), f"{where}{name}: its length")
-        fit(bounds[name], value, f"{where}{name}")
+        kind = bounds[name]
+        if isinstance(kind, Several):
+            kind = list[kind.one] if isinstance(value, list | tuple) else kind.one
+        fit(kind, value, f"{where}{name}")

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 Size = tuple[int, int]  # height and width of an image, in pixels
@@ -48,3 +49,46 @@ class Pixels(Codec):
 
     def decode(self, x0: Tensor) -> Tensor:
         return x0
+
+
+@dataclass(frozen=True)
+class Latents(Codec):
+    """Latents z of a VAE, scaled: x0 = scaling_factor · (z − mean) / std, with its latents_mean and
+    latents_std by channel, where it has any. factor: pixels to a latent, a side."""
+
+    vae: AutoencoderKL
+    factor: int
+
+    @property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Of z, (c, 1, 1): its mean, and how much larger it is than x0."""
+        config, device = self.vae.config, self.vae.device
+        both = config.latents_mean is not None and config.latents_std is not None
+        mean = torch.tensor(config.latents_mean if both else [0.0], device=device)
+        std = torch.tensor(config.latents_std if both else [1.0], device=device)
+        return mean[:, None, None], std[:, None, None] / config.scaling_factor
+
+    def to(self, device: torch.device) -> None:
+        self.vae.to(device)
+
+    def event(self, size: Size) -> tuple[int, ...]:
+        if size[0] % self.factor or size[1] % self.factor:
+            raise ValueError(
+                f"size {size[0]} × {size[1]}: needs multiples of {self.factor}, pixels to a latent"
+            )
+        return self.vae.config.latent_channels, size[0] // self.factor, size[1] // self.factor
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The mean of each latent without a generator, else a sample."""
+        found = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        mean, scale = self.scale
+        z = found.mean.float()
+        if generator is not None:
+            z = z + found.std * torch.randn(z.shape, generator=generator).to(z)
+        return (z - mean) / scale
+
+    def decode(self, x0: Tensor) -> Tensor:
+        mean, scale = self.scale
+        z = (x0 * scale + mean).to(self.vae.dtype)
+        return self.vae.decode(z, return_dict=False)[0].float()

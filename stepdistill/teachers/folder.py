@@ -17,6 +17,7 @@ from ..schema import did_you_mean, shown
 
 INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
+ENCODER_WEIGHTS = "model"  # as transformers calls them
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -79,8 +80,9 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
-def require_weights(folder: Path) -> str | None:
-    """The variant of the weights in a folder, like "fp16"; None for the plain ones.
+def require_weights(folder: Path, stem: str = WEIGHTS) -> str | None:
+    """The variant of the weights in a folder, like "fp16"; None for the plain ones. stem: what
+    their files are called.
 
     Raises ValueError unless they are whole safetensors files."""
     files = sorted(folder.glob("*.safetensors"))
@@ -93,7 +95,7 @@ def require_weights(folder: Path) -> str | None:
         raise ValueError(f"{folder}: no weights (*.safetensors)")
     for file in files:
         require_whole(file)
-    return variant_of(folder, files)
+    return variant_of(folder, files, stem)
 
 
 def require_whole(file: Path) -> None:
@@ -121,14 +123,14 @@ def require_shards(index: Path) -> None:
             raise ValueError(f"{index}: names {shown(shard)}, which is missing")
 
 
-def variant_of(folder: Path, files: list[Path]) -> str | None:
+def variant_of(folder: Path, files: list[Path], stem: str) -> str | None:
     """The one variant of the weights in a folder, None where there are plain ones."""
-    plain = (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json")
+    plain = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
     if any((folder / name).is_file() for name in plain):
         return None
     # NAME.fp16.safetensors, or NAME.safetensors.index.fp16.json and its shards.
-    whole = {f.name.split(".")[1] for f in files if f.match(f"{WEIGHTS}.*.safetensors")}
-    split = {f.name.split(".")[3] for f in folder.glob(f"{WEIGHTS}.safetensors.index.*.json")}
+    whole = {f.name.split(".")[1] for f in files if f.match(f"{stem}.*.safetensors")}
+    split = {f.name.split(".")[3] for f in folder.glob(f"{stem}.safetensors.index.*.json")}
     found = sorted({name for name in whole if "-of-" not in name} | split)
     if len(found) == 1:
         return found[0]

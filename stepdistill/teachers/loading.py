@@ -4,9 +4,6 @@ A pipeline is made of its parts here, never by its own index. Loads safetensors 
 unpickles; whatever is missing, damaged or not of a known kind is a ValueError that names the file.
 """
 
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import cache
 from inspect import signature
 from itertools import pairwise
@@ -16,26 +13,47 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDIMPipeline,
     DDPMPipeline,
     DiffusionPipeline,
     SchedulerMixin,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
     UNet2DModel,
 )
-from diffusers.utils import logging
 from torch import nn
 
 from ..process import VariancePreserving
-from ..resources import INPUTS, pipeline_class
-from ..schema import did_you_mean, shown
+from ..resources import INPUTS, PACKAGE, pipeline_class
+from ..schema import shown
 from . import bounds
 from .folder import INDEX, pipeline_folder, read_json, require_own_files, require_weights
+from .parts import foreign, load_network, load_text_encoder, load_tokenizer, require_keys
 from .schedulers import FEW_STEP_SCHEDULER, FLOWS, TABLES, is_flow, process_of, scheduler_class
 
 FEW_STEP = "FewStepPipeline"
 STOCK = {"DDIMPipeline": DDIMPipeline, "DDPMPipeline": DDPMPipeline}
+SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+TOLD = ("force_zeros_for_empty_prompt",)  # settings of a pipeline that mean something here
 TRAINED = ("times", "gamma", "guidance", "skip_sigma_data", "start")
-PARTS = ("unet", "scheduler", "inputs")
+PROMPTED = {
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+}
+PARTS: dict[str, dict[str, list[str]]] = {  # beside the scheduler: library and class, by pipeline
+    **{name: {"unet": ["diffusers", "UNet2DModel"]} for name in (FEW_STEP, *STOCK)},
+    SD: PROMPTED,
+    SDXL: PROMPTED
+    | {
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    },
+}
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # that make no picture
 OLD = ("tensor_format", "timestep_values")  # keys of schedulers of diffusers 0.1, without effect
 
 
@@ -48,7 +66,10 @@ def load_pipeline(source: str) -> DiffusionPipeline:
     require_own_files(folder)
     index = read_json(folder / INDEX)
     name = kind_named(index, folder / INDEX)
-    parts = {"unet": load_network(folder / "unet"), "scheduler": load_scheduler(folder, index)}
+    if name in (SD, SDXL):
+        return load_prompted(folder, index, name)
+    unet = load_network(folder / "unet", UNet2DModel, bounds.UNET)
+    parts = {"unet": unet, "scheduler": load_scheduler(folder, index)}
     if name == FEW_STEP:
         inputs = load_inputs(folder / "inputs") if (folder / "inputs").is_dir() else None
         settings = few_step_settings(index, folder / INDEX)
@@ -62,16 +83,50 @@ def load_pipeline(source: str) -> DiffusionPipeline:
         return STOCK[name](**parts)
 
 
+def load_prompted(folder: Path, index: dict[str, Any], name: str) -> DiffusionPipeline:
+    """A Stable Diffusion from its folder."""
+    scheduler = load_scheduler(folder, index)
+    unet = load_network(folder / "unet", UNet2DConditionModel, bounds.CONDITIONED)
+    told = {key: index[key] for key in TOLD if key in index}
+    return around(folder, name, unet, scheduler, told)
+
+
+def around(
+    folder: Path,
+    name: str,
+    unet: UNet2DConditionModel,
+    scheduler: SchedulerMixin,
+    told: dict[str, Any],
+) -> DiffusionPipeline:
+    """A Stable Diffusion whose other parts lie in a folder; told: further settings."""
+    parts: dict[str, Any] = {
+        "vae": load_network(folder / "vae", AutoencoderKL, bounds.VAE).eval().requires_grad_(False)
+    }
+    for part, (_, kind) in PARTS[name].items():
+        if part.startswith("text_encoder"):
+            parts[part] = load_text_encoder(folder / part, kind)
+        if part.startswith("tokenizer"):
+            parts[part] = load_tokenizer(folder / part)
+    parts |= {"unet": unet, "scheduler": scheduler, **told}
+    with foreign(folder):
+        if name == SD:
+            checks = {"safety_checker": None, "requires_safety_checker": False}
+            return StableDiffusionPipeline(**parts, **checks, feature_extractor=None)
+        return StableDiffusionXLPipeline(**parts, add_watermarker=False)
+
+
 def kind_named(index: dict[str, Any], file: Path) -> str:
     """The pipeline's class in an index. Raises ValueError unless it and its parts are known."""
     name = index.get("_class_name")
     name = name[-1] if isinstance(name, list) and name else name
-    if index.get("unet") != ["diffusers", "UNet2DModel"]:
-        raise ValueError(f"{file}: its network is not of a known class (UNet2DModel)")
-    if name not in (FEW_STEP, *STOCK):
+    if not isinstance(name, str) or name not in PARTS:
         advice = "give teacher.backbone, a module"
         raise ValueError(f"{file}: {shown(name)}: no family of pipelines knows it: {advice}")
-    known = PARTS if name == FEW_STEP else PARTS[:2]
+    for part, kind in PARTS[name].items():
+        if index.get(part) != kind:
+            what = "network" if part == "unet" else part
+            raise ValueError(f"{file}: its {what} is not of a known class ({kind[1]})")
+    known = (*PARTS[name], "scheduler", *(("inputs",) if name == FEW_STEP else LEFT_OUT))
     for key, value in index.items():
         is_part = isinstance(value, list) and len(value) == 2 and value[1] is not None
         if is_part and not key.startswith("_") and key not in known:
@@ -89,35 +144,6 @@ def load_any(source: str) -> DiffusionPipeline:
         return DiffusionPipeline.from_pretrained(
             folder, use_safetensors=True, local_files_only=True
         )
-
-
-def load_network(folder: Path) -> UNet2DModel:
-    """The network of a pipeline folder, every parameter from its safetensors.
-
-    Raises ValueError for a configuration with unknown keys or out of bounds, and for weights that
-    are missing, damaged, pickled only or not finite."""
-    file = folder / "config.json"
-    config = read_json(file)
-    require_keys(config, signature(UNet2DModel.__init__).parameters, file)
-    bounds.require_bounds(config, bounds.UNET, f"{file}: ")
-    variant = require_weights(folder)
-    with foreign(folder):
-        net, loaded = UNet2DModel.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            variant=variant,
-        )
-    # diffusers warns, and fills what is missing with random numbers.
-    for fault in ("missing_keys", "unexpected_keys"):
-        if loaded[fault]:
-            kind, first = fault.partition("_")[0], sorted(loaded[fault])[0]
-            raise ValueError(f"{folder}: {kind} weights, like {first}: does config.json fit them?")
-    for name, value in net.state_dict().items():
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{folder}: the weights {name} are not finite")
-    return net.float()
 
 
 def load_inputs(folder: Path) -> nn.Module:
@@ -174,16 +200,6 @@ def with_prediction(config: dict[str, Any], file: Path) -> dict[str, Any]:
         said = shown(config["prediction_type"])
         raise ValueError(f"{file}: predict_epsilon contradicts prediction_type {said}")
     return config
-
-
-def require_keys(config: dict[str, Any], known: Iterable[str], file: Path) -> None:
-    """Raise ValueError for the first key of a configuration that is not known: diffusers would
-    drop it unsaid."""
-    known = [*known]
-    for key in config:
-        if not key.startswith("_") and key not in known:
-            advice = did_you_mean(key, known) or "; delete it if it means nothing"
-            raise ValueError(f"{file}: {shown(key)} is no setting this diffusers knows{advice}")
 
 
 @cache
@@ -244,23 +260,6 @@ def is_falling(row: object) -> bool:
     return all(isfinite(t) for t in row) and all(t > s for t, s in pairwise(row))
 
 
-@contextmanager
-def foreign(where: Path | str) -> Iterator[None]:
-    """diffusers at work: quiet, and whatever it raises is a ValueError that says where."""
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # its log says less than our errors do, on more lines
-    logging.disable_progress_bar()  # the command line shows one bar of its own
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except Exception as error:  # its constructors check little: anything can come out of them
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
-        raise ValueError(f"{where}: {reason} ({type(error).__name__})") from error
-    finally:
-        logging.set_verbosity(level)
-
-
 def few_step_class() -> type[DiffusionPipeline]:
     """The class of `pipelines/few_step.py`."""
     return pipeline_class("few_step", FEW_STEP)
@@ -272,16 +271,29 @@ def few_step_scheduler_class() -> type[SchedulerMixin]:
 
 
 def new_pipeline(
-    unet: dict[str, Any], scheduler: str, config: dict[str, Any], seed: int
+    unet: dict[str, Any],
+    scheduler: str,
+    config: dict[str, Any],
+    seed: int,
+    parts: str | None = None,
 ) -> DiffusionPipeline:
-    """An untrained pipeline, from the settings of a UNet2DModel and of a scheduler class.
+    """An untrained pipeline, from the settings of a network and of a scheduler class.
 
-    Unconditional networks under a table of ᾱ make a stock DDIMPipeline."""
+    parts: a shipped teacher or a folder whose VAE, text encoder and tokenizer it takes; None for
+    pixels, of which unconditional networks under a table of ᾱ make a stock DDIMPipeline."""
     with foreign("network.scheduler_config"):
         kind = scheduler_class(scheduler)(**config)
     with foreign("network.unet"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = UNet2DModel(**unet)
+        net = (UNet2DModel if parts is None else UNet2DConditionModel)(**unet)
+    if parts is not None:
+        return around(folder_of(parts), SD, net, kind, {})
     if net.config.num_class_embeds is None and isinstance(process_of(kind)[0], VariancePreserving):
         return DDIMPipeline(net, kind)
     return few_step_class()(net, kind)
+
+
+def folder_of(parts: str) -> Path:
+    """Where the parts of a pipeline lie: in a shipped teacher, or in a folder."""
+    shipped = PACKAGE / "assets" / parts
+    return shipped if Path(parts).name == parts and shipped.is_dir() else Path(parts)

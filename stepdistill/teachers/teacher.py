@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from itertools import cycle
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import nn
 
 from ..conditions import Cond, move, repeat
 from ..denoiser import AnyDenoiser, Denoiser, Guided, evaluations, unguided
@@ -28,7 +29,8 @@ class Teacher:
 
     denoiser: conditional, without guidance, what students begin as. guided: with guidance w, what
     methods distil; x̂₀ is clipped where the pipeline's scheduler clips it. Students do without, for
-    a clip has no gradient where it acts. size: height and width of its images.
+    a clip has no gradient where it acts. size: height and width of its images. prompts: of a run,
+    if it is asked by prompts.
     """
 
     pipeline: DiffusionPipeline
@@ -38,6 +40,7 @@ class Teacher:
     codec: Codec
     w: float
     size: Size
+    prompts: tuple[str, ...] = ()
 
     @classmethod
     def from_pipeline(
@@ -82,6 +85,11 @@ class Teacher:
         return self.backbone.classes
 
     @property
+    def prompted(self) -> bool:
+        """Whether it is asked by prompts."""
+        return self.backbone.prompted
+
+    @property
     def null(self) -> Cond:
         """The empty condition, one row; nothing for a teacher that takes none."""
         return self.backbone.null(self.size)
@@ -111,16 +119,26 @@ class Teacher:
         """Network evaluations per step of the guided teacher: guidance counts twice."""
         return evaluations(self.guided)
 
-    def asked(self, n: int) -> Tensor | None:
-        """What n fixed rows are asked for: labels in turn, or None."""
+    def asked(self, n: int) -> Asked:
+        """What n fixed rows are asked for: labels or prompts in turn, or None."""
+        if self.prompted:
+            return [prompt for prompt, _ in zip(cycle(self.prompts or ("",)), range(n))]
         return None if self.classes is None else torch.arange(n) % self.classes
+
+    def drawn(self, n: int, generator: torch.Generator) -> Asked:
+        """What n rows are asked for at random: labels or prompts, all equally often, or None."""
+        count = len(self.prompts) if self.prompted else self.classes
+        if not count:
+            return None
+        index = torch.randint(count, (n,), generator=generator)
+        return [self.prompts[i] for i in index.tolist()] if self.prompted else index
 
     def conditions(self, asked: Asked) -> Cond:
         """The condition of labels or prompts, one row each, on the network's device."""
         return move(self.backbone.encode(asked, self.size), self.device)
 
     def some(self, n: int) -> Cond:
-        """n fixed rows; empty conditions where they are no labels."""
+        """n fixed rows; empty conditions where they are neither labels nor prompts."""
         asked = self.asked(n)
         if asked is None:
             return move(repeat(self.null, n), self.device)

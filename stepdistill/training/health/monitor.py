@@ -31,6 +31,7 @@ from ...data.loader import stream
 from ...denoiser import AnyDenoiser, Denoiser, evaluations, unguided
 from ...networks.views import load_own, own_tensors
 from ...solver import Sampler
+from ...teachers.backbone import Asked
 from ...teachers.teacher import Teacher, teacher_sampler
 from ..trainer import StepLog, Trainer
 from . import reference
@@ -186,12 +187,23 @@ class Monitor:
 
     @cached_property
     def asked(self) -> Tensor | None:
-        """The labels of the probe (n,), or None: few enough for pairs of each, spread evenly."""
-        n, classes = self.plan.samples, self.teacher.classes
-        if classes is None:
+        """The labels, or numbers of prompts, of the probe (n,), or None: few enough for pairs of
+        each, spread evenly."""
+        n, teacher = self.plan.samples, self.teacher
+        count = len(teacher.prompts) if teacher.prompted else teacher.classes
+        if not count:
             return None
-        few = max(min(classes, n // PER_CLASS), 1)
-        return torch.arange(n) % few * (classes // few)
+        few = max(min(count, n // PER_CLASS), 1)
+        return torch.arange(n) % few * (count // few)
+
+    def told(self, rows: Tensor) -> Asked:
+        """What the teacher is asked for in these rows of the probe."""
+        if self.asked is None:
+            return None
+        numbers = self.asked[rows]
+        if not self.teacher.prompted:
+            return numbers
+        return [self.teacher.prompts[i] for i in numbers.tolist()]
 
     @cached_property
     def reference(self) -> tuple[Tensor, Tensor]:
@@ -209,10 +221,10 @@ class Monitor:
         # What is added between steps comes from another stream: noise is alike for all samplers.
         seed, made = self.trainer.seed[0], []
         start, between = stream(seed, 4), stream(seed, 4, 1)
-        device, asked = self.trainer.accelerator.device, self.asked
+        device = self.trainer.accelerator.device
         for rows in torch.arange(self.plan.samples).split(self.trainer.training.batch):
             noise = torch.randn(len(rows), *self.teacher.event, generator=start)
-            cond = self.teacher.conditions(None if asked is None else asked[rows])
+            cond = self.teacher.conditions(self.told(rows))
             x = sampler.draw(denoiser, noise.to(device), steps, cond, between)
             made.append(x.float().cpu())
         bounded = torch.cat(made).clamp(-FARTHEST, FARTHEST)

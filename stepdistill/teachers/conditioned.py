@@ -1,0 +1,67 @@
+"""What families of `UNet2DConditionModel` share: latents of a VAE, and blocks of a U-Net."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor
+
+from ..schema import shown
+from .backbone import Backbone
+from .codec import Latents, Size
+
+OTHERS = ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds")
+
+
+class Conditioned(Backbone):
+    """`unet` of class UNet2DConditionModel, asked by prompts. added: its addition_embed_type."""
+
+    network = "unet"
+    time_embedding = "time_embedding"
+    tap = "mid_block"
+    prompted = True
+    added: ClassVar[str | None] = None
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        super().__init__(pipeline)
+        kind, net = type(pipeline).__name__, self.net
+        if not isinstance(net, UNet2DConditionModel):
+            raise ValueError(f"{kind}: its network is no UNet2DConditionModel")
+        for key in OTHERS:
+            if net.config[key] is not None:
+                raise ValueError(f"{key} {shown(net.config[key])}: asks for more than a prompt")
+        if net.config.addition_embed_type != self.added:
+            found = shown(net.config.addition_embed_type)
+            raise ValueError(f"addition_embed_type {found}: {kind} has {shown(self.added)}")
+        latent = pipeline.vae.config.latent_channels
+        if net.config.in_channels != latent:
+            raise ValueError(
+                f"in_channels {net.config.in_channels}: the VAE's latents have {latent}"
+            )
+
+    @property
+    def size(self) -> Size:
+        latent, factor = self.net.config.sample_size, self.pipeline.vae_scale_factor
+        sides = (latent, latent) if isinstance(latent, int) else latent
+        if not isinstance(sides, list | tuple) or [type(side) for side in sides] != [int, int]:
+            raise ValueError(f"the network's sample_size is {shown(latent)}: give teacher.size")
+        return sides[0] * factor, sides[1] * factor
+
+    def codec(self) -> Latents:
+        return Latents(self.pipeline.vae, self.pipeline.vae_scale_factor)
+
+    def features(self, output: Tensor, x: Tensor) -> Tensor:
+        """Tokens (b, n, d), row by row, as a map."""
+        if output.ndim == 4:
+            return output
+        rows, columns = x.shape[-2:]
+        while rows * columns > output.shape[1]:
+            rows, columns = -(-rows // 2), -(-columns // 2)
+        return output.transpose(1, 2).unflatten(2, (rows, columns))
+
+    def taps(self) -> tuple[str, ...]:
+        kinds = (ResnetBlock2D, Attention)
+        return tuple(name for name, part in self.net.named_modules() if isinstance(part, kinds))

@@ -1,0 +1,122 @@
+"""Parts of a pipeline's folder: diffusers' networks, transformers' text encoders and tokenizers.
+
+Every parameter comes from safetensors; what is missing, left over, out of bounds or not finite is a
+ValueError that names the folder or file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from inspect import signature
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import ModelMixin
+from diffusers.utils import logging
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from ..schema import did_you_mean, shown
+from . import bounds
+from .folder import ENCODER_WEIGHTS, read_json, require_weights
+
+N = TypeVar("N", bound=ModelMixin)
+TEXT_ENCODERS = {each.__name__: each for each in (CLIPTextModel, CLIPTextModelWithProjection)}
+
+
+def load_network(folder: Path, kind: type[N], limits: Mapping[str, Any]) -> N:
+    """A network of diffusers, in float32, every parameter from its safetensors.
+
+    Raises ValueError for a configuration with unknown keys or out of bounds, and for weights that
+    are missing, damaged, pickled only or not finite."""
+    file = folder / "config.json"
+    config = read_json(file)
+    require_keys(config, signature(kind.__init__).parameters, file)
+    bounds.require_bounds(config, limits, f"{file}: ")
+    variant = require_weights(folder)
+    with foreign(folder):
+        net, loaded = kind.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            variant=variant,
+        )
+    require_loaded(net, loaded, folder)
+    return net.float()
+
+
+def load_text_encoder(folder: Path, kind: str) -> nn.Module:
+    """A text encoder of transformers, of this class, in float32 and for inference. Raises
+    ValueError as `load_network`."""
+    file = folder / "config.json"
+    config = read_json(file)
+    if config.get("model_type") != "clip_text_model":
+        raise ValueError(
+            f"{file}: model_type {shown(config.get('model_type'))}: no CLIP text model"
+        )
+    bounds.require_bounds(config, bounds.CLIP_TEXT, f"{file}: ")
+    variant = require_weights(folder, ENCODER_WEIGHTS)
+    with foreign(folder):
+        net, loaded = TEXT_ENCODERS[kind].from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            variant=variant,
+        )
+    require_loaded(net, loaded, folder)
+    return net.float().eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A tokenizer of transformers. Raises ValueError where there is none."""
+    with foreign(folder):
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def require_loaded(net: nn.Module, loaded: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError for weights that were missing, left over, or are not finite: libraries warn,
+    and fill what is missing with random numbers."""
+    for fault in ("missing_keys", "unexpected_keys"):
+        if loaded[fault]:
+            kind, first = fault.partition("_")[0], sorted(loaded[fault])[0]
+            raise ValueError(f"{folder}: {kind} weights, like {first}: does config.json fit them?")
+    for name, value in net.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{folder}: the weights {name} are not finite")
+
+
+def require_keys(config: dict[str, Any], known: Iterable[str], file: Path) -> None:
+    """Raise ValueError for the first key of a configuration that is not known: diffusers would
+    drop it unsaid."""
+    known = [*known]
+    for key in config:
+        if not key.startswith("_") and key not in known:
+            advice = did_you_mean(key, known) or "; delete it if it means nothing"
+            raise ValueError(f"{file}: {shown(key)} is no setting this diffusers knows{advice}")
+
+
+@contextmanager
+def foreign(where: Path | str) -> Iterator[None]:
+    """diffusers and transformers at work: quiet, and whatever they raise is a ValueError that says
+    where."""
+    level, other = logging.get_verbosity(), transformers_logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # its log says less than our errors do, on more lines
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    logging.disable_progress_bar()  # the command line shows one bar of its own
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # its constructors check little: anything can come out of them
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise ValueError(f"{where}: {reason} ({type(error).__name__})") from error
+    finally:
+        logging.set_verbosity(level)
+        transformers_logging.set_verbosity(other)
