@@ -2,7 +2,7 @@
 
     python check_call.py REQUEST.json IMAGES.safetensors
 
-The request names the folder, the seed, the labels (or a batch size) and the numbers of steps; the
+The request names the folder, the seed, what each call is given and the numbers of steps; the
 answer holds the images (n, h, w, c) in [0, 1] of each plain call `pipe(num_inference_steps=N)`.
 It ends when its standard input does, and takes with it the folder that it lies in.
 """
@@ -33,12 +33,10 @@ def main(request: dict, answer: Path) -> None:
     custom = {"trust_remote_code": True} if request["custom"] else {}
     pipe = DiffusionPipeline.from_pretrained(request["folder"], local_files_only=True, **custom)
     pipe.set_progress_bar_config(disable=True)
-    who = {"class_labels": request["labels"]} if request["labels"] else {}
     images = {}
     for n in request["steps"]:
         seeded = torch.Generator().manual_seed(request["seed"])
-        batch = who or {"batch_size": request["batch"]}
-        out = pipe(num_inference_steps=n, generator=seeded, output_type="np", **batch)
+        out = pipe(num_inference_steps=n, generator=seeded, output_type="np", **request["call"])
         images[str(n)] = torch.from_numpy(out.images).float().contiguous()
     save_file(images, answer)
 

@@ -18,10 +18,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DiffusionPipeline
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DiffusionPipeline,
+    SchedulerMixin,
+)
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -46,8 +54,11 @@ from ..runs.folder import alone
 from ..runs.stages import TrainedRun
 from ..schema import ConfigError
 from ..solver import Sampler
+from ..teachers.backbone import Asked
 from ..teachers.loading import few_step_class
 from ..teachers.teacher import Teacher
+from .lora import FOLDER as LORA
+from .lora import has_lora_files, write_lora
 from .model_card import card
 from .schedulers import (
     ANY_STEPS,
@@ -60,7 +71,7 @@ from .schedulers import (
 
 TOLERANCE = 1e-5  # largest difference of a pixel in [0, 1], float32
 MAGNIFIED = 32  # times that errors of an output may grow in x̂₀ before more is allowed
-CHECKED = 20  # images of the comparison
+CHECKED, CHECKED_PROMPTS = 20, 2  # images of the comparison
 
 
 class ExportError(RuntimeError):
@@ -93,6 +104,8 @@ def write(trained: TrainedRun, out: Path, rows: list[Row]) -> float:
     made.mkdir(parents=True)
     try:
         pipeline.save_pretrained(made, safe_serialization=True)
+        if trained.role is not None and has_lora_files(teacher.pipeline):
+            write_lora(made / LORA, teacher.pipeline, teacher.backbone.network, trained.role)
         describe(trained, made, rows)
         difference = verify(made, teacher, student, sampler)
         readable(made)
@@ -144,6 +157,8 @@ def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> Diffu
     if teacher.size != teacher.backbone.size:
         bare(student.net).register_to_config(sample_size=list(teacher.size))
     stock = stock_scheduler(teacher, student, sampler)
+    if teacher.prompted:
+        return prompted(teacher, student, stock, sampler)
     if stock is not None:
         kind = DDIMPipeline if isinstance(stock, DDIMScheduler) else DDPMPipeline
         return kind(student.net, stock)
@@ -159,25 +174,41 @@ def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> Diffu
     )
 
 
+def prompted(
+    teacher: Teacher, student: Denoiser, stock: SchedulerMixin | None, sampler: Sampler
+) -> DiffusionPipeline:
+    """The teacher's own pipeline around the student. Raises ExportError for a network that it does
+    not call as it was trained."""
+    if not has_stock_pipeline(teacher, student, sampler):
+        kind = type(teacher.pipeline).__name__
+        raise ExportError(f"{kind} does not call such a network as it was trained")
+    scheduler = stock or few_step_scheduler(teacher.pipeline.scheduler, student, sampler)
+    pipeline, network = teacher.pipeline, teacher.backbone.network
+    values = {**pipeline.config, **pipeline.components, network: student.net}
+    values["scheduler"] = scheduler
+    known = signature(type(pipeline).__init__).parameters
+    return type(pipeline)(**{name: value for name, value in values.items() if name in known})
+
+
 @torch.no_grad()
 def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) -> float:
     """The largest difference between plain calls in a clean process and the trainer's sampler.
 
     Raises ExportError if it exceeds `allowed`."""
     steps, seed = list(sampler.steps or ANY_STEPS), 20260101
-    labels = teacher.asked(CHECKED)
+    count = CHECKED_PROMPTS if teacher.prompted else CHECKED
+    asked = teacher.asked(count)
     custom = bool(code_of(folder))
     request = {"folder": str(folder.resolve()), "custom": custom, "steps": steps, "seed": seed}
-    request |= {"batch": CHECKED, "labels": None if labels is None else labels.tolist()}
-    images = call_plainly(request)
-    cond = move(teacher.conditions(labels), "cpu")
+    images = call_plainly(request | {"call": call_of(asked, count)})
+    cond = move(teacher.conditions(asked), "cpu")
     home = next(student.net.parameters()).device
     student.net.cpu()  # where the plain call runs: convolutions of other devices round differently
     worst = 0.0
     for n in steps:
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(CHECKED, *teacher.event, generator=generator)
-        ours = sampler.draw(student, noise, n, cond, generator)
+        noise = torch.randn(count, *teacher.event, generator=generator)
+        ours = teacher.codec.decode(sampler.draw(student, noise, n, cond, generator))
         ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         worst = max(worst, float((images[str(n)] - ours).abs().max()))
     student.net.to(home)
@@ -188,6 +219,15 @@ def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) 
             f"(at most {most:.2g} is allowed); nothing was written"
         )
     return worst
+
+
+def call_of(asked: Asked, count: int) -> dict[str, Any]:
+    """What a plain call is given beside its steps, for labels, prompts or nothing."""
+    if asked is None:
+        return {"batch_size": count}
+    if isinstance(asked, Tensor):
+        return {"class_labels": asked.tolist()}
+    return {"prompt": list(asked), "guidance_scale": 1.0}
 
 
 def allowed(student: Denoiser, sampler: Sampler) -> float:

@@ -13,6 +13,7 @@ from ..runs.config import text_of
 from ..runs.costs import stage_costs
 from ..runs.folder import versions, versions_line
 from ..runs.stages import TrainedRun
+from .lora import FILE, FOLDER, KOHYA, has_lora_files
 
 
 def card(trained: TrainedRun, code: list[str], rows: list[Row]) -> str:
@@ -55,7 +56,10 @@ def usage(trained: TrainedRun, code: list[str]) -> str:
     steps = trained.run.sampler.steps
     trust = ", trust_remote_code=True" if code else ""
     call = f"num_inference_steps={steps[0] if steps else 32}"
-    call += ", class_labels=[3, 7]" if trained.teacher.classes else ", batch_size=2"
+    if trained.teacher.prompted:
+        call = f'["{in_code(trained.teacher.asked(1)[0])}"], {call}, guidance_scale=1'
+    else:
+        call += ", class_labels=[3, 7]" if trained.teacher.classes else ", batch_size=2"
     text = (
         "```python\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("path/to/this/folder"{trust})\n'
@@ -65,10 +69,34 @@ def usage(trained: TrainedRun, code: list[str]) -> str:
         text += (
             f"\n`trust_remote_code=True` is needed because {reason(code)}. No other code runs.\n"
         )
-    if "pipeline.py" not in code:
+    if "pipeline.py" not in code and not trained.teacher.prompted:
         text += '\nIn bfloat16 add `output_type="pt"`: diffusers\' pixel pipelines have no other.\n'
+    if trained.role is not None and has_lora_files(trained.teacher.pipeline):
+        text += lora_usage(code)
     offered = ", ".join(map(str, steps)) if steps else "any number"
     return text + f"\nSteps it was trained for: {offered}.\n"
+
+
+def lora_usage(code: list[str]) -> str:
+    """How the student is put onto its base; code: the folder's files of code."""
+    if code:
+        scheduler = "DiffusionPipeline.from_pretrained(folder, trust_remote_code=True).scheduler"
+    else:
+        scheduler = 'DDIMScheduler.from_pretrained(folder, subfolder="scheduler")'
+    return (
+        "\nThe same as a LoRA on the teacher, which the other weights here are merged with:\n\n"
+        "```python\nfrom diffusers import DDIMScheduler, DiffusionPipeline\n\n"
+        'folder = "path/to/this/folder"\n'
+        'pipe = DiffusionPipeline.from_pretrained("path/to/the/teacher")\n'
+        f'pipe.load_lora_weights(folder + "/{FOLDER}", weight_name="{FILE}")\n'
+        f"pipe.scheduler = {scheduler}\n```\n\n"
+        f"`{FOLDER}/{KOHYA}` is the same under kohya's names, for other interfaces.\n"
+    )
+
+
+def in_code(prompt: str) -> str:
+    """A prompt as it may stand in a string of Python, shortened."""
+    return json.dumps(" ".join(prompt.split())[:60])[1:-1].replace("`", "'")
 
 
 def reason(code: list[str]) -> str:
@@ -77,7 +105,7 @@ def reason(code: list[str]) -> str:
     if "pipeline.py" in code:
         return f"diffusers has no pipeline that calls such a network as it was trained; {files} can"
     return (
-        "no scheduler of diffusers walks the trained times under its `DDPMPipeline`; "
+        "no scheduler of diffusers walks the trained times under its pipeline; "
         f"{files} reads them from the config beside it"
     )
 

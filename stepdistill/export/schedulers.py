@@ -75,6 +75,8 @@ def plain_scheduler(scheduler: SchedulerMixin) -> Stock:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=length)
     # All by name: what is not, DDIMPipeline takes for a default when it makes its own of them.
     ddim = {"timestep_spacing": "trailing", "clip_sample": False}
+    if scheduler.config.get("steps_offset"):  # without effect here, and missed by some pipelines
+        ddim["steps_offset"] = scheduler.config["steps_offset"]
     return DDIMScheduler(num_train_timesteps=length, **settings_of(scheduler), **ddim)
 
 

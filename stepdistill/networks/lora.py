@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import NamedTuple
 
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
@@ -126,6 +127,25 @@ class AdapterView(View):
             for half, matrices in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
             if self.role in matrices
         }
+
+
+class LowRank(NamedTuple):
+    """A role by itself: its A and B, named as in `AdapterView.state`, B multiplied by alpha / rank,
+    so that alpha is the rank."""
+
+    tensors: dict[str, Tensor]
+    rank: int
+
+
+def low_rank(view: AdapterView) -> LowRank:
+    """Copies of what a role has for itself."""
+    config = view.net.peft_config[view.role]
+    scale = config.lora_alpha / config.r
+    tensors = {
+        name: (value * scale if ".lora_B." in name else value.clone()).cpu()
+        for name, value in view.state().items()
+    }
+    return LowRank(tensors, config.r)
 
 
 def merged(view: AdapterView) -> nn.Module:

@@ -3,12 +3,10 @@ what its students are exported as, and every method on each.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from diffusers import DiffusionPipeline
+from cycles import noise, opened, two_cycles
 from pixels import PIPELINES, called, saved, walked
 from torch import Tensor
 
@@ -16,11 +14,9 @@ from stepdistill.export.export import allowed, code_of, pipeline_for
 from stepdistill.jobs.samplers import of_folder, of_teacher
 from stepdistill.method import load
 from stepdistill.resources import shipped_modules
-from stepdistill.solver import Sampler, Trajectory, states
+from stepdistill.solver import Sampler
 from stepdistill.teachers.teacher import Teacher, teacher_sampler
 from stepdistill.times import Grid
-from stepdistill.training.players import PlayerSettings, make_players
-from stepdistill.training.trainer import Optimiser, Trainer, Training
 
 METHODS = shipped_modules("methods")
 
@@ -28,10 +24,6 @@ METHODS = shipped_modules("methods")
 @pytest.fixture(params=PIPELINES)
 def name(request) -> str:
     return request.param
-
-
-def noise(teacher: Teacher, n: int = 2) -> Tensor:
-    return torch.randn(n, *teacher.event, generator=torch.Generator().manual_seed(5))
 
 
 def asked(teacher: Teacher) -> Tensor | None:
@@ -71,14 +63,6 @@ def test_the_teacher_walks_as_its_pipeline_does(name, n, tmp_path):
     assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
 
 
-def opened(folder: Path) -> DiffusionPipeline:
-    """An exported folder as its users open it."""
-    code = any(folder.rglob("*.py"))
-    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=code)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 SAMPLERS = {
     "walked": Sampler((1, 2), Grid("uniform"), 0.0),
     "re-noised": Sampler((1, 2), Grid("uniform"), 0.6),
@@ -111,44 +95,6 @@ def test_a_student_is_exported_called_saved_again_and_read(name, kind, tmp_path)
         found, _ = of_folder(tmp_path / "again", 2)
         read = found.sample(start, labels, torch.Generator().set_state(state))
         assert float((read - ours.clamp(-1, 1)).abs().max()) <= 2 * most
-
-
-STEPS = {"pcm": Sampler((4,), gamma=0.0), "tdm": Sampler((2,), gamma=0.0), "dmd": Sampler((1,))}
-
-
-def path_of(teacher: Teacher, n: int) -> Trajectory:
-    """A trajectory of the guided teacher, as a cache holds it."""
-    times = Grid("uniform").times(teacher.denoiser.process, 3)
-    cond = teacher.some(n)
-    with torch.no_grad():
-        walk = list(states(teacher.guided, noise(teacher, n), times[:-1], cond, None, 0.0))
-        x0 = [teacher.guided(x, t.expand(n), cond).x0 for x, t in zip(walk, times)]
-    w = torch.full((n,), 2.0)
-    return Trajectory(times, torch.stack([*walk, x0[-1]], 1), torch.stack(x0, 1), w)
-
-
-def two_cycles(method_name: str, teacher: Teacher) -> None:
-    """By the trainer: all is finite, and every player that has a turn is moved."""
-    method = load(method_name)()
-    sampler = STEPS.get(method_name, Sampler((1, 2)))
-    players = make_players(
-        method, teacher, PlayerSettings(sampler, target=0.9, inputs=method.needs.inputs)
-    )
-    path = path_of(teacher, 2) if method.needs.trajectories else None
-    x0 = noise(teacher).clamp(-1, 1)
-
-    class Given:
-        def batch(self, number, size, local):
-            return x0, teacher.some(2), path
-
-    training = Training(2, batch=2, optimiser=Optimiser(lr=1e-4))
-    trainer = Trainer(method, players, Given(), training, Accelerator(cpu=True))
-    before = {n: [p.detach().clone() for p in moved] for n, moved in trainer.moved.items()}
-    while not trainer.done:
-        assert not trainer.step().skipped
-    for player, moved in trainer.moved.items():
-        assert any(not torch.equal(p, q) for p, q in zip(moved, before[player])), player
-        assert all(bool(p.isfinite().all()) for p in moved), player
 
 
 # Each pipeline once; together they are all methods' rooms: one a family, and all in full.

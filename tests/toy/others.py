@@ -3,7 +3,13 @@
 import diffusers as d
 import torch
 from pixels import ddpm, redrawn, unet
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+from twins import SD_TABLE as TABLE
 from twins import conditioned, labelled
 
 PROMPTS = ["a red cat", "two dogs", "a very small house", "nothing at all"]
@@ -26,7 +32,11 @@ def letters() -> CLIPTokenizer:
 
 def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     torch.manual_seed(0)
-    config = CLIPTextConfig(
+    return CLIPTextModel(text_config(tokenizer)).eval()
+
+
+def text_config(tokenizer: CLIPTokenizer, **more: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=16,
@@ -34,8 +44,8 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         num_attention_heads=2,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
+        **more,
     )
-    return CLIPTextModel(config).eval()
 
 
 def stable_diffusion(seed: int = 1) -> d.StableDiffusionPipeline:
@@ -50,6 +60,34 @@ def stable_diffusion(seed: int = 1) -> d.StableDiffusionPipeline:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_xl(zeros: bool = True) -> d.StableDiffusionXLPipeline:
+    """Of prompts, 16×16, with two text encoders."""
+    tokenizer = letters()
+    second = CLIPTextModelWithProjection(text_config(tokenizer, projection_dim=8))
+    return d.StableDiffusionXLPipeline(
+        vae=redrawn(d.AutoencoderKL(**VAE, scaling_factor=0.13025), 2),
+        unet=redrawn(
+            conditioned(
+                cross_attention_dim=32,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=4,
+                projection_class_embeddings_input_dim=8 + 24,
+                use_linear_projection=True,
+                transformer_layers_per_block=(1, 2),
+                attention_head_dim=(1, 2),
+            ),
+            1,
+        ),
+        text_encoder=redrawn(text_encoder(tokenizer), 4),
+        text_encoder_2=redrawn(second, 5).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=letters(),
+        scheduler=d.EulerDiscreteScheduler(**TABLE, timestep_spacing="leading", steps_offset=1),
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
     )
 
 

@@ -1,0 +1,204 @@
+"""Pipelines of text, as diffusers saves them: what the teacher answers to prompts, how it walks,
+what its students are exported as, and methods on each.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers as d
+import pytest
+import torch
+from cycles import noise, opened, two_cycles
+from others import PROMPTS, TABLE, stable_diffusion, stable_diffusion_xl
+from torch import Tensor
+
+from stepdistill.conditions import join, repeat
+from stepdistill.export.export import call_of, code_of, pipeline_for
+from stepdistill.export.lora import FILE, KOHYA, write_lora
+from stepdistill.jobs.samplers import of_folder, of_teacher
+from stepdistill.method import load
+from stepdistill.networks.lora import AdapterView, add_adapter, low_rank
+from stepdistill.resources import shipped_modules
+from stepdistill.solver import Sampler
+from stepdistill.teachers.codec import Size
+from stepdistill.teachers.loading import load_pipeline
+from stepdistill.teachers.teacher import Teacher, teacher_sampler
+from stepdistill.times import Grid
+
+ZERO_SNR = {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+
+
+def with_scheduler(**config) -> d.StableDiffusionPipeline:
+    pipeline = stable_diffusion()
+    pipeline.scheduler = d.DDIMScheduler(clip_sample=False, **TABLE, **config)
+    return pipeline
+
+
+PIPELINES: dict[str, Callable[[], d.DiffusionPipeline]] = {
+    "sd 1": lambda: with_scheduler(steps_offset=1, set_alpha_to_one=False),
+    "sd 2": lambda: with_scheduler(**ZERO_SNR),
+    "sdxl": stable_diffusion_xl,
+    "sdxl, empty prompt": lambda: stable_diffusion_xl(zeros=False),
+}
+ASKED = PROMPTS[:2]
+
+
+@pytest.fixture(params=PIPELINES)
+def name(request) -> str:
+    return request.param
+
+
+def saved(
+    pipeline: d.DiffusionPipeline, folder: Path, w: float = 1.0, size: Size | None = None
+) -> Teacher:
+    """As a teacher, from its folder."""
+    pipeline.save_pretrained(folder)
+    teacher = Teacher.from_pipeline(load_pipeline(str(folder)), w, size)
+    return replace(teacher, prompts=tuple(PROMPTS))
+
+
+def called(pipeline: d.DiffusionPipeline, w: float) -> list[dict[str, Tensor]]:
+    """What the network of a pipeline is given, in each call of one step."""
+    seen, forward = [], pipeline.unet.forward
+
+    def record(x, t, **more):
+        output = forward(x, t, **more)
+        more |= more.pop("added_cond_kwargs") or {}
+        more = {name: value for name, value in more.items() if isinstance(value, Tensor)}
+        seen.append({"x": x, "t": torch.as_tensor(t), "output": output[0], **more})
+        return output
+
+    pipeline.unet.forward = record
+    x = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(5))
+    call = {"num_inference_steps": 1, "guidance_scale": w, "latents": x}
+    call |= {"height": 16, "width": 24}
+    pipeline(ASKED, **call, output_type="latent")
+    pipeline.unet.forward = forward
+    return seen
+
+
+NAMES = {"text": "encoder_hidden_states", "pooled": "text_embeds", "sizes": "time_ids"}
+
+
+def test_the_network_is_called_as_its_pipeline_calls_it(name, tmp_path):
+    """With the empty prompt, too, not square, and for times of its own for each sample."""
+    pipeline = PIPELINES[name]()
+    teacher = saved(pipeline, tmp_path, size=(16, 24))
+    pipeline.set_progress_bar_config(disable=True)
+    (seen,) = called(pipeline, 3.0)
+    null = repeat(teacher.null, 2)
+    cond = join(null, teacher.conditions(ASKED))
+    for ours, theirs in NAMES.items():
+        assert (ours in cond) == (theirs in seen)
+        if ours in cond:
+            torch.testing.assert_close(cond[ours], seen[theirs], rtol=0, atol=1e-6)
+    t = seen["t"].double().expand(4)
+    scale = teacher.denoiser.process.input_scale(t).float()[:, None, None, None]
+    ours = teacher.denoiser.output(seen["x"] / scale, t, cond)
+    assert float((ours - seen["output"]).abs().max()) <= 2e-5 and float(ours.std()) > 0.1
+    times = torch.tensor([900.0, 20.0, 3.0, 500.0], dtype=torch.float64)
+    together = teacher.denoiser.output(seen["x"], times, cond)
+    for i in range(4):
+        row = {name: value[i : i + 1] for name, value in cond.items()}
+        alone = teacher.denoiser.output(seen["x"][i : i + 1], times[i : i + 1], row)
+        assert float((together[i : i + 1] - alone).abs().max()) <= 2e-5
+
+
+@pytest.mark.parametrize("w", [1.0, 3.0], ids="w {}".format)
+@pytest.mark.parametrize("n", [4, 10])
+def test_the_teacher_walks_as_its_pipeline_does(name, n, w, tmp_path):
+    pipeline = PIPELINES[name]()
+    teacher = saved(pipeline, tmp_path, w)
+    pipeline.set_progress_bar_config(disable=True)
+    x = noise(teacher)
+    call = {"num_inference_steps": n, "guidance_scale": w, "latents": x, "prompt": ASKED}
+    theirs = pipeline(**call, output_type="latent").images
+    with torch.no_grad():
+        cond = teacher.conditions(ASKED)
+        ours = teacher_sampler(teacher).draw(teacher.guided, x, n, cond, None)
+    assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
+    seen = pipeline(**call, output_type="pt").images
+    row = of_teacher(teacher, n)
+    assert row.nfe == n * (1 if w == 1 else 2)
+    made = row.sample(x, ASKED, torch.Generator())
+    assert float((made / 2 + 0.5 - seen).abs().max()) <= 1e-4
+
+
+SAMPLERS = {
+    "trailing": Sampler((1, 2), Grid("trailing"), 0.0),
+    "re-noised": Sampler((1, 2), Grid("uniform"), 0.6),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_student_is_exported_called_saved_again_and_read(name, kind, tmp_path):
+    teacher, sampler = saved(PIPELINES[name](), tmp_path / "teacher"), SAMPLERS[kind]
+    pipeline_for(teacher, teacher.denoiser, sampler).save_pretrained(tmp_path / "out")
+    opened(tmp_path / "out").save_pretrained(tmp_path / "again")
+    assert code_of(tmp_path / "again") == code_of(tmp_path / "out")
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(2, *teacher.event, generator=generator)
+    state = generator.get_state()
+    with torch.no_grad():
+        cond = teacher.conditions(ASKED)
+        ours = sampler.draw(teacher.denoiser, start, 2, cond, generator)
+        wanted = (teacher.codec.decode(ours) / 2 + 0.5).clamp(0, 1)
+    for folder in (tmp_path / "out", tmp_path / "again"):
+        seeded = torch.Generator().manual_seed(3)
+        made = opened(folder)(
+            num_inference_steps=2, generator=seeded, output_type="pt", **call_of(ASKED, 2)
+        ).images
+        assert float((made - wanted).abs().max()) <= 1e-5
+    if code_of(tmp_path / "again"):
+        found, _ = of_folder(tmp_path / "again", 2)
+        read = found.sample(start, ASKED, torch.Generator().set_state(state))
+        assert float((read / 2 + 0.5 - wanted).abs().max()) <= 2e-5
+
+
+@pytest.mark.parametrize("alpha", [2.0, 8.0])
+def test_a_role_is_loaded_from_its_files_as_it_was(name, alpha, tmp_path):
+    """By diffusers onto the stock base, whichever file, and merged: the same answers."""
+    teacher = saved(PIPELINES[name](), tmp_path / "teacher")
+    net = teacher.denoiser.net
+    add_adapter(net, "student", rank=4, alpha=alpha)
+    view = AdapterView(net, "student")
+    generator = torch.Generator().manual_seed(1)
+    for value in view.own().values():
+        value.data = torch.randn(value.shape, generator=generator) * 0.2
+    x, t = noise(teacher), torch.tensor([700.0, 300.0], dtype=torch.float64)
+    cond = teacher.conditions(ASKED)
+    student = replace(teacher.denoiser, net=view)
+    with torch.no_grad():
+        ours, base = student.output(x, t, cond), teacher.with_net(AdapterView(net, None))
+        before = base.denoiser.output(x, t, cond)
+    write_lora(tmp_path / "lora", teacher.pipeline, "unet", low_rank(view))
+    for file in (FILE, KOHYA):
+        pipeline = PIPELINES[name]()
+        pipeline.load_lora_weights(tmp_path / "lora", weight_name=file)
+        theirs = Teacher.from_pipeline(pipeline).denoiser
+        with torch.no_grad():
+            assert float((theirs.output(x, t, cond) - ours).abs().max()) <= 1e-5
+    with torch.no_grad():
+        merged = replace(student, net=view.standalone()).output(x, t, cond)
+    assert float((merged - ours).abs().max()) <= 1e-5
+    assert float((ours - before).abs().max()) > 0.1
+
+
+SOME = [("dmd2", "sd 1"), ("lcm", "sd 2"), ("vsd", "sd 1"), ("ladd", "sd 2")]
+
+
+@pytest.mark.parametrize(("method", "pipeline"), SOME)
+def test_a_method_trains_on_a_pipeline(method, pipeline, tmp_path):
+    two_cycles(method, saved(PIPELINES[pipeline](), tmp_path, 2.0))
+
+
+@pytest.mark.full(shard="teachers")
+@pytest.mark.parametrize("method", shipped_modules("methods"))
+def test_every_method_trains_on_every_pipeline(method, name, tmp_path):
+    assert load(method).needs
+    two_cycles(method, saved(PIPELINES[name](), tmp_path, 2.0))

@@ -1,0 +1,106 @@
+"""From a folder of Stable Diffusion and a file of prompts to a few-step LoRA, scored and drawn."""
+
+import re
+
+import diffusers as d
+import pytest
+import torch
+from others import PROMPTS, TABLE, stable_diffusion
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from stepdistill.cli import app
+from stepdistill.evaluation.report.report import read_results
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RUN = """
+name: words
+teacher: models/sd
+guidance: 3.0
+prompts: prompts.txt
+adapters: {rank: 2, alpha: 4}
+stages:
+  - method: tdm
+    training: {updates: 2, batch: 2, optimiser: {lr: 0.01}, critic_optimiser: {lr: 0.01}}
+sampler: {steps: [2], grid: {name: trailing}, gamma: 0.0}
+evaluation: {suite: teacher, n: 20, blocks: 2, steps: [2], teacher_steps: [2, 4]}
+trackers: []
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of the YAML above, by the command."""
+    folder = tmp_path_factory.mktemp("words")
+    pipeline = stable_diffusion()
+    pipeline.scheduler = d.DDIMScheduler(clip_sample=False, **TABLE, steps_offset=1)
+    pipeline.save_pretrained(folder / "models" / "sd")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    (folder / "words.yaml").write_text(RUN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = CliRunner().invoke(app, ["run", "words.yaml"])
+        assert done.exit_code == 0, done.output
+    return folder
+
+
+def test_the_whole_job(folder):
+    rows = read_results(folder / "runs" / "words" / "results.json")
+    assert {(row.model, row.steps, row.nfe) for row in rows} >= {
+        ("teacher", 2, 4),
+        ("teacher", 4, 8),
+        ("student", 2, 2),
+    }
+
+
+def test_the_card_says_how_the_student_is_called_and_put_onto_its_base(folder):
+    """Merged, as a LoRA and by kohya's file, as the card has it: the same pictures."""
+    student, base = folder / "runs" / "words" / "student", folder / "models" / "sd"
+    text = (student / "README.md").read_text().replace("path/to/this/folder", str(student))
+    merged, lora = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert '["a red cat"], num_inference_steps=2, guidance_scale=1' in merged
+    lora = lora.replace("path/to/the/teacher", str(base))
+    codes = [merged, lora, lora.replace("pytorch_lora_weights", "kohya")]
+    pictures = []
+    for code in codes:
+        scope: dict = {}
+        exec(code, scope)
+        pipe, seeded = scope["pipe"], torch.Generator().manual_seed(0)
+        call = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "pt"}
+        pictures.append(pipe(PROMPTS[:2], generator=seeded, **call).images)
+        assert bool(getattr(pipe.unet, "peft_config", None)) == (code is not merged)
+    assert all(float((one - pictures[0]).abs().max()) <= 1e-5 for one in pictures)
+    weights = load_file(student / "lora" / "pytorch_lora_weights.safetensors")
+    assert any(float(w.abs().max()) > 0 for name, w in weights.items() if "lora_B" in name)
+
+
+def test_samples_are_asked_for_by_prompts(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    one = ["sample", "runs/words", "--count", "4"]
+    done = CliRunner().invoke(app, [*one, "drawn.png", "--prompt", "a cat", "--prompt", "two dogs"])
+    assert done.exit_code == 0, done.output
+    assert Image.open("drawn.png").size == (2 * 17 * 4, 2 * 17 * 4)
+    done = CliRunner().invoke(app, ["sample", "runs/words/student", "other.png", "--count", "2"])
+    assert done.exit_code == 2 and "give one" in done.output
+    done = CliRunner().invoke(app, ["sample", "digits", "other.png", "--prompt", "a cat"])
+    assert done.exit_code == 2 and "takes no prompts" in done.output
+    assert not (folder / "other.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"prompts": "none.txt"}, "none.txt"),
+        ({"prompts": "{texts: []}"}, "prompts"),
+        ({"teacher": "digits"}, "takes none"),
+        ({"prompts": "null"}, "prompts"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(edit, said, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    overrides = [f"{key}={value}" for key, value in edit.items()]
+    done = CliRunner().invoke(app, ["run", "words.yaml", "name=other", *overrides])
+    assert done.exit_code == 2 and said in done.output
+    assert done.output.count("\n") == 1 and not (folder / "runs" / "other").exists()

@@ -1,0 +1,65 @@
+"""Two updates of a method on a teacher, and exported folders as their users open them."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from stepdistill.method import load
+from stepdistill.solver import Sampler, Trajectory, states
+from stepdistill.teachers.teacher import Teacher
+from stepdistill.times import Grid
+from stepdistill.training.players import PlayerSettings, make_players
+from stepdistill.training.trainer import Optimiser, Trainer, Training
+
+
+def noise(teacher: Teacher, n: int = 2) -> Tensor:
+    return torch.randn(n, *teacher.event, generator=torch.Generator().manual_seed(5))
+
+
+def opened(folder: Path) -> DiffusionPipeline:
+    """An exported folder as its users open it."""
+    code = any(folder.rglob("*.py"))
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=code)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+STEPS = {"pcm": Sampler((4,), gamma=0.0), "tdm": Sampler((2,), gamma=0.0), "dmd": Sampler((1,))}
+
+
+def path_of(teacher: Teacher, n: int) -> Trajectory:
+    """A trajectory of the guided teacher, as a cache holds it."""
+    times = Grid("uniform").times(teacher.denoiser.process, 3)
+    cond = teacher.some(n)
+    with torch.no_grad():
+        walk = list(states(teacher.guided, noise(teacher, n), times[:-1], cond, None, 0.0))
+        x0 = [teacher.guided(x, t.expand(n), cond).x0 for x, t in zip(walk, times)]
+    w = torch.full((n,), 2.0)
+    return Trajectory(times, torch.stack([*walk, x0[-1]], 1), torch.stack(x0, 1), w)
+
+
+def two_cycles(method_name: str, teacher: Teacher) -> None:
+    """By the trainer: all is finite, and every player that has a turn is moved."""
+    method = load(method_name)()
+    sampler = STEPS.get(method_name, Sampler((1, 2)))
+    players = make_players(
+        method, teacher, PlayerSettings(sampler, target=0.9, inputs=method.needs.inputs)
+    )
+    path = path_of(teacher, 2) if method.needs.trajectories else None
+    x0 = noise(teacher).clamp(-1, 1)
+
+    class Given:
+        def batch(self, number, size, local):
+            return x0, teacher.some(2), path
+
+    training = Training(2, batch=2, optimiser=Optimiser(lr=1e-4))
+    trainer = Trainer(method, players, Given(), training, Accelerator(cpu=True))
+    before = {n: [p.detach().clone() for p in moved] for n, moved in trainer.moved.items()}
+    while not trainer.done:
+        assert not trainer.step().skipped
+    for player, moved in trainer.moved.items():
+        assert any(not torch.equal(p, q) for p, q in zip(moved, before[player])), player
+        assert all(bool(p.isfinite().all()) for p in moved), player
