@@ -30,9 +30,7 @@ class ExtraInputs(ModelMixin, ConfigMixin):
     def __init__(self, inputs: tuple = ("s", "w"), width: int = 128, path: str = "time_embedding"):
         super().__init__()
         self.features = Timesteps(FEATURES, flip_sin_to_cos=False, downscale_freq_shift=1)
-        self.embeddings = torch.nn.ModuleList(
-            [TimestepEmbedding(FEATURES, width) for _ in inputs]
-        )
+        self.embeddings = torch.nn.ModuleList([TimestepEmbedding(FEATURES, width) for _ in inputs])
         for embedding in self.embeddings:
             torch.nn.init.zeros_(embedding.linear_2.weight)
             torch.nn.init.zeros_(embedding.linear_2.bias)

@@ -42,7 +42,8 @@ class GuidanceAdapters(ModelMixin, ConfigMixin):
         self.embed_label = nn.Embedding(labels, hidden) if labels else None
         self.adapters = nn.ModuleList(
             [
-                Convolution(shape[0], narrow, hidden) if len(shape) in (3, 4)
+                Convolution(shape[0], narrow, hidden)
+                if len(shape) in (3, 4)
                 else Attention(shape[-1], hidden)
                 for shape in shapes
             ]
