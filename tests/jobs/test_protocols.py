@@ -169,7 +169,7 @@ def smaller(name: str, place: Path) -> str:
 
 
 def test_all_protocols_have_a_stand_in():
-    plain = {"digits", "folder", "folder-fid", "prompts", "shapes-classes", "teacher"}
+    plain = {"digits", "folder", "folder-fid", "prompts", "shapes", "shapes-classes", "teacher"}
     assert {p.stem for p in shipped("eval/suites").glob("*.yaml")} == plain | STANDS.keys()
     for name in STANDS:
         said = fit(SuiteSettings, load_values(shipped("eval/suites") / f"{name}.yaml"))

@@ -15,7 +15,9 @@ from stepdistill.resources import named
 FOLDER = Path(import_module("stepdistill.evaluation.metrics").__file__).parent
 NETWORKS = {"clip_score", "inception_score"}  # need ones of their own
 PROGRAMS = {"command"}  # starts one for every block
-METRICS = sorted({file.stem for file in FOLDER.glob("[!_]*.py")} - NETWORKS - PROGRAMS)
+CAPTIONS = {"follows", "template_error", "unsaid"}  # of what they say: units/test_compositions.py
+EVERY = {file.stem for file in FOLDER.glob("[!_]*.py")}
+METRICS = sorted(EVERY - NETWORKS - PROGRAMS - CAPTIONS)
 SIDES = {"ssim": 12}  # that its windows fit in
 SETTINGS = {
     "lpips_diversity": {"each": 16},

@@ -14,8 +14,18 @@ from stepdistill.data.compositions import AXES, DOUBLES, PAIRS, SINGLES, Scenes,
 from stepdistill.data.loader import stream
 from stepdistill.data.shapes import CLASSES, SHAPES
 from stepdistill.data.sources.shapes import Shapes
-from stepdistill.evaluation.features.objects import Objects
+from stepdistill.evaluation.features.objects import (
+    COLOUR,
+    ERROR,
+    RADIUS,
+    SHAPE,
+    THERE,
+    Objects,
+)
 from stepdistill.evaluation.following import ATTRIBUTES, follows, seen_in
+from stepdistill.evaluation.metric import Metric
+from stepdistill.evaluation.metrics.follows import Follows
+from stepdistill.evaluation.metrics.template_error import TemplateError
 from stepdistill.evaluation.metrics.unsaid import Unsaid
 from stepdistill.evaluation.reference import Kind
 from stepdistill.evaluation.suites import shapes as suite
@@ -245,3 +255,74 @@ def test_the_entropy_of_what_is_unsaid():
     named.reset()
     named.update(Asked(images, ["a ring"] * 8))
     assert named.compute() == []
+
+
+BLOCKS, N = 5, 40  # of an evaluation; images a block
+
+
+class Given:
+    """Features are given: rings of some colour, about three in four as "a red ring" asks."""
+
+    def __init__(self, rows: torch.Tensor, asked: str) -> None:
+        self.rows, self.asked = rows, [asked] * len(rows)
+
+    def features(self, space: str) -> torch.Tensor:
+        return self.rows
+
+
+def rings(n: int, generator: torch.Generator) -> torch.Tensor:
+    """What is seen in n images."""
+    rows = torch.zeros(n, 36)
+    other = torch.rand(n, generator=generator) > 0.75
+    rows[:, COLOUR] = torch.where(other, torch.randint(8, (n,), generator=generator), 0).float()
+    rows[:, SHAPE], rows[:, THERE], rows[:, RADIUS] = SHAPES.index("ring"), 1.0, 5.0
+    rows[:, ERROR] = 0.2 * torch.rand(n, generator=generator)
+    return rows
+
+
+OF_CAPTIONS = {
+    "all": (Follows(), "a red ring"),
+    "colour": (Follows(attribute="colour"), "a red ring"),
+    "error": (TemplateError(), "a red ring"),
+    "unsaid": (Unsaid(attribute="colour"), "a ring"),
+}
+
+
+@pytest.mark.parametrize("name", OF_CAPTIONS)
+def test_batches_and_merging_change_nothing(name):
+    metric, asked = OF_CAPTIONS[name]
+    rows = rings(N, stream(1))
+
+    def seen(*cuts: int) -> Metric:
+        fresh = metric.fresh()
+        for a, b in zip(cuts, cuts[1:]):
+            fresh.update(Given(rows[a:b], asked))
+        return fresh
+
+    (whole,) = seen(0, N).compute()
+    merged = seen(0, 9)
+    merged.merge(seen(9, N))
+    assert merged.compute() == seen(0, 1, 30, N).compute() == [pytest.approx(whole)]
+    assert 0 < whole < 1
+
+
+FULL = pytest.mark.full(shard="intervals")
+
+
+@pytest.mark.parametrize("trials", [pytest.param(400, marks=FULL), 12])
+@pytest.mark.parametrize("name", OF_CAPTIONS)
+def test_intervals_hold_the_expected_value(name, trials, figure):
+    """In 92 to 98 of 100 evaluations; in three of four of so few that nothing is sure."""
+    (metric, asked), generator = OF_CAPTIONS[name], stream(2)
+    blocks = []
+    for _ in range(trials * BLOCKS):
+        fresh = metric.fresh()
+        fresh.update(Given(rings(N, generator), asked))
+        blocks.append(fresh.compute())
+    truth, held = metric.score(blocks, None).value, []
+    for start in range(0, trials * BLOCKS, BLOCKS):
+        score = metric.score(blocks[start : start + BLOCKS], None)
+        held.append(score.low <= truth <= score.high)
+    share = sum(held) / trials
+    figure(f"value of {name}", share)
+    assert (0.92 <= share <= 0.98) if trials > 12 else share >= 0.75
