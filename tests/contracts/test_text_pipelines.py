@@ -2,6 +2,9 @@
 what its students are exported as, and methods on each.
 """
 
+import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 import torch
 from cycles import noise, opened, two_cycles
 from others import PROMPTS, TABLE, stable_diffusion, stable_diffusion_xl
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stepdistill.conditions import join, repeat
@@ -202,3 +206,67 @@ def test_a_method_trains_on_a_pipeline(method, pipeline, tmp_path):
 def test_every_method_trains_on_every_pipeline(method, name, tmp_path):
     assert load(method).needs
     two_cycles(method, saved(PIPELINES[name](), tmp_path, 2.0))
+
+
+def edited(file: Path, **changes: object) -> None:
+    """Other values in a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def older(folder: Path) -> None:
+    """Names of weights as earlier libraries wrote them."""
+    file = folder / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{name}": value for name, value in load_file(file).items()}
+    named["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(named, file, metadata={"format": "pt"})
+
+
+def test_weights_named_as_earlier_libraries_did_are_read(tmp_path):
+    new = saved(stable_diffusion(), tmp_path)
+    older(tmp_path)
+    old = Teacher.from_pipeline(load_pipeline(str(tmp_path)))
+    assert torch.equal(old.conditions(ASKED)["text"], new.conditions(ASKED)["text"])
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no VAE": (lambda f: shutil.rmtree(f / "vae"), r"vae/config.json: No such file"),
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), r"^\S+:"),
+    "pickled": (
+        lambda f: (f / "text_encoder/model.safetensors").rename(f / "text_encoder/model.bin"),
+        "pickled weights are never loaded",
+    ),
+    "cut off": (
+        lambda f: os.truncate(f / "vae/diffusion_pytorch_model.safetensors", 999),
+        "damaged or incomplete",
+    ),
+    "another encoder": (
+        lambda f: edited(f / "model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
+        r"its text_encoder is not of a known class \(CLIPTextModel\)",
+    ),
+    "a part more": (
+        lambda f: edited(f / "model_index.json", watcher=["a_module", "Watcher"]),
+        "has no part 'watcher'",
+    ),
+    "an unknown key": (
+        lambda f: edited(f / "unet/config.json", layers_per_blok=1),
+        "'layers_per_blok' is no setting this diffusers knows",
+    ),
+    "out of bounds": (
+        lambda f: edited(f / "text_encoder/config.json", vocab_size=10**9),
+        "text_encoder/config.json: vocab_size",
+    ),
+    "labels": (
+        lambda f: edited(f / "unet/config.json", class_embed_type="timestep"),
+        "weights|asks for more than a prompt",
+    ),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_a_spoilt_folder_is_refused_in_one_line(spoilt, tmp_path):
+    stable_diffusion().save_pretrained(tmp_path)
+    spoil, said = SPOILT[spoilt]
+    spoil(tmp_path)
+    with pytest.raises(ValueError, match=said) as error:
+        Teacher.from_pipeline(load_pipeline(str(tmp_path)))
+    assert "\n" not in str(error.value)
