@@ -84,7 +84,7 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def asked() -> Path:
+def command_folder() -> Path:
     """The folder that the command names, on one thread, as the shipped parts were trained."""
     torch.set_num_threads(1)
     return Path(sys.argv[1])

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 import torch
-from pretrain import Plan, asked, train
+from pretrain import Plan, command_folder, train
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -145,4 +145,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(asked())
+    main(command_folder())

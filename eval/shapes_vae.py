@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from pretrain import Plan, asked, train
+from pretrain import Plan, command_folder, train
 from torch import Tensor, nn
 
 from stepdistill.data.captions import captions
@@ -100,4 +100,4 @@ def ceiling(vae: AutoencoderKL, first: int, last: int, n: int = 1500) -> float:
 
 
 if __name__ == "__main__":
-    main(asked())
+    main(command_folder())

@@ -61,6 +61,7 @@ TEACHER = "Which source is the teacher of the others, called as it is by default
 DOWNLOAD = "Fetch weights of metrics that are not on this machine."
 LAYOUT = "Copy images of prompts as other scorers expect them: geneval or compbench."
 CODE = "Run the code that lies in the folders of pipelines that are not ours."
+COUNT = "Number of images: 64, or 4 of each prompt."
 ASKED = "A prompt, for models that take one; may be given several times."
 FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 CALL = "The call to judge, like 'num_inference_steps=4, guidance_scale=0'; else its card's."
@@ -166,7 +167,7 @@ def sample(
     source: Annotated[Path, typer.Argument(help="A run's folder or an exported pipeline.")],
     out: Annotated[Path, typer.Argument(help="A PNG file.")],
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
-    count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 64,
+    count: Annotated[int | None, typer.Option(min=1, max=10_000, help=COUNT)] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed.")] = 0,
     prompt: Annotated[list[str] | None, typer.Option(help=ASKED)] = None,
     trust: Trust = None,
@@ -180,7 +181,7 @@ def sample(
 
         opening = Opening(steps, tuple(trust or ()))
         draw_grid(source, out, opening, count, seed, tuple(prompt or ()))
-        console.print(f"{count} images: {out}")
+        console.print(f"images: {out}")
 
 
 @app.command()

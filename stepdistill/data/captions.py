@@ -28,7 +28,6 @@ RELATIONS = (
     (("above", "over"), ("below", "under")),
 )
 ON = ("on {}", "on a {} ground", "against {}")
-LONGEST = 20  # words and commas
 
 
 @dataclass(frozen=True)

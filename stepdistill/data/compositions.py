@@ -8,7 +8,8 @@ A scene is one number, and says all that a caption may name:
 
 Everything else is drawn at random: both colours jitter, lengths and centres move. Shapes are drawn
 as `data/shapes.py` draws them, with its units. Of all singles a tenth, and of all pairs of kinds a
-tenth, are held out: no training sees them, in whatever order or place the two objects stand.
+tenth, are held out: teachers and students are trained without them, in whatever order or place the
+two objects stand.
 """
 
 from __future__ import annotations

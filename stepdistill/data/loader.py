@@ -172,6 +172,8 @@ def dropped(teacher: Teacher, asked: Asked, share: float, local: torch.Generator
     if not cond:
         return cond
     left_out = torch.rand(len(asked), generator=local) < share
+    if share == 0:
+        return cond
     return choose(left_out, move(teacher.null, teacher.device), cond)
 
 

@@ -119,6 +119,8 @@ def manifest(teacher: Teacher, settings: CacheSettings) -> dict[str, Any]:
     """What a cache is made of: equal for equal contents."""
     asked = {k: v for k, v in asdict(settings).items() if k != "path"}
     asked["guidance"] = list(settings.guidance or (teacher.w, teacher.w))
+    if teacher.prompted:
+        asked["prompts"] = teacher.prompts_hash
     return asked | {
         "format": FORMAT,
         "teacher": teacher.hash,

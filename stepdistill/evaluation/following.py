@@ -38,7 +38,7 @@ OF_OBJECTS = {"colour": COLOUR, "shape": SHAPE}
 named_in = lru_cache(maxsize=2**16)(read)
 
 
-class Seen:
+class Reading:
     """What is seen in an image, of what its caption names. numbers: of the space, (36,)."""
 
     def __init__(self, numbers: Tensor, named: Named) -> None:
@@ -95,20 +95,22 @@ class Seen:
         return straight >= sum(self.agree(kind, values[::-1]) for kind, values in asked.items())
 
 
-ATTRIBUTES = ("size", "colour", "shape", "ground", "position", "relation")
+NAMEABLE = ("size", "colour", "shape", "ground", "position", "relation")
 
 
-def follows(seen: Seen, attribute: str | None) -> bool | None:
+def follows(seen: Reading, attribute: str | None) -> bool | None:
     """Whether an attribute, or all that are named, are right; None where nothing is named."""
     if attribute is not None:
         return seen.right(attribute)
-    found = [seen.right(each) for each in ATTRIBUTES]
+    found = [seen.right(each) for each in NAMEABLE]
     return None if all(value is None for value in found) else False not in found
 
 
-def seen_in(features: Tensor, captions: Sequence[str]) -> list[Seen]:
+def seen_in(features: Tensor, captions: Sequence[str]) -> list[Reading]:
     """Of images with these features (b, 36) and captions."""
-    return [Seen(row, named_in(caption)) for row, caption in zip(features, captions, strict=True)]
+    return [
+        Reading(row, named_in(caption)) for row, caption in zip(features, captions, strict=True)
+    ]
 
 
 def nearest(length: float) -> int:

@@ -154,7 +154,7 @@ def readable(folder: Path) -> None:
 
 def pipeline_for(teacher: Teacher, student: Denoiser, sampler: Sampler) -> DiffusionPipeline:
     """The pipeline that samples `student` exactly as `sampler` does."""
-    if teacher.size != teacher.backbone.size:
+    if teacher.size != teacher.backbone.size and not teacher.prompted:
         bare(student.net).register_to_config(sample_size=list(teacher.size))
     stock = stock_scheduler(teacher, student, sampler)
     if teacher.prompted:
@@ -200,10 +200,11 @@ def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) 
     asked = teacher.asked(count)
     custom = bool(code_of(folder))
     request = {"folder": str(folder.resolve()), "custom": custom, "steps": steps, "seed": seed}
-    images = call_plainly(request | {"call": call_of(asked, count)})
-    cond = move(teacher.conditions(asked), "cpu")
+    images = call_plainly(request | {"call": call_of(teacher, asked, count)})
     home = next(student.net.parameters()).device
     student.net.cpu()  # where the plain call runs: convolutions of other devices round differently
+    teacher.to(torch.device("cpu"))
+    cond = move(teacher.conditions(asked), "cpu")
     worst = 0.0
     for n in steps:
         generator = torch.Generator().manual_seed(seed)
@@ -212,6 +213,7 @@ def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) 
         ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         worst = max(worst, float((images[str(n)] - ours).abs().max()))
     student.net.to(home)
+    teacher.to(home)
     most = allowed(student, sampler)
     if not worst <= most:
         raise ExportError(
@@ -221,13 +223,14 @@ def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) 
     return worst
 
 
-def call_of(asked: Asked, count: int) -> dict[str, Any]:
+def call_of(teacher: Teacher, asked: Asked, count: int) -> dict[str, Any]:
     """What a plain call is given beside its steps, for labels, prompts or nothing."""
     if asked is None:
         return {"batch_size": count}
     if isinstance(asked, Tensor):
         return {"class_labels": asked.tolist()}
-    return {"prompt": list(asked), "guidance_scale": 1.0}
+    height, width = teacher.size
+    return {"prompt": list(asked), "guidance_scale": 1.0, "height": height, "width": width}
 
 
 def allowed(student: Denoiser, sampler: Sampler) -> float:

@@ -58,6 +58,8 @@ def usage(trained: TrainedRun, code: list[str]) -> str:
     call = f"num_inference_steps={steps[0] if steps else 32}"
     if trained.teacher.prompted:
         call = f'["{in_code(trained.teacher.asked(1)[0])}"], {call}, guidance_scale=1'
+        if trained.teacher.size != trained.teacher.backbone.size:
+            call += ", height={}, width={}".format(*trained.teacher.size)
     else:
         call += ", class_labels=[3, 7]" if trained.teacher.classes else ", batch_size=2"
     text = (

@@ -51,8 +51,11 @@ def stock_scheduler(teacher: Teacher, student: Denoiser, sampler: Sampler) -> St
         return None
     scheduler = teacher.pipeline.scheduler
     if isinstance(student.process, RectifiedFlow):
-        # With more steps Euler's last one starts at its smallest σ.
-        return plain_scheduler(scheduler) if sampler.steps == (1,) else None
+        # With more steps Euler's last one starts at its smallest σ; pipelines of tables do not call
+        # it at all.
+        return (
+            plain_scheduler(scheduler) if sampler.steps == (1,) and not teacher.prompted else None
+        )
     return plain_scheduler(scheduler) if ddim_walks(scheduler, student, sampler) else None
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..evaluation.evaluate import Sampled
+from ..evaluation.gallery import at_once
 from ..evaluation.rows import STUDENT
 from ..files import whole
 from ..runs.folder import RunFolder
@@ -20,31 +21,49 @@ from .samplers import of_folder, of_student
 from .sources import Opening
 
 SIDE = 64  # pixels of an image in the grid, at least
+COUNT, EACH, COLUMNS = 64, 4, 10
 
 
 def draw_grid(
     source: Path,
     out: Path,
     opening: Opening,
-    count: int,
+    count: int | None,
     seed: int,
     prompts: tuple[str, ...] = (),
 ) -> None:
     """Write `count` samples of a run or an exported pipeline to a PNG, which is there whole; of
-    several prompts a row each, or more.
+    several prompts a row each, or more. Without a count COUNT, or EACH of every prompt.
 
     Raises ConfigError for a source that is neither, steps it was not trained for, and prompts
     where it takes none."""
     if out.suffix.lower() != ".png" or out.is_dir():
         raise ConfigError(f"{out}: write a .png file")
     student, teacher = student_of(source, opening)
+    count = count or (EACH * len(prompts) if prompts else COUNT)
+    kind = teacher.codec.channels, *teacher.size
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, *student.event, generator=generator)
-    images = student.sample(noise, asked_of(teacher, count, prompts), generator)
+    images = drawn(student, noise, asked_of(teacher, count, prompts), generator, kind)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as partial:
-        columns = min(10, -(-count // max(1, len(prompts))))
-        Image.fromarray(tile(images, columns).numpy()).save(partial)
+        each = count // max(1, len(prompts))
+        widest = min(COLUMNS, each)
+        if prompts:
+            widest = max(n for n in range(1, widest + 1) if each % n == 0)
+        Image.fromarray(tile(images, widest).numpy()).save(partial)
+
+
+def drawn(
+    student: Sampled, noise: Tensor, asked: Asked, generator: torch.Generator, size: tuple[int, ...]
+) -> Tensor:
+    """Images (n, c, h, w) of this size, as many at a time as memory holds."""
+    made, batch = [], at_once(size)
+    for start in range(0, len(noise), batch):
+        rows = slice(start, start + batch)
+        given = None if asked is None else asked[rows]
+        made.append(student.sample(noise[rows], given, generator))
+    return torch.cat(made)
 
 
 def asked_of(teacher: Teacher, count: int, prompts: tuple[str, ...]) -> Asked:
@@ -57,11 +76,11 @@ def asked_of(teacher: Teacher, count: int, prompts: tuple[str, ...]) -> Asked:
         return teacher.asked(count)
     if not (prompts or teacher.prompts):
         raise ConfigError("--prompt: this model makes pictures of prompts: give one")
-    if count < len(prompts):
-        raise ConfigError(f"--count: {count} images are fewer than {len(prompts)} prompts")
     if not prompts:
         return teacher.asked(count)
-    each = -(-count // len(prompts))
+    if count % len(prompts):
+        raise ConfigError(f"--count: {count} images are not as many of {len(prompts)} prompts each")
+    each = count // len(prompts)
     return [prompts[i // each] for i in range(count)]
 
 

@@ -175,14 +175,20 @@ def suite_for(run: RunConfig, teacher: Teacher) -> tuple[Suite, str]:
     students with their teacher alone, and a sentence that says why."""
     kind, images = kind_of(teacher), brought_by(run, teacher)
     try:
-        return load(run.evaluation.suite, kind, images), ""
+        return asking(load(run.evaluation.suite, kind, images), teacher), ""
     except Unfit as error:
         beside = "No suite fits, so students are compared with their teacher alone"
-        suite = load(BESIDE_TEACHER, kind, images)
-        if teacher.prompted:
-            asking = replace(suite.reference, ask=in_turn(teacher.prompts))
-            suite = replace(suite, reference=asking)
-        return suite, f"{beside}: {error}."
+        return asking(load(BESIDE_TEACHER, kind, images), teacher), f"{beside}: {error}."
+
+
+def asking(suite: Suite, teacher: Teacher) -> Suite:
+    """The suite, asking for the run's prompts where it asks for nothing and the teacher takes
+    some."""
+    if suite.reference.ask is not None or not teacher.prompts:
+        return suite
+    told = f"{len(teacher.prompts):,} of the run, SHA-256 {teacher.prompts_hash[:12]}"
+    reference = replace(suite.reference, ask=in_turn(teacher.prompts), prompts=told)
+    return replace(suite, reference=reference)
 
 
 def require_suite(run: RunConfig) -> Suite:

@@ -1,9 +1,10 @@
 """Diffusion and flow-matching training from data: how teachers are made.
 
-    L(θ) = E w ‖ net_θ(x_t, t, c) − target ‖²,    x_t = α_t x₀ + σ_t ε,    w = 1
+    L(θ) = E w ‖ net_θ(x_t, t, c) − target ‖²,    x_t = α_t x₀ + σ_t ε
 
-in the network's own prediction space: DDPM's simple loss for "eps" (arXiv:2006.11239), flow
-matching for "flow" under rectified flow (arXiv:2210.02747). Conditions are dropped by the data.
+in the network's own prediction space, w = 1, or min(SNR, 5) of x₀: DDPM's simple loss for "eps"
+(arXiv:2006.11239), flow matching for "flow" under rectified flow (arXiv:2210.02747). Conditions are
+dropped by the data.
 
 The simple loss hardly sees what is decided under much noise, as where objects lie. With `most` the
 error is weighted as if it were one of a velocity, v = αε − σx₀ (arXiv:2202.00512):
@@ -13,10 +14,6 @@ w = min((∂v/∂net)², most), which is min(1 + σ²/α², most) of "eps" where
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
-from ..denoiser import Denoiser
 from ..losses.denoising import denoising_error
 from ..method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from ..process import per_sample
@@ -27,7 +24,7 @@ from ..times import TimeLaw
 
 @dataclass(frozen=True)
 class Diffusion(Method):
-    """Trains the student alone. most: of the weight above; None for w = 1."""
+    """Trains the student alone. most: of the weight above; None for w above it."""
 
     time: TimeLaw = TimeLaw()
     most: Annotated[float, Range(1, 10**9)] | None = None
@@ -43,14 +40,11 @@ class Diffusion(Method):
         t = self.time.draw(student.process, len(x0), batch.local)
         estimate = student(student.process.add_noise(x0, eps, t), t, batch.cond)
         error = denoising_error(student, estimate, x0, eps, t)
-        (weight,) = per_sample(x0, self.weight(student, t))
-        return Loss({"denoising": (weight * error.square()).mean()})
-
-    def weight(self, student: Denoiser, t: Tensor) -> Tensor:
-        """w, (b,), of times t (b,)."""
-        if self.most is None:
-            return torch.ones_like(t)
-        return student.process.velocity_weight(student.prediction, t).clamp(max=self.most)
+        if self.most is not None:
+            error = estimate.raw - student.process.target(x0, eps, t, student.prediction)
+            weight = student.process.velocity_weight(student.prediction, t).clamp(max=self.most)
+            error = per_sample(x0, weight.sqrt())[0] * error
+        return Loss({"denoising": error.square().mean()})
 
     def passes(self, sampler: Sampler) -> Passes:
         return Passes(trained=1, frozen=0, teacher=0)

@@ -52,7 +52,7 @@ class Setup:
         check_times(run, methods, teacher.denoiser)
         beginning = beginning_of(run, teacher)
         teacher.denoiser.net.to(accelerator.device)
-        teacher.codec.to(accelerator.device)
+        teacher.to(accelerator.device)
         data = data_of(run, teacher, any(method.needs.data for method in methods))
         check_guidance(run, methods, teacher)
         return cls(run, methods, teacher, data, accelerator, beginning)
@@ -104,6 +104,10 @@ def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Loader | U
         samples = run.data.build().open(teacher)
     except ConfigError as error:
         raise ConfigError(f"data.{error}") from error
+    if teacher.prompted and samples.rows(torch.zeros(1, dtype=torch.long)).asked is None:
+        raise ConfigError(
+            "data.source: its images have no captions, and the teacher is asked by prompts"
+        )
     return Loader(samples, teacher, run.data.dropout, run.seed)
 
 

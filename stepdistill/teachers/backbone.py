@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
@@ -70,6 +71,10 @@ class Backbone(ABC):
     def time(self, t: Tensor) -> Tensor:
         """t of the process's clock in the network's units."""
         return t
+
+    def to(self, device: torch.device) -> None:
+        """Move what encodes conditions."""
+        return None
 
     def encode(self, asked: Asked, size: Size) -> Cond:
         """The condition of labels or prompts, one row each; nothing for nothing."""

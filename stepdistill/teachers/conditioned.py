@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..schema import shown
 from .backbone import Backbone
 from .codec import Latents, Size
 
-OTHERS = ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds")
+OTHERS = ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds", "time_cond_proj_dim")
 
 
 class Conditioned(Backbone):
@@ -42,6 +44,20 @@ class Conditioned(Backbone):
                 f"in_channels {net.config.in_channels}: the VAE's latents have {latent}"
             )
 
+        for tokenizer, encoder in self.encoders():
+            require_fit(tokenizer, encoder.config)
+
+    def encoders(self) -> list[tuple[PreTrainedTokenizerBase, nn.Module]]:
+        """Each tokenizer of the pipeline with its text encoder."""
+        parts = self.pipeline.components
+        names = [name for name in parts if name.startswith("tokenizer")]
+        pairs = [(parts[n], parts[n.replace("tokenizer", "text_encoder")]) for n in names]
+        return [(tokenizer, net) for tokenizer, net in pairs if tokenizer is not None]
+
+    def to(self, device: torch.device) -> None:
+        for _, net in self.encoders():
+            net.to(device)
+
     @property
     def size(self) -> Size:
         latent, factor = self.net.config.sample_size, self.pipeline.vae_scale_factor
@@ -65,3 +81,12 @@ class Conditioned(Backbone):
     def taps(self) -> tuple[str, ...]:
         kinds = (ResnetBlock2D, Attention)
         return tuple(name for name, part in self.net.named_modules() if isinstance(part, kinds))
+
+
+def require_fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Raise ValueError for tokens, or prompts, that a text encoder has no place for."""
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"its tokenizer knows {len(tokenizer)} tokens, vocab_size says fewer")
+    if tokenizer.model_max_length > config.max_position_embeddings:
+        longest = tokenizer.model_max_length
+        raise ValueError(f"its tokenizer makes prompts of {longest} tokens: too many to encode")

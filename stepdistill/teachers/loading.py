@@ -294,6 +294,16 @@ def new_pipeline(
 
 
 def folder_of(parts: str) -> Path:
-    """Where the parts of a pipeline lie: in a shipped teacher, or in a folder."""
-    shipped = PACKAGE / "assets" / parts
-    return shipped if Path(parts).name == parts and shipped.is_dir() else Path(parts)
+    """Where the parts of a pipeline lie: in a shipped teacher, or in a folder. Raises ValueError
+    where they do not, for a name that is both, and for a folder that leads elsewhere."""
+    shipped, own = PACKAGE / "assets" / parts, Path(parts)
+    if own.name == parts and shipped.is_dir():
+        if own.is_dir() and own.resolve() != shipped.resolve():
+            raise ValueError(
+                f"network.parts: {shown(parts)}: shipped, and a folder here: rename it"
+            )
+        return shipped
+    if not own.is_dir():
+        raise ValueError(f"network.parts: {shown(parts)}: neither a shipped teacher nor a folder")
+    require_own_files(own)
+    return own

@@ -17,7 +17,12 @@ import torch
 from diffusers import ModelMixin
 from diffusers.utils import logging
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from ..schema import did_you_mean, shown
@@ -25,6 +30,8 @@ from . import bounds
 from .folder import ENCODER_WEIGHTS, read_json, require_weights
 
 N = TypeVar("N", bound=ModelMixin)
+OF_ENCODERS = ("model_type", "torch_dtype", "dropout")  # keys that older versions wrote
+VOCABULARIES = ("tokenizer.json", "vocab.json")
 TEXT_ENCODERS = {each.__name__: each for each in (CLIPTextModel, CLIPTextModelWithProjection)}
 
 
@@ -59,6 +66,12 @@ def load_text_encoder(folder: Path, kind: str) -> nn.Module:
         raise ValueError(
             f"{file}: model_type {shown(config.get('model_type'))}: no CLIP text model"
         )
+    require_keys(config, {*signature(CLIPTextConfig.__init__).parameters, *OF_ENCODERS}, file)
+    for key in config:
+        if key.startswith("_attn"):
+            raise ValueError(f"{file}: {shown(key)} chooses code: delete it")
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder / 'adapter_config.json'}: an adapter, no text encoder: merge it")
     bounds.require_bounds(config, bounds.CLIP_TEXT, f"{file}: ")
     variant = require_weights(folder, ENCODER_WEIGHTS)
     with foreign(folder):
@@ -75,6 +88,8 @@ def load_text_encoder(folder: Path, kind: str) -> nn.Module:
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """A tokenizer of transformers. Raises ValueError where there is none."""
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise ValueError(f"{folder}: no {' or '.join(VOCABULARIES)}")
     with foreign(folder):
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 

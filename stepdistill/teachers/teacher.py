@@ -1,5 +1,8 @@
 """A diffusers pipeline as a teacher: a frozen denoiser, a codec, and the conditions it takes."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -56,14 +59,16 @@ class Teacher:
         backbone, codec: names of modules, None for what the pipeline's class and its family say.
         Raises ValueError for pipelines of no known family and schedulers of no known process, for
         guidance on an unconditional teacher, and for a network that does not answer."""
-        family = backbone_of(pipeline, backbone)
+        with understood(type(pipeline).__name__):
+            family = backbone_of(pipeline, backbone)
         net = family.net.eval().requires_grad_(False)
         process, prediction = process_of(pipeline.scheduler)
         denoiser = Denoiser(net, process, prediction, family.call, family.time, family.read())
         clip = None if is_few_step(pipeline) else clip_of(pipeline.scheduler)
         asked = denoiser if clip is None else replace(denoiser, clip=clip)
         size = family.size if size is None else size
-        null = family.null(size)
+        with understood(type(pipeline).__name__):
+            null = family.null(size)
         if not (null or family.embedded) and w != 1:
             raise ValueError(f"guidance {w:g} needs a class-conditional teacher: use guidance 1")
         made = family.codec() if codec is None else named("teachers", codec, Codec)(pipeline)
@@ -89,7 +94,12 @@ class Teacher:
         """Whether it is asked by prompts."""
         return self.backbone.prompted
 
-    @property
+    def to(self, device: torch.device) -> None:
+        """Move what makes conditions and pictures, not the network."""
+        self.codec.to(device)
+        self.backbone.to(device)
+
+    @cached_property
     def null(self) -> Cond:
         """The empty condition, one row; nothing for a teacher that takes none."""
         return self.backbone.null(self.size)
@@ -106,6 +116,11 @@ class Teacher:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def prompts_hash(self) -> str:
+        """SHA-256 of the run's prompts, in order."""
+        return sha256(json.dumps(self.prompts).encode()).hexdigest()
 
     def with_net(self, net: nn.Module) -> "Teacher":
         """The same teacher seen through `net`, a view of its network."""
@@ -143,6 +158,20 @@ class Teacher:
         if asked is None:
             return move(repeat(self.null, n), self.device)
         return self.conditions(asked)
+
+
+@contextmanager
+def understood(name: str) -> Iterator[None]:
+    """Make a ValueError of whatever parts that do not fit together raise."""
+    try:
+        yield
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:  # libraries index and add up before they look
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{name}: its parts do not fit ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def require_answer(teacher: Teacher) -> None:

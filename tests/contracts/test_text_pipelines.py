@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stepdistill.conditions import join, repeat
+from stepdistill.data.trajectories import CacheSettings, manifest
 from stepdistill.export.export import call_of, code_of, pipeline_for
 from stepdistill.export.lora import FILE, KOHYA, write_lora
 from stepdistill.jobs.samplers import of_folder, of_teacher
@@ -155,7 +156,7 @@ def test_a_student_is_exported_called_saved_again_and_read(name, kind, tmp_path)
     for folder in (tmp_path / "out", tmp_path / "again"):
         seeded = torch.Generator().manual_seed(3)
         made = opened(folder)(
-            num_inference_steps=2, generator=seeded, output_type="pt", **call_of(ASKED, 2)
+            num_inference_steps=2, generator=seeded, output_type="pt", **call_of(teacher, ASKED, 2)
         ).images
         assert float((made - wanted).abs().max()) <= 1e-5
     if code_of(tmp_path / "again"):
@@ -251,6 +252,30 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edited(f / "unet/config.json", layers_per_blok=1),
         "'layers_per_blok' is no setting this diffusers knows",
     ),
+    "weights elsewhere": (
+        lambda f: edited(f / "text_encoder/config.json", transformers_weights="adapter_model.bin"),
+        "'transformers_weights' is no setting",
+    ),
+    "code chosen": (
+        lambda f: edited(f / "text_encoder/config.json", _attn_implementation="anyone/kernel"),
+        "chooses code",
+    ),
+    "an adapter": (
+        lambda f: (f / "text_encoder/adapter_config.json").write_text("{}"),
+        "no text encoder",
+    ),
+    "no words": (
+        lambda f: (f / "tokenizer/tokenizer.json").unlink(),
+        "no tokenizer.json or vocab.json",
+    ),
+    "long prompts": (
+        lambda f: edited(f / "tokenizer/tokenizer_config.json", model_max_length=10**6),
+        "makes prompts of 1000000 tokens",
+    ),
+    "guidance as an input": (
+        lambda f: edited(f / "unet/config.json", time_cond_proj_dim=8),
+        "missing weights|asks for more than a prompt",
+    ),
     "out of bounds": (
         lambda f: edited(f / "text_encoder/config.json", vocab_size=10**9),
         "text_encoder/config.json: vocab_size",
@@ -260,6 +285,14 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         "weights|asks for more than a prompt",
     ),
 }
+
+
+def test_trajectories_of_other_prompts_are_another_cache(tmp_path):
+    teacher = saved(stable_diffusion(), tmp_path, 2.0)
+    settings = CacheSettings(steps=2, samples=4)
+    other = replace(teacher, prompts=("a", "b"))
+    assert manifest(teacher, settings) == manifest(replace(teacher), settings)
+    assert manifest(teacher, settings) != manifest(other, settings)
 
 
 @pytest.mark.parametrize("spoilt", SPOILT)

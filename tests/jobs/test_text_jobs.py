@@ -1,6 +1,7 @@
 """From a folder of Stable Diffusion and a file of prompts to a few-step LoRA, scored and drawn."""
 
 import re
+from pathlib import Path
 
 import diffusers as d
 import pytest
@@ -48,6 +49,7 @@ def folder(tmp_path_factory):
 
 def test_the_whole_job(folder):
     rows = read_results(folder / "runs" / "words" / "results.json")
+    assert "4 of the run, SHA-256" in (folder / "runs/words/results.json").read_text()
     assert {(row.model, row.steps, row.nfe) for row in rows} >= {
         ("teacher", 2, 4),
         ("teacher", 4, 8),
@@ -84,6 +86,8 @@ def test_samples_are_asked_for_by_prompts(folder, monkeypatch):
     assert Image.open("drawn.png").size == (2 * 17 * 4, 2 * 17 * 4)
     done = CliRunner().invoke(app, ["sample", "runs/words/student", "other.png", "--count", "2"])
     assert done.exit_code == 2 and "give one" in done.output
+    done = CliRunner().invoke(app, [*one, "o.png", *["--prompt", "a"] * 3])
+    assert done.exit_code == 2 and "not as many" in done.output
     done = CliRunner().invoke(app, ["sample", "digits", "other.png", "--prompt", "a cat"])
     assert done.exit_code == 2 and "takes no prompts" in done.output
     assert not (folder / "other.png").exists()
@@ -96,10 +100,13 @@ def test_samples_are_asked_for_by_prompts(folder, monkeypatch):
         ({"prompts": "{texts: []}"}, "prompts"),
         ({"teacher": "digits"}, "takes none"),
         ({"prompts": "null"}, "prompts"),
+        ({"stages.0.method": "dmd2", "data": "{source: folder, settings: {path: p}}"}, "captions"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(edit, said, folder, monkeypatch):
     monkeypatch.chdir(folder)
+    Path("p").mkdir(exist_ok=True)
+    Image.new("RGB", (16, 16)).save("p/a.png")
     overrides = [f"{key}={value}" for key, value in edit.items()]
     done = CliRunner().invoke(app, ["run", "words.yaml", "name=other", *overrides])
     assert done.exit_code == 2 and said in done.output

@@ -28,10 +28,11 @@ def test_the_loss_is_the_weighted_square(name, prediction, most):
     alpha, sigma = (torch.tensor(c)[:, None] for c in scales(name, t.tolist()))
     x_t = alpha * x0 + sigma * eps
     made, meant = student(x_t, t), process.target(x0, eps, t, prediction)
-    own = process.loss_weight(prediction, t)[:, None]
     right = process.estimate(x_t, meant, t, prediction)
     gap = made.raw - meant
     velocity = (alpha * made.eps - sigma * made.x0) - (alpha * right.eps - sigma * right.x0)
-    weight = torch.ones_like(gap) if most is None else (velocity / gap).square().clamp(max=most)
-    expected = (weight * own * gap.square()).mean()
+    weight = process.loss_weight(prediction, t)[:, None]
+    if most is not None:
+        weight = (velocity / gap).square().clamp(max=most)
+    expected = (weight * gap.square()).mean()
     close(loss.terms["denoising"], float(expected), rtol=1e-5)

@@ -22,7 +22,7 @@ from stepdistill.evaluation.features.objects import (
     THERE,
     Objects,
 )
-from stepdistill.evaluation.following import ATTRIBUTES, follows, seen_in
+from stepdistill.evaluation.following import NAMEABLE, follows, seen_in
 from stepdistill.evaluation.metric import Metric
 from stepdistill.evaluation.metrics.follows import Follows
 from stepdistill.evaluation.metrics.template_error import TemplateError
@@ -162,7 +162,7 @@ def test_the_reader_is_wrong_about_mistaken_scenes_in_one_attribute():
     seen = seen_in(Objects()(scenes.images(32, stream(9))), texts)
     differs = scenes.numbers != other.numbers
     for each, differ in zip(seen, differs.tolist()):
-        right = [each.right(name) for name in ATTRIBUTES]
+        right = [each.right(name) for name in NAMEABLE]
         assert right.count(False) >= differ and (False in right) == differ
         assert follows(each, None) is not bool(differ)
 

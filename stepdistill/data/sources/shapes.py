@@ -93,5 +93,6 @@ class Described(Samples):
         images = scenes.images(self.side, generator)
         false = torch.rand(len(scenes), generator=generator) < self.wrong
         mistaken = scenes.mistaken(generator).numbers
+        false = false & ~held_out()[mistaken]
         told = Scenes.numbered(torch.where(false, mistaken, scenes.numbers))
         return images, captions(told, generator, self.said)
