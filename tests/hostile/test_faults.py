@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from stepdistill.jobs.distill import finished as finished_run
 from stepdistill.runs.config import Stage
 from stepdistill.runs.config import read as read_config
+from stepdistill.runs.folder import RunFolder
 from stepdistill.runs.loop import train
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError
@@ -281,7 +282,7 @@ def test_a_job_killed_after_training_is_finished_by_the_same_command(worker, tmp
     assert job((accident, 1)) == [KILLED]
     assert not (tmp_path / "smoke" / "costs.json").exists()
     assert job(None) == [0]
-    result = finished_run(read_config("smoke"), tmp_path / "smoke")
+    result = finished_run(read_config("smoke"), RunFolder(tmp_path / "smoke"))
     assert [row.model for row in result.rows][-1] == "real"
     assert not list((tmp_path / "smoke").glob(".*"))
     model = load_file(result.student / "unet" / "diffusion_pytorch_model.safetensors")

@@ -91,7 +91,7 @@ def delete_half(path: Path, **_: object) -> None:
     die()
 
 
-def tear_row(log: Log, _session: Stages) -> None:
+def tear_row(log: Log) -> None:
     """Leave the beginning of the log's last row."""
     os.truncate(log.path, log.path.stat().st_size - 20)
     die()
