@@ -35,12 +35,13 @@ def whole(worker, tmp_path_factory) -> tuple[Path, int, float]:
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """All that a finished run's folder holds, times of clocks left out."""
+    """All that a finished run's folder holds, without times of clocks and peaks of memory."""
     found: dict[str, object] = {str(p.relative_to(folder)): p.is_dir() for p in folder.rglob("*")}
     found |= contents(folder)
     results = json.loads((folder / "results.json").read_text())
     for row in (*results["rows"], *results["floor"]):
         row["seconds"] = None
+        row["costs"] = {key: (row["costs"] or {}).get(key) for key in ("macs", "parameters")}
     weights = sorted((folder / "student").rglob("*.safetensors"))
     return found | {"results": results, "weights": [p.read_bytes() for p in weights]}
 

@@ -269,7 +269,7 @@ def small_job(runs: Path, happening: str, call: int) -> int:
         code, message = FULL, str(error)
     except ConfigError as error:
         code, message = REFUSED, str(error)
-    except OSError as error:
+    except (OSError, ExportError) as error:  # the plain call fills the disk, too
         code, message = FAILED, str(error)
     told = {"message": message, "writes": disk.count}
     disk.call = sys.maxsize
