@@ -1,6 +1,6 @@
 """Pictures to try the README's "Your own images" with: 500 coloured shapes of 40×24 pixels.
 
-python eval/own_images.py photos [500]
+    python eval/own_images.py photos [500]
 """
 
 import sys

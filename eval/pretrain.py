@@ -3,18 +3,21 @@ stopped training goes on from, bit for bit on as many threads."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stepdistill.data.loader import stream
+from stepdistill.files import save_whole
 from stepdistill.networks.ema import EMA
+from stepdistill.training.trainer import slots_of
 
 EVERY = 100  # steps between checkpoints, and lines of the log
 
@@ -44,12 +47,9 @@ def train(
     parameters = [p for p in trained.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(parameters, lr=plan.lr, betas=(0.9, 0.99), weight_decay=0)
     average, step = EMA([p.detach().clone() for p in parameters], plan.decay), 0
-    file = folder / "checkpoint.pt"
+    file = folder / "checkpoint.safetensors"
     if file.is_file():
-        kept = torch.load(file, weights_only=True)
-        trained.load_state_dict(kept["net"])
-        adam.load_state_dict(kept["adam"])
-        average.averaged, average.updates, step = kept["average"], kept["step"], kept["step"]
+        step = restore(load_file(file), trained, adam, average)
     start, seen = time.perf_counter(), []
     while step < plan.steps:
         adam.param_groups[0]["lr"] = plan.rate(step)
@@ -63,25 +63,35 @@ def train(
         seen.append(value.item())
         if step % EVERY == 0 or step == plan.steps:
             spent = time.perf_counter() - start
-            print(f"{folder.name} {step}/{plan.steps}: {mean(seen):.5f}, {spent:.0f} s", flush=True)
+            done = f"{folder.name} {step}/{plan.steps}"
+            print(f"{done}: {fmean(seen):.5f}, {spent:.0f} s", flush=True)
             seen = []
-            keep(file, {"net": trained.state_dict(), "adam": adam.state_dict()}, average, step)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_whole(file, state(trained, adam, average))
     with torch.no_grad():
-        for parameter, mean_value in zip(parameters, average.averaged, strict=True):
-            parameter.copy_(mean_value)
+        for parameter, mean in zip(parameters, average.averaged, strict=True):
+            parameter.copy_(mean)
 
 
-def keep(file: Path, states: dict, average: EMA, step: int) -> None:
-    """Write a checkpoint, whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    torch.save(states | {"average": average.averaged, "step": step}, partial)
-    os.replace(partial, file)
+def state(trained: nn.Module, adam: torch.optim.Optimizer, average: EMA) -> dict[str, Tensor]:
+    """All that a training goes on from."""
+    tensors = {f"net/{name}": value for name, value in trained.state_dict().items()}
+    for i, slot in adam.state_dict()["state"].items():
+        tensors |= {f"adam/{i}/{name}": value for name, value in slot.items()}
+    tensors |= {f"average/{i}": mean for i, mean in enumerate(average.averaged)}
+    return tensors | {"step": torch.tensor(average.updates)}
 
 
-def mean(values: Sequence[float]) -> float:
-    """Of some losses."""
-    return sum(values) / len(values)
+def restore(
+    tensors: dict[str, Tensor], trained: nn.Module, adam: torch.optim.Optimizer, average: EMA
+) -> int:
+    """Go on from a state; the steps that are done."""
+    trained.load_state_dict({name: tensors[f"net/{name}"] for name in trained.state_dict()})
+    slots = slots_of({k: v for k, v in tensors.items() if k.startswith("adam/")})
+    adam.load_state_dict(adam.state_dict() | {"state": slots})
+    average.averaged = [tensors[f"average/{i}"] for i in range(len(average.averaged))]
+    average.updates = int(tensors["step"])
+    return average.updates
 
 
 def command_folder() -> Path:

@@ -24,9 +24,8 @@ from stepdistill.data.compositions import (
     ATTRIBUTES,
     AXES,
     COLOURS,
-    SINGLES,
     Scenes,
-    held_out,
+    some,
 )
 from stepdistill.data.loader import stream
 from stepdistill.data.shapes import SHAPES
@@ -86,12 +85,9 @@ def encoder(made: CLIPTokenizer) -> CLIPTextModel:
 
 def sayings(n: int, generator: torch.Generator, said: float = 0.88) -> list[str]:
     """Captions of scenes that training may see, a half of them with two objects."""
-    seen = (~held_out()).nonzero()[:, 0]
-    singles = int((seen < SINGLES).sum())
-    one = torch.randint(singles, (n,), generator=generator)
-    pair = torch.randint(singles, len(seen), (n,), generator=generator)
+    one, pair = (some(n, two, False, generator) for two in (False, True))
     two = torch.rand(n, generator=generator) < 0.5
-    return captions(Scenes.numbered(seen[torch.where(two, pair, one)]), generator, said)
+    return captions(Scenes.numbered(torch.where(two, pair, one)), generator, said)
 
 
 def told(texts: list[str]) -> Tensor:

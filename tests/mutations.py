@@ -1221,10 +1221,10 @@ MUTATIONS = (
         ("units/test_compositions.py::test_the_reader_finds_all_that_captions_name",),
     ),
     Mutation(
-        "training on what is held out",
-        "data/sources/shapes.py",
-        "seen = (~out).nonzero()[:, 0]",
-        "seen = torch.arange(len(out))",
+        "training on scenes that are held out",
+        "data/compositions.py",
+        "(held_out()[first:last] == out).nonzero()",
+        "torch.ones(last - first).nonzero()",
         ("units/test_compositions.py::test_the_source_draws_and_describes_what_training_may_see",),
     ),
     Mutation(

@@ -18,7 +18,7 @@ import torch
 from .compositions import COLOURS, GROUND_NAMES, POSITIONS, Scenes
 from .shapes import SHAPES
 
-SIZES = (("small", "tiny", "little"), ("large", "big", "huge"))
+SIZE_WORDS = (("small", "tiny", "little"), ("large", "big", "huge"))
 SHAPE_WORDS = {"circle": ("disc",), "square": ("block",), "cross": ("plus",), "ring": ("hoop",)}
 ANYTHING = ("shape", "object")  # of no shape in particular
 ROW_WORDS = {"top": ("top", "upper"), "middle": ("middle",), "bottom": ("bottom", "lower")}
@@ -58,7 +58,7 @@ class Wording:
 
     def thing(self, kind: int, size: int | None) -> str:
         """An object: article, size if it has any, colour and shape."""
-        parts = [] if size is None or not self.chance(self.said) else [self.of(SIZES[size])]
+        parts = [] if size is None or not self.chance(self.said) else [self.of(SIZE_WORDS[size])]
         parts += [COLOURS[kind // len(SHAPES)]] if self.chance(self.said) else []
         name = SHAPES[kind % len(SHAPES)]
         known = self.chance(self.said)
@@ -127,13 +127,13 @@ def read(text: str) -> Named:
         for turned, relations in enumerate(words):
             parts = re.split(rf"\b(?:{'|'.join(relations)})\b", text)
             if len(parts) == 2:
-                objects = [thing(part) for part in (parts[::-1] if turned else parts)]
+                objects = [attributes_in(part) for part in (parts[::-1] if turned else parts)]
                 return Named(tuple(objects), ground, None, axis)
     text, position = taken(text, PLACES)
-    return Named((thing(text),), ground, position)
+    return Named((attributes_in(text),), ground, position)
 
 
-def thing(text: str) -> dict[str, int]:
+def attributes_in(text: str) -> dict[str, int]:
     """The attributes of one object that words name."""
     found = {}
     for name, words in WORDS.items():
@@ -158,7 +158,7 @@ PLACES = {
     for word in ROW_WORDS[row]
 } | {"middle": POSITIONS.index(("middle", "middle"))}
 WORDS: dict[str, dict[str, int]] = {
-    "size": {word: value for value, words in enumerate(SIZES) for word in words},
+    "size": {word: value for value, words in enumerate(SIZE_WORDS) for word in words},
     "colour": {name: value for value, name in enumerate(COLOURS)},
     "shape": {
         word: value

@@ -179,9 +179,16 @@ def split(numbers: Tensor, base: int) -> tuple[Tensor, Tensor]:
 
 @cache
 def held_out() -> Tensor:
-    """Which (SINGLES + DOUBLES,) scenes no training sees."""
+    """Which (SINGLES + DOUBLES,) scenes are left out of the training of teachers and students."""
     generator = torch.Generator().manual_seed(0)
     singles = torch.rand(SINGLES, generator=generator) < HELD_OUT
     pairs = torch.rand(CLASSES, CLASSES, generator=generator) < HELD_OUT
     first, second = Scenes.numbered(torch.arange(SINGLES, SINGLES + DOUBLES)).kinds.T
     return torch.cat([singles, pairs[first.minimum(second), first.maximum(second)]])
+
+
+def some(n: int, two: bool, out: bool, generator: torch.Generator) -> Tensor:
+    """The numbers of n scenes of one object or two, of what is held out or of all else."""
+    first, last = (SINGLES, SINGLES + DOUBLES) if two else (0, SINGLES)
+    among = (held_out()[first:last] == out).nonzero()[:, 0] + first
+    return among[torch.randint(len(among), (n,), generator=generator)]

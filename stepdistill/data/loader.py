@@ -172,7 +172,7 @@ def dropped(teacher: Teacher, asked: Asked, share: float, local: torch.Generator
     if not cond:
         return cond
     left_out = torch.rand(len(asked), generator=local) < share
-    if share == 0:
+    if share == 0:  # looked at only now: what is drawn later does not depend on it
         return cond
     return choose(left_out, move(teacher.null, teacher.device), cond)
 

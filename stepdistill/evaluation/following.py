@@ -30,6 +30,7 @@ from .features.objects import (
     THERE,
     WHOLE,
 )
+from .metric import Made
 
 SPACE = "objects"
 VIEWS = {None: (WHOLE,), 0: (LEFT, RIGHT), 1: (ABOVE, BELOW)}  # by the axis of two objects
@@ -111,6 +112,11 @@ def seen_in(features: Tensor, captions: Sequence[str]) -> list[Reading]:
     return [
         Reading(row, named_in(caption)) for row, caption in zip(features, captions, strict=True)
     ]
+
+
+def read_in(made: Made) -> list[Reading]:
+    """Of a batch; none where no prompts were asked for."""
+    return seen_in(made.features(SPACE), made.prompts) if made.prompts else []
 
 
 def nearest(length: float) -> int:

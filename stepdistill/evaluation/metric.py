@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .intervals import around
 from .numerals import number, span
-from .reference import Asked, Reference
+from .reference import Asked, Reference, prompts_in
 from .rows import Score
 
 Blocks = Sequence[Sequence[float]]  # values by block
@@ -45,6 +45,11 @@ class Made:
     _features: dict[str, Tensor] = field(default_factory=dict, repr=False)
     whole: tuple[Made, Tensor] | None = field(default=None, repr=False)
 
+    @property
+    def prompts(self) -> Sequence[str]:
+        """What was asked for as texts; none where that is labels, or nothing."""
+        return prompts_in(self.asked)
+
     def features(self, space: str) -> Tensor:
         """Features (b, d) in a space."""
         if self.whole is not None:
@@ -58,8 +63,7 @@ class Made:
         """The images whose prompts are of a category; all of them without one."""
         if not category:
             return self
-        asked = () if self.asked is None or isinstance(self.asked, Tensor) else self.asked
-        of = self.reference.categories
+        asked, of = self.prompts, self.reference.categories
         places = [i for i, prompt in enumerate(asked) if category in of.get(prompt, ())]
         rows = torch.tensor(places, dtype=torch.long)
         theirs = self.paired

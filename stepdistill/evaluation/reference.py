@@ -255,6 +255,11 @@ def heeded(wanted: Asked, given: Asked) -> bool:
     return given is not None and isinstance(wanted, Tensor) == isinstance(given, Tensor)
 
 
+def prompts_in(asked: Asked) -> Sequence[str]:
+    """What is asked for as texts; none where it is labels, or nothing."""
+    return () if asked is None or isinstance(asked, Tensor) else asked
+
+
 def evenly(classes: int) -> Ask:
     """Asks for each class equally often."""
 

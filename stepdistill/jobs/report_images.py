@@ -23,7 +23,7 @@ from ..evaluation.suite import Suite
 from ..runs.stages import TrainedRun
 from ..solver import Sampler, clean_end, states
 from ..teachers.teacher import teacher_sampler
-from .samplers import label
+from .samplers import in_batches, label
 
 PICTURES, LARGE_PICTURES = 20, 10  # of the same noise
 ASKED, EACH = 3, 4  # prompts or labels of which several images are shown, and how many
@@ -95,13 +95,8 @@ def drawn(sampler: Sampled, suite: Suite, seed: int, wanted: Asked, n: int) -> T
     """n images (n, c, h, w) of a sampler, asked for this, from noise of this seed."""
     source = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, *sampler.event, generator=source)
-    # Re-noising continues the stream the noise came from; the same seed again would repeat it.
     asked = sampler.asked(wanted, 0, n)
-    made = []
-    for start in range(0, n, suite.batch):
-        rows = slice(start, start + suite.batch)
-        made.append(sampler.sample(noise[rows], None if asked is None else asked[rows], source))
-    return shown(torch.cat(made))
+    return shown(in_batches(sampler, noise, asked, source, suite.batch))
 
 
 def within(samplers: Sequence[Sampled], suite: Suite, seed: int, n: int) -> list[Within]:

@@ -17,7 +17,7 @@ from ..runs.stages import reopen
 from ..schema import ConfigError
 from ..teachers.backbone import Asked
 from ..teachers.teacher import Teacher
-from .samplers import of_folder, of_student
+from .samplers import in_batches, of_folder, of_student
 from .sources import Opening
 
 SIDE = 64  # pixels of an image in the grid, at least
@@ -41,29 +41,16 @@ def draw_grid(
         raise ConfigError(f"{out}: write a .png file")
     student, teacher = student_of(source, opening)
     count = count or (EACH * len(prompts) if prompts else COUNT)
-    kind = teacher.codec.channels, *teacher.size
+    asked, each = asked_of(teacher, count, prompts), count // max(1, len(prompts))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, *student.event, generator=generator)
-    images = drawn(student, noise, asked_of(teacher, count, prompts), generator, kind)
+    batch = at_once((teacher.codec.channels, *teacher.size))
+    images = in_batches(student, noise, asked, generator, batch)
+    widest = range(1, min(COLUMNS, each) + 1)
+    columns = max(n for n in widest if each % n == 0) if prompts else widest[-1]
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as partial:
-        each = count // max(1, len(prompts))
-        widest = min(COLUMNS, each)
-        if prompts:
-            widest = max(n for n in range(1, widest + 1) if each % n == 0)
-        Image.fromarray(tile(images, widest).numpy()).save(partial)
-
-
-def drawn(
-    student: Sampled, noise: Tensor, asked: Asked, generator: torch.Generator, size: tuple[int, ...]
-) -> Tensor:
-    """Images (n, c, h, w) of this size, as many at a time as memory holds."""
-    made, batch = [], at_once(size)
-    for start in range(0, len(noise), batch):
-        rows = slice(start, start + batch)
-        given = None if asked is None else asked[rows]
-        made.append(student.sample(noise[rows], given, generator))
-    return torch.cat(made)
+        Image.fromarray(tile(images, columns).numpy()).save(partial)
 
 
 def asked_of(teacher: Teacher, count: int, prompts: tuple[str, ...]) -> Asked:

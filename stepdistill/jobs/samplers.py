@@ -107,6 +107,20 @@ def exported(pipeline: DiffusionPipeline, teacher: Teacher) -> Denoiser:
     return replace(student, net=net, w=trained["guidance"])
 
 
+def in_batches(
+    sampler: Sampled, noise: Tensor, asked: Asked, generator: torch.Generator, batch: int
+) -> Tensor:
+    """The images (n, c, h, w) that a sampler makes of noise (n, *event), a batch at a time.
+
+    generator: the one that the noise came from; re-noising continues its stream."""
+    made = []
+    for start in range(0, len(noise), batch):
+        rows = slice(start, start + batch)
+        given = None if asked is None else asked[rows]
+        made.append(sampler.sample(noise[rows], given, generator))
+    return torch.cat(made)
+
+
 def label(model: str, steps: int) -> str:
     """How a sampler is named beside its pictures."""
     return f"{model}, {steps_text(steps)}"

@@ -20,7 +20,7 @@ with dropout: a block recomputes with the layers at work that were in its forwar
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import NamedTuple
@@ -137,13 +137,13 @@ class LowRank(NamedTuple):
     rank: int
 
 
-def low_rank(view: AdapterView) -> LowRank:
-    """Copies of what a role has for itself."""
+def low_rank(view: AdapterView, values: Mapping[str, Tensor]) -> LowRank:
+    """A role with these values of its own tensors, copied."""
     config = view.net.peft_config[view.role]
     scale = config.lora_alpha / config.r
     tensors = {
         name: (value * scale if ".lora_B." in name else value.clone()).cpu()
-        for name, value in view.state().items()
+        for name, value in values.items()
     }
     return LowRank(tensors, config.r)
 

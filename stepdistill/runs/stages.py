@@ -134,15 +134,11 @@ class Stages:
 
     def student(self) -> Denoiser:
         """The averaged student, a plain network with weights of its own."""
-        student = self._averaged()
-        student = replace(student, net=standalone(student.net))
-        student.net.eval().requires_grad_(False)
-        return student
-
-    def _averaged(self) -> Denoiser:
         student = self.trainer.players.student
         student = replace(student, net=deepcopy(student.net))
         load_own(student.net, self.trainer.averaged())
+        student = replace(student, net=standalone(student.net))
+        student.net.eval().requires_grad_(False)
         return student
 
     def result(self) -> TrainedRun:
@@ -159,8 +155,8 @@ class Stages:
         )
 
     def _role(self) -> LowRank | None:
-        net = self._averaged().net
-        return low_rank(net) if isinstance(net, AdapterView) else None
+        net = self.trainer.players.student.net
+        return low_rank(net, self.trainer.averaged()) if isinstance(net, AdapterView) else None
 
     def restore(self) -> list[str]:
         """Continue from the newest readable checkpoint, if any; warnings about damaged ones.

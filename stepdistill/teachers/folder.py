@@ -21,13 +21,13 @@ ENCODER_WEIGHTS = "model"  # as transformers calls them
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def pipeline_folder(source: str) -> Path:
-    """Where a shipped teacher or a pipeline lies. Raises ValueError if `source` is neither, or a
-    bare name that is both."""
+def pipeline_folder(source: str, file: str = INDEX) -> Path:
+    """Where a shipped teacher or a pipeline lies, as a file in it tells. Raises ValueError if
+    `source` is neither, or a bare name that is both."""
     teachers, own = PACKAGE / "assets", Path(source)
     bare = own.name == source
-    shipped = bare and (teachers / source / INDEX).is_file()
-    if (own / INDEX).is_file():
+    shipped = bare and (teachers / source / file).is_file()
+    if (own / file).is_file():
         if shipped and own.resolve() != (teachers / source).resolve():
             raise ValueError(
                 f"{shown(source)}: a shipped teacher and a folder here: write ./{source} for the "
@@ -40,7 +40,7 @@ def pipeline_folder(source: str) -> Path:
     advice = did_you_mean(source, known)
     raise ValueError(
         f"{shown(source)}: neither a shipped teacher ({', '.join(known)}) nor a folder "
-        f"with {INDEX}{advice}"
+        f"with {file}{advice}"
     )
 
 

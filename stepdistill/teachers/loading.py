@@ -26,7 +26,7 @@ from diffusers import (
 from torch import nn
 
 from ..process import VariancePreserving
-from ..resources import INPUTS, PACKAGE, pipeline_class
+from ..resources import INPUTS, pipeline_class
 from ..schema import shown
 from . import bounds
 from .folder import INDEX, pipeline_folder, read_json, require_own_files, require_weights
@@ -287,23 +287,9 @@ def new_pipeline(
         torch.manual_seed(seed)
         net = (UNet2DModel if parts is None else UNet2DConditionModel)(**unet)
     if parts is not None:
-        return around(folder_of(parts), SD, net, kind, {})
+        folder = pipeline_folder(parts, "vae/config.json")
+        require_own_files(folder)
+        return around(folder, SD, net, kind, {})
     if net.config.num_class_embeds is None and isinstance(process_of(kind)[0], VariancePreserving):
         return DDIMPipeline(net, kind)
     return few_step_class()(net, kind)
-
-
-def folder_of(parts: str) -> Path:
-    """Where the parts of a pipeline lie: in a shipped teacher, or in a folder. Raises ValueError
-    where they do not, for a name that is both, and for a folder that leads elsewhere."""
-    shipped, own = PACKAGE / "assets" / parts, Path(parts)
-    if own.name == parts and shipped.is_dir():
-        if own.is_dir() and own.resolve() != shipped.resolve():
-            raise ValueError(
-                f"network.parts: {shown(parts)}: shipped, and a folder here: rename it"
-            )
-        return shipped
-    if not own.is_dir():
-        raise ValueError(f"network.parts: {shown(parts)}: neither a shipped teacher nor a folder")
-    require_own_files(own)
-    return own

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import ModelMixin
 from diffusers.utils import logging
 from torch import nn
 from transformers import (
@@ -29,7 +28,7 @@ from ..schema import did_you_mean, shown
 from . import bounds
 from .folder import ENCODER_WEIGHTS, read_json, require_weights
 
-N = TypeVar("N", bound=ModelMixin)
+N = TypeVar("N", bound=nn.Module)
 OF_ENCODERS = ("model_type", "torch_dtype", "dropout")  # keys that older versions wrote
 VOCABULARIES = ("tokenizer.json", "vocab.json")
 TEXT_ENCODERS = {each.__name__: each for each in (CLIPTextModel, CLIPTextModelWithProjection)}
@@ -44,17 +43,7 @@ def load_network(folder: Path, kind: type[N], limits: Mapping[str, Any]) -> N:
     config = read_json(file)
     require_keys(config, signature(kind.__init__).parameters, file)
     bounds.require_bounds(config, limits, f"{file}: ")
-    variant = require_weights(folder)
-    with foreign(folder):
-        net, loaded = kind.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            variant=variant,
-        )
-    require_loaded(net, loaded, folder)
-    return net.float()
+    return loaded(kind, folder, require_weights(folder))
 
 
 def load_text_encoder(folder: Path, kind: str) -> nn.Module:
@@ -73,17 +62,8 @@ def load_text_encoder(folder: Path, kind: str) -> nn.Module:
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder / 'adapter_config.json'}: an adapter, no text encoder: merge it")
     bounds.require_bounds(config, bounds.CLIP_TEXT, f"{file}: ")
-    variant = require_weights(folder, ENCODER_WEIGHTS)
-    with foreign(folder):
-        net, loaded = TEXT_ENCODERS[kind].from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            variant=variant,
-        )
-    require_loaded(net, loaded, folder)
-    return net.float().eval().requires_grad_(False)
+    net = loaded(TEXT_ENCODERS[kind], folder, require_weights(folder, ENCODER_WEIGHTS))
+    return net.eval().requires_grad_(False)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -94,16 +74,25 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def require_loaded(net: nn.Module, loaded: Mapping[str, Any], folder: Path) -> None:
-    """Raise ValueError for weights that were missing, left over, or are not finite: libraries warn,
-    and fill what is missing with random numbers."""
+def loaded(kind: type[N], folder: Path, variant: str | None) -> N:
+    """A network of a library, in float32. Raises ValueError for weights that are missing, left over
+    or not finite: libraries warn, and fill what is missing with random numbers."""
+    with foreign(folder):
+        net, found = kind.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            variant=variant,
+        )
     for fault in ("missing_keys", "unexpected_keys"):
-        if loaded[fault]:
-            kind, first = fault.partition("_")[0], sorted(loaded[fault])[0]
-            raise ValueError(f"{folder}: {kind} weights, like {first}: does config.json fit them?")
+        if found[fault]:
+            which, first = fault.partition("_")[0], sorted(found[fault])[0]
+            raise ValueError(f"{folder}: {which} weights, like {first}: does config.json fit them?")
     for name, value in net.state_dict().items():
         if not torch.isfinite(value).all():
             raise ValueError(f"{folder}: the weights {name} are not finite")
+    return net.float()
 
 
 def require_keys(config: dict[str, Any], known: Iterable[str], file: Path) -> None:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cycles import noise, opened, two_cycles
+from cycles import noise, same_when_exported, two_cycles
 from pixels import PIPELINES, called, saved, walked
 from torch import Tensor
 
-from stepdistill.export.export import allowed, code_of, pipeline_for
-from stepdistill.jobs.samplers import of_folder, of_teacher
+from stepdistill.export.export import allowed
+from stepdistill.jobs.samplers import of_teacher
 from stepdistill.method import load
 from stepdistill.resources import shipped_modules
 from stepdistill.solver import Sampler
@@ -76,25 +76,7 @@ def test_a_student_is_exported_called_saved_again_and_read(name, kind, tmp_path)
     if kind == "walked" and not flow_like and teacher.denoiser.process.t_max % 2:
         sampler = replace(sampler, grid=Grid("trailing"))
     student = teacher.denoiser
-    pipeline_for(teacher, student, sampler).save_pretrained(tmp_path / "out")
-    opened(tmp_path / "out").save_pretrained(tmp_path / "again")
-    assert code_of(tmp_path / "again") == code_of(tmp_path / "out")
-    labels, generator = asked(teacher), torch.Generator().manual_seed(3)
-    few = {"batch_size": 2} if labels is None else {"class_labels": labels.tolist()}
-    start = torch.randn(2, *teacher.event, generator=generator)
-    state = generator.get_state()
-    with torch.no_grad():
-        ours = sampler.draw(student, start, 2, teacher.conditions(labels), generator)
-    wanted, most = (ours / 2 + 0.5).clamp(0, 1), allowed(student, sampler)
-    for folder in (tmp_path / "out", tmp_path / "again"):
-        seeded = torch.Generator().manual_seed(3)
-        pipe = opened(folder)
-        made = pipe(num_inference_steps=2, generator=seeded, output_type="pt", **few).images
-        assert float((made - wanted).abs().max()) <= most
-    if code_of(tmp_path / "again"):
-        found, _ = of_folder(tmp_path / "again", 2)
-        read = found.sample(start, labels, torch.Generator().set_state(state))
-        assert float((read - ours.clamp(-1, 1)).abs().max()) <= 2 * most
+    same_when_exported(teacher, sampler, asked(teacher), allowed(student, sampler), tmp_path)
 
 
 # Each pipeline once; together they are all methods' rooms: one a family, and all in full.

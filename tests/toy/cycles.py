@@ -7,8 +7,11 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from stepdistill.export.export import call_of, code_of, pipeline_for
+from stepdistill.jobs.samplers import of_folder
 from stepdistill.method import load
 from stepdistill.solver import Sampler, Trajectory, states
+from stepdistill.teachers.backbone import Asked
 from stepdistill.teachers.teacher import Teacher
 from stepdistill.times import Grid
 from stepdistill.training.players import PlayerSettings, make_players
@@ -25,6 +28,31 @@ def opened(folder: Path) -> DiffusionPipeline:
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=code)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def same_when_exported(
+    teacher: Teacher, sampler: Sampler, asked: Asked, most: float, folder: Path
+) -> None:
+    """A student that is its teacher, exported, called, saved again and read: the same pictures, to
+    `most` in [0, 1]."""
+    pipeline_for(teacher, teacher.denoiser, sampler).save_pretrained(folder / "out")
+    opened(folder / "out").save_pretrained(folder / "again")
+    assert code_of(folder / "again") == code_of(folder / "out")
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(2, *teacher.event, generator=generator)
+    state = generator.get_state()
+    with torch.no_grad():
+        ours = sampler.draw(teacher.denoiser, start, 2, teacher.conditions(asked), generator)
+        wanted = (teacher.codec.decode(ours) / 2 + 0.5).clamp(0, 1)
+    few = call_of(teacher, asked, 2)
+    for place in (folder / "out", folder / "again"):
+        seeded = torch.Generator().manual_seed(3)
+        made = opened(place)(num_inference_steps=2, generator=seeded, output_type="pt", **few)
+        assert float((made.images - wanted).abs().max()) <= most
+    if code_of(folder / "again"):
+        found, _ = of_folder(folder / "again", 2)
+        read = found.sample(start, asked, torch.Generator().set_state(state))
+        assert float((read / 2 + 0.5 - wanted).abs().max()) <= most
 
 
 STEPS = {"pcm": Sampler((4,), gamma=0.0), "tdm": Sampler((2,), gamma=0.0), "dmd": Sampler((1,))}

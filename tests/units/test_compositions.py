@@ -23,11 +23,11 @@ from stepdistill.evaluation.features.objects import (
     Objects,
 )
 from stepdistill.evaluation.following import NAMEABLE, follows, seen_in
-from stepdistill.evaluation.metric import Metric
+from stepdistill.evaluation.metric import Made, Metric
 from stepdistill.evaluation.metrics.follows import Follows
 from stepdistill.evaluation.metrics.template_error import TemplateError
 from stepdistill.evaluation.metrics.unsaid import Unsaid
-from stepdistill.evaluation.reference import Kind
+from stepdistill.evaluation.reference import Kind, Reference
 from stepdistill.evaluation.suites import shapes as suite
 from stepdistill.jobs.suites import nothing_brought
 from stepdistill.schema import ConfigError
@@ -230,14 +230,9 @@ def test_the_suite_asks_for_every_cell_equally_and_each_block_otherwise():
         suite.Shapes().open(Kind((3, 32, 32), classes=4), nothing_brought)
 
 
-class Asked:
-    """A batch as metrics see it."""
-
-    def __init__(self, images: torch.Tensor, asked: list[str]) -> None:
-        self.images, self.asked = images, asked
-
-    def features(self, space: str) -> torch.Tensor:
-        return Objects()(self.images)
+def batch(images: torch.Tensor, asked: str, **known: dict[str, torch.Tensor]) -> Made:
+    """As metrics see it."""
+    return Made(images, [asked] * len(images), None, Reference((3, 32, 32)), **known)
 
 
 def test_the_entropy_of_what_is_unsaid():
@@ -249,25 +244,20 @@ def test_the_entropy_of_what_is_unsaid():
     for rows, value in ((range(8), 1.0), ((0, 3, 0, 3), log(2) / log(8))):
         metric = Unsaid(attribute="colour")
         metric.reset()
-        metric.update(Asked(images[list(rows)], ["a ring"] * len(rows)))
+        metric.update(batch(images[list(rows)], "a ring"))
         assert metric.compute() == [pytest.approx(value)]
     named = Unsaid(attribute="shape")
     named.reset()
-    named.update(Asked(images, ["a ring"] * 8))
+    named.update(batch(images, "a ring"))
     assert named.compute() == []
 
 
 BLOCKS, N = 5, 40  # of an evaluation; images a block
 
 
-class Given:
-    """Features are given: rings of some colour, about three in four as "a red ring" asks."""
-
-    def __init__(self, rows: torch.Tensor, asked: str) -> None:
-        self.rows, self.asked = rows, [asked] * len(rows)
-
-    def features(self, space: str) -> torch.Tensor:
-        return self.rows
+def given(rows: torch.Tensor, asked: str) -> Made:
+    """A batch whose features are given: rings, about three in four as "a red ring" asks."""
+    return batch(rows[:, :0], asked, _features={"objects": rows})
 
 
 def rings(n: int, generator: torch.Generator) -> torch.Tensor:
@@ -296,7 +286,7 @@ def test_batches_and_merging_change_nothing(name):
     def seen(*cuts: int) -> Metric:
         fresh = metric.fresh()
         for a, b in zip(cuts, cuts[1:]):
-            fresh.update(Given(rows[a:b], asked))
+            fresh.update(given(rows[a:b], asked))
         return fresh
 
     (whole,) = seen(0, N).compute()
@@ -317,7 +307,7 @@ def test_intervals_hold_the_expected_value(name, trials, figure):
     blocks = []
     for _ in range(trials * BLOCKS):
         fresh = metric.fresh()
-        fresh.update(Given(rings(N, generator), asked))
+        fresh.update(given(rings(N, generator), asked))
         blocks.append(fresh.compute())
     truth, held = metric.score(blocks, None).value, []
     for start in range(0, trials * BLOCKS, BLOCKS):

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...schema import ConfigError, Range, Seed, Share
 from ...teachers.teacher import Teacher
 from ..captions import captions
-from ..compositions import SINGLES, Scenes, held_out
+from ..compositions import Scenes, held_out, some
 from ..loader import Rows, Samples, Source, stream
 from ..shapes import require_size
 
@@ -51,19 +51,10 @@ class Shapes(Source):
 
     def scenes(self) -> Scenes:
         """All of them, none that is held out."""
-        generator, out = stream(self.seed, 3), held_out()
-        drawn = torch.where(
-            torch.rand(self.n, generator=generator) < self.two,
-            some(out[SINGLES:], self.n, generator) + SINGLES,
-            some(out[:SINGLES], self.n, generator),
-        )
-        return Scenes.numbered(drawn)
-
-
-def some(out: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """n numbers of those that are not out."""
-    seen = (~out).nonzero()[:, 0]
-    return seen[torch.randint(len(seen), (n,), generator=generator)]
+        generator = stream(self.seed, 3)
+        two = torch.rand(self.n, generator=generator) < self.two
+        pairs = some(self.n, True, False, generator)
+        return Scenes.numbered(torch.where(two, pairs, some(self.n, False, False, generator)))
 
 
 @dataclass(frozen=True)

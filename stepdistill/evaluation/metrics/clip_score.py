@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..extractor import CLIP
 from ..metric import Made, Metric
-from ..reference import Reference
+from ..reference import Reference, prompts_in
 
 
 @dataclass
@@ -36,7 +36,7 @@ class ClipScore(Metric):
         self.space = f"clip-image:{self.model}"
 
     def open(self, reference: Reference) -> None:
-        if not is_prompts(reference.asked(1)):
+        if not prompts_in(reference.asked(1)):
             raise ValueError("the task asks for no prompts")
         self.clip, self.known = reference.space(self.space).network, {}
 
@@ -44,9 +44,9 @@ class ClipScore(Metric):
         self.cosines = []
 
     def update(self, made: Made) -> None:
-        if is_prompts(made.asked):
+        if made.prompts:
             images = made.features(self.space)
-            self.cosines.append((images * self.texts(made.asked)).double().sum(1))
+            self.cosines.append((images * self.texts(made.prompts)).double().sum(1))
 
     def merge(self, other: ClipScore) -> None:
         self.cosines += other.cosines
@@ -61,8 +61,3 @@ class ClipScore(Metric):
             read = self.clip.texts([self.prefix + prompt for prompt in new])
             self.known.update(zip(new, read))
         return torch.stack([self.known[prompt] for prompt in prompts])
-
-
-def is_prompts(asked: Tensor | Sequence[str] | None) -> bool:
-    """Whether texts are asked for."""
-    return asked is not None and not isinstance(asked, Tensor)

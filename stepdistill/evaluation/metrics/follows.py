@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..averaged import OfImages
-from ..following import SPACE, follows, seen_in
+from ..following import SPACE, follows, read_in
 from ..metric import Made
 from ..reference import Reference
 
@@ -30,8 +30,6 @@ class Follows(OfImages):
         reference.space(SPACE)
 
     def each(self, made: Made) -> Tensor | None:
-        if made.asked is None or isinstance(made.asked, Tensor):
-            return None
-        seen = seen_in(made.features(SPACE), made.asked)
-        found = [follows(each, self.attribute) for each in seen]
-        return torch.tensor([value for value in found if value is not None])
+        found = [follows(each, self.attribute) for each in read_in(made)]
+        known = [value for value in found if value is not None]
+        return torch.tensor(known) if known else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..averaged import OfImages
-from ..following import SPACE, seen_in
+from ..following import SPACE, read_in
 from ..metric import Made
 from ..reference import Reference
 
@@ -27,6 +27,5 @@ class TemplateError(OfImages):
         reference.space(SPACE)
 
     def each(self, made: Made) -> Tensor | None:
-        if made.asked is None or isinstance(made.asked, Tensor):
-            return None
-        return torch.tensor([s.error for s in seen_in(made.features(SPACE), made.asked)])
+        errors = [reading.error for reading in read_in(made)]
+        return torch.tensor(errors) if errors else None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...data.compositions import ATTRIBUTES
-from ..following import SPACE, seen_in
+from ..following import SPACE, read_in
 from ..metric import Made, Metric
 from ..reference import Reference
 
@@ -39,9 +39,7 @@ class Unsaid(Metric):
         self.counts = torch.zeros(ATTRIBUTES[self.attribute], dtype=torch.long)
 
     def update(self, made: Made) -> None:
-        if made.asked is None or isinstance(made.asked, Tensor):
-            return
-        for seen in seen_in(made.features(SPACE), made.asked):
+        for seen in read_in(made):
             single = seen.named.axis is None and seen.there
             if single and seen.right(self.attribute) is None:
                 self.counts[seen.value(self.attribute)] += 1

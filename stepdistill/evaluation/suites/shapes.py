@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...data.captions import captions
-from ...data.compositions import DOUBLES, SINGLES, Scenes, held_out
+from ...data.compositions import Scenes, some
 from ...data.loader import stream
 from ...schema import Range, Seed
 from ..reference import Brought, Kind, Reference, Task
@@ -62,10 +62,7 @@ class Shapes(Task):
         prompts, scenes = [], []
         for cell, (name, said) in enumerate(CELLS):
             generator = stream(self.seed, 1, cell)
-            first, last = (SINGLES, SINGLES + DOUBLES) if "two" in name else (0, SINGLES)
-            out = held_out()[first:last] == ("held out" in name)
-            some = out.nonzero()[:, 0] + first
-            drawn = some[torch.randint(len(some), (self.n,), generator=generator)]
+            drawn = some(self.n, "two" in name, "held out" in name, generator)
             prompts += captions(Scenes.numbered(drawn), generator, said)
             scenes.append(drawn)
         return prompts, torch.cat(scenes)
