@@ -56,8 +56,8 @@ from ..schema import ConfigError
 from ..solver import Sampler
 from ..teachers.backbone import Asked
 from ..teachers.loading import few_step_class
+from ..teachers.lora_file import FOLDER as LORA
 from ..teachers.teacher import Teacher
-from .lora import FOLDER as LORA
 from .lora import has_lora_files, write_lora
 from .model_card import card
 from .schedulers import (

@@ -13,7 +13,8 @@ from ..runs.config import text_of
 from ..runs.costs import stage_costs
 from ..runs.folder import versions, versions_line
 from ..runs.stages import TrainedRun
-from .lora import FILE, FOLDER, KOHYA, has_lora_files
+from ..teachers.lora_file import FILE, FOLDER
+from .lora import KOHYA, has_lora_files
 
 
 def card(trained: TrainedRun, code: list[str], rows: list[Row]) -> str:

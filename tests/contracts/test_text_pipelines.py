@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stepdistill.conditions import join, repeat
 from stepdistill.data.trajectories import CacheSettings, manifest
-from stepdistill.export.lora import FILE, KOHYA, write_lora
+from stepdistill.export.lora import KOHYA, write_lora
 from stepdistill.jobs.samplers import of_teacher
 from stepdistill.method import load
 from stepdistill.networks.lora import AdapterView, add_adapter, low_rank
@@ -27,6 +27,7 @@ from stepdistill.resources import shipped_modules
 from stepdistill.solver import Sampler
 from stepdistill.teachers.codec import Size
 from stepdistill.teachers.loading import load_pipeline
+from stepdistill.teachers.lora_file import FILE, role_in
 from stepdistill.teachers.teacher import Teacher, teacher_sampler
 from stepdistill.times import Grid
 
@@ -164,6 +165,10 @@ def test_a_role_is_loaded_from_its_files_as_it_was(name, alpha, tmp_path):
     write_lora(tmp_path / "lora", teacher.pipeline, "unet", low_rank(view, view.own()))
     for file in (FILE, KOHYA):
         pipeline = PIPELINES[name]()
+        again = role_in(pipeline, "unet", tmp_path / "lora" / file)
+        written = low_rank(view, view.own())
+        assert again.rank == 4 and again.tensors.keys() == written.tensors.keys()
+        assert all(again.tensors[n].allclose(written.tensors[n], atol=1e-6) for n in again.tensors)
         pipeline.load_lora_weights(tmp_path / "lora", weight_name=file)
         theirs = Teacher.from_pipeline(pipeline).denoiser
         with torch.no_grad():

@@ -6,6 +6,7 @@ from pathlib import Path
 import diffusers as d
 import pytest
 import torch
+from accelerate import Accelerator
 from others import PROMPTS, TABLE, stable_diffusion
 from PIL import Image
 from safetensors.torch import load_file
@@ -13,6 +14,9 @@ from typer.testing import CliRunner
 
 from stepdistill.cli import app
 from stepdistill.evaluation.report.report import read_results
+from stepdistill.runs.config import read
+from stepdistill.runs.stages import Stages
+from stepdistill.schema import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,3 +115,42 @@ def test_what_does_not_fit_is_said_in_one_line(edit, said, folder, monkeypatch):
     done = CliRunner().invoke(app, ["run", "words.yaml", "name=other", *overrides])
     assert done.exit_code == 2 and said in done.output
     assert done.output.count("\n") == 1 and not (folder / "runs" / "other").exists()
+
+
+@pytest.mark.parametrize("alpha", [4, 6])
+def test_a_role_begins_from_an_earlier_one(alpha, folder):
+    """From a run's folder, an export's, the folder of its LoRA or kohya's file: as it was."""
+    file = folder / "runs/words/student/lora/pytorch_lora_weights.safetensors"
+    wanted = {k.removeprefix("unet."): v for k, v in load_file(file).items()}
+    kohya = file.with_name("kohya.safetensors")
+    places = file.parents[2], file.parents[1], file.parent, file, kohya
+    for place in places:
+        began = begun(folder, {"student": str(place), "adapters.alpha": alpha}).trainer.averaged()
+        assert began.keys() == wanted.keys()
+        for name, value in began.items():
+            scale = alpha / 2 if ".lora_B." in name else 1.0  # over the rank
+            assert torch.allclose(value * scale, wanted[name], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"adapters.rank": 3}, "has rank 2: set adapters.rank to that"),
+        ({"adapters.targets": "[to_q]"}, "a layer that adapters.targets leave out"),
+        ({"student": "models/sd"}, "holds no pytorch_lora_weights.safetensors"),
+        ({"student": "prompts.safetensors"}, "prompts.safetensors"),
+    ],
+)
+def test_a_role_that_does_not_fit_is_refused(edit, said, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    Path("prompts.safetensors").write_text("a cat")
+    with pytest.raises(ConfigError, match=said):
+        begun(folder, {"student": "runs/words"} | edit)
+
+
+def begun(folder: Path, edit: dict) -> Stages:
+    """The run above, changed, before anything is trained."""
+    given = {"teacher": folder / "models/sd", "prompts": folder / "prompts.txt", "name": "began"}
+    overrides = [f"{key}={value}" for key, value in (given | edit).items()]
+    run = read(str(folder / "words.yaml"), tuple(overrides))
+    return Stages.of(run, folder / "began", Accelerator(cpu=True))

@@ -1,0 +1,50 @@
+"""A LoRA file, ours or another tool's, as a role of a teacher's network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from ..networks.lora import LowRank
+from .parts import foreign
+
+FOLDER, FILE = "lora", "pytorch_lora_weights.safetensors"  # in the folder of an exported student
+READ = "read"  # what its role is called while it is read
+
+
+def role_in(pipeline: DiffusionPipeline, network: str, file: Path) -> LowRank:
+    """The role of a component that a file of diffusers, peft or kohya names.
+
+    Raises ValueError for a file of anything else, or of ranks that differ."""
+    if not hasattr(pipeline, "lora_state_dict"):
+        raise ValueError(f"{file}: no LoRA is loaded into a {type(pipeline).__name__}")
+    where = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
+    with foreign(file):
+        found, *_ = pipeline.lora_state_dict(file.parent, **where)
+    other = next((name for name in found if not name.startswith(f"{network}.")), None)
+    if other is not None:
+        raise ValueError(f"{file}: changes {other}, and a student is a role of {network} alone")
+    try:
+        with foreign(file):
+            pipeline.load_lora_weights(file.parent, adapter_name=READ, **where)
+        return loaded(pipeline.components[network].named_modules(), file)
+    finally:
+        pipeline.unload_lora_weights()
+
+
+def loaded(modules: Iterable[tuple[str, nn.Module]], file: Path) -> LowRank:
+    """What was loaded into the layers of a network."""
+    layers = {name: layer for name, layer in modules if isinstance(layer, LoraLayer)}
+    ranks = {layer.r[READ] for layer in layers.values()}
+    if len(ranks) != 1:
+        raise ValueError(f"{file}: has layers of the ranks {sorted(ranks)}, and a role has one")
+    tensors = {}
+    for name, layer in layers.items():
+        a, b = layer.lora_A[READ].weight.detach(), layer.lora_B[READ].weight.detach()
+        tensors[f"{name}.lora_A.weight"] = a.float().clone()
+        tensors[f"{name}.lora_B.weight"] = b.float() * layer.scaling[READ]
+    return LowRank(tensors, ranks.pop())
