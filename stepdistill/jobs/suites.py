@@ -24,9 +24,9 @@ from ..evaluation.published import SUFFIX, published
 from ..evaluation.reference import Brought, Kind, NoneBrought, RealImages, Task, in_turn
 from ..evaluation.suite import Suite, SuiteSettings, Unfit, opened
 from ..evaluation.summary import places
-from ..runs.config import DataSettings, RunConfig, find, labelled, part
+from ..runs.config import DataSettings, RunConfig, labelled, part
 from ..runs.plan import rehearsal
-from ..runs.yaml import load_values
+from ..runs.yaml import find, load_values
 from ..schema import ConfigError, fit
 from ..teachers.teacher import Teacher
 

@@ -4,7 +4,6 @@ The dataclasses are the schema: unknown keys, wrong types, values out of range a
 contradict each other are refused with one line that names the key and what to write instead.
 """
 
-import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -16,9 +15,10 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 
 from ..data.loader import Source
 from ..data.prompts import read_prompts
+from ..data.texts import DTypeName
 from ..data.trajectories import CacheSettings
 from ..method import Method
-from ..resources import is_shipped, named, shipped, shipped_modules, shipped_names
+from ..resources import is_shipped, named, shipped_modules
 from ..schema import (
     ConfigError,
     Count,
@@ -26,6 +26,7 @@ from ..schema import (
     Range,
     Seed,
     Steps,
+    Whole,
     did_you_mean,
     fit,
     require_known,
@@ -37,12 +38,11 @@ from ..teachers.schedulers import scheduler_class
 from ..training.health.settings import Health
 from ..training.players import Adapters
 from ..training.trainer import Optimiser, Training
-from .yaml import load_values, written
+from .yaml import find, load_values, written
 
 GuidanceWeight = Annotated[float, Range(0, 1000)]
 Side = Annotated[int, Range(1, 2**14)]
 T = TypeVar("T")
-LISTED = 8  # names in a message
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,16 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class Prompting:
-    """file: of prompts, see `data.prompts`; a text alone is that. texts: the prompts themselves."""
+    """file: of prompts, see `data.prompts`; a text alone is that. texts: the prompts themselves.
+
+    cache: a folder, of this run or shared, for what encoders make of each in numbers of dtype, so
+    that they run once; null to run them in every step.
+    """
 
     file: str | None = None
     texts: tuple[str, ...] = ()
+    cache: str | None = None
+    dtype: DTypeName = "float32"
 
     shorthand = "file"
 
@@ -158,6 +164,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """Looks at the student while it is trained. every: student updates between pictures of it, 0
+    for none. samples: in each row of them. metric: of the suite, by whose score over n images, at
+    the fewest steps and beside the teacher at most, a checkpoint is the best; null for the distance
+    to the teacher."""
+
+    every: Whole = 0
+    samples: Annotated[int, Range(1, 64)] = 6
+    metric: str | None = None
+    n: Annotated[int, Range(20, 10**5)] = 200
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a run is.
 
@@ -186,6 +205,7 @@ class RunConfig:
     checkpointing: bool = False
     sampler: Sampler = Sampler()
     evaluation: Evaluation = Evaluation()
+    validation: Validation = Validation()
     health: Health = Health()
     precision: Literal["fp32", "bf16"] = "fp32"
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
@@ -262,34 +282,6 @@ def labelled(label: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{label}: {error}") from error
-
-
-def find(source: str, folder: str = "configs", kind: str = "config") -> Path:
-    """The file of a path or of a shipped name; what has a separator in it is a path.
-
-    Raises ConfigError if there is none, or if a name means two."""
-    known = shipped(folder) / f"{source}.yaml"
-    named = os.sep not in source and is_file(known)
-    own = [path for path in (Path(source), Path(f"{source}.yaml")) if is_file(path)]
-    if named and any(not path.samefile(known) for path in own):
-        raise ConfigError(
-            f"{kind} {source}: shipped, and a file where you are: write ./{own[0]} for the "
-            "latter, or rename it"
-        )
-    if named or is_file(Path(source)):
-        return known if named else Path(source)
-    names = shipped_names(folder, ".yaml")
-    more = f", … {len(names)} in all" if len(names) > LISTED else ""
-    advice = did_you_mean(source, names) or f" ({', '.join(names[:LISTED])}{more})"
-    raise ConfigError(f"{kind} {shown(source)}: no such file, and not a shipped name{advice}")
-
-
-def is_file(path: Path) -> bool:
-    """Whether a file is there; none can have some names, as one that is too long."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def text_of(run: RunConfig) -> str:

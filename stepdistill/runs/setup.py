@@ -21,7 +21,7 @@ from ..networks.inputs import GUIDANCE_INPUTS
 from ..networks.lora import AdapterView
 from ..schema import ConfigError
 from ..teachers.loading import load_any, load_pipeline, new_pipeline
-from ..teachers.teacher import Teacher
+from ..teachers.teacher import Kept, Teacher
 from .begin import Beginning, beginning_of
 from .config import RunConfig
 
@@ -56,6 +56,11 @@ class Setup:
         data = data_of(run, teacher, any(method.needs.data for method in methods))
         check_guidance(run, methods, teacher)
         return cls(run, methods, teacher, data, accelerator, beginning)
+
+    def reading(self, texts: Kept | None) -> "Setup":
+        """The same with the conditions of prompts that are kept; None to encode them."""
+        teacher = replace(self.teacher, texts=texts)
+        return replace(self, teacher=teacher, data=replace(self.data, teacher=teacher))
 
 
 def teacher_of(run: RunConfig) -> Teacher:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.loader import Data
+from ..data.texts import kept
 from ..data.trajectories import Cache, build, load_cache, times_of, trajectories
 from ..denoiser import Denoiser
 from ..method import Method
@@ -124,6 +126,21 @@ class Stages:
         if self._made is not None:
             self._made.data = self._data()
 
+    def open_texts(self, observe: Callable[[int, int], None]) -> None:
+        """Encode what is missing of the run's prompts, with all processes, and open them all. Then
+        what encodes them leaves the device."""
+        setup, asked = self.setup, self.setup.run.prompts
+        if asked is None or asked.cache is None:
+            return
+        accelerator = setup.accelerator
+        part = accelerator.process_index, accelerator.num_processes
+        folder, wait = Path(asked.cache), accelerator.wait_for_everyone
+        texts = kept(folder, setup.teacher, asked.dtype, part, wait, observe)
+        setup.teacher.backbone.to(torch.device("cpu"))
+        self.setup, self.teacher = setup.reading(texts), replace(self.teacher, texts=texts)
+        if self._made is not None:
+            self._made.data = self._data()
+
     def rehearse_cache(self) -> None:
         """A few trajectories in memory, in place of those that training will build."""
         settings, teacher = self.setup.run.cache, self.setup.teacher
@@ -142,9 +159,10 @@ class Stages:
         return student
 
     def result(self) -> TrainedRun:
-        """What the run has come to, as it stands."""
+        """What the run has come to, as it stands; prompts are encoded, as its users' will be."""
+        self.setup.teacher.backbone.to(self.setup.accelerator.device)
         return TrainedRun(
-            setup=self.setup,
+            setup=self.setup.reading(None),
             folder=self.folder,
             student=self.student(),
             stage=self.stage,

@@ -76,6 +76,10 @@ class Backbone(ABC):
         """Move what encodes conditions."""
         return None
 
+    def encoding(self) -> Sequence[nn.Module]:
+        """The networks that encode conditions."""
+        return ()
+
     def encode(self, asked: Asked, size: Size) -> Cond:
         """The condition of labels or prompts, one row each; nothing for nothing."""
         return NOTHING

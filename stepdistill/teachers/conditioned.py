@@ -54,8 +54,11 @@ class Conditioned(Backbone):
         pairs = [(parts[n], parts[n.replace("tokenizer", "text_encoder")]) for n in names]
         return [(tokenizer, net) for tokenizer, net in pairs if tokenizer is not None]
 
+    def encoding(self) -> list[nn.Module]:
+        return [net for _, net in self.encoders()]
+
     def to(self, device: torch.device) -> None:
-        for _, net in self.encoders():
+        for net in self.encoding():
             net.to(device)
 
     @property

@@ -1,9 +1,11 @@
 """From a folder of Stable Diffusion and a file of prompts to a few-step LoRA, scored and drawn."""
 
+import json
 import re
 from pathlib import Path
 
 import diffusers as d
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -14,9 +16,11 @@ from typer.testing import CliRunner
 
 from stepdistill.cli import app
 from stepdistill.evaluation.report.report import read_results
+from stepdistill.jobs.validation import Validation
 from stepdistill.runs.config import read
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError
+from stepdistill.teachers.loading import load_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,7 +35,8 @@ stages:
     training: {updates: 2, batch: 2, optimiser: {lr: 0.01}, critic_optimiser: {lr: 0.01}}
 sampler: {steps: [2], grid: {name: trailing}, gamma: 0.0}
 evaluation: {suite: teacher, n: 20, blocks: 2, steps: [2], teacher_steps: [2, 4]}
-trackers: []
+validation: {every: 1, samples: 3, metric: paired, n: 20}
+save_every: 1
 """
 
 
@@ -59,6 +64,41 @@ def test_the_whole_job(folder):
         ("teacher", 4, 8),
         ("student", 2, 2),
     }
+
+
+def test_the_student_is_looked_at_while_it_is_trained(folder):
+    """From the same noise, the teacher above; the last is what the exported student makes."""
+    files = sorted((folder / "runs/words/validation").iterdir())
+    assert [file.name for file in files] == ["000001.png", "000002.png"]
+    first, last = (np.array(Image.open(file)).astype(float) for file in files)
+    side = len(first) // 2
+    assert first.shape == (2 * side, 3 * side, 3)
+    assert (first[:side] == last[:side]).all() and (first[side:] != last[side:]).any()
+    student = load_pipeline(str(folder / "runs/words/student"))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 4, 8, 8, generator=generator)
+    asked = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "np"}
+    made = student(PROMPTS[:3], latents=noise, **asked).images * 255
+    assert np.abs(np.concatenate(made, 1) - last[side:]).max() <= 0.6
+    assert any((folder / "runs/words/stepdistill").glob("events*"))
+
+
+def test_the_page_shows_prompts_and_the_student_while_it_is_trained(folder):
+    page = (folder / "runs/words/report.html").read_text()
+    assert "While it was trained" in page and "2 updates" in page
+    assert f"<li>{PROMPTS[0]}</li>" in page
+
+
+def test_the_best_checkpoint_is_that_of_the_metric(folder):
+    found = {}
+    for file in (folder / "runs/words/checkpoints").glob("*/state.json"):
+        state = json.loads(file.read_text())
+        found[state["numbers"]["update"]] = state["score"]
+    (row,) = [r for r in read_results(folder / "runs/words/results.json") if r.model == "student"]
+    assert found.keys() == {1, 2} and found[1] != found[2]
+    assert found[2] == pytest.approx(row.scores["paired"].blocks[0], rel=0.2)
+    with pytest.raises(ConfigError, match="validation.metric: 'fid': the suite has"):
+        Validation(begun(folder, {"validation.metric": "fid"}))
 
 
 def test_the_card_says_how_the_student_is_called_and_put_onto_its_base(folder):
@@ -154,3 +194,18 @@ def begun(folder: Path, edit: dict) -> Stages:
     overrides = [f"{key}={value}" for key, value in (given | edit).items()]
     run = read(str(folder / "words.yaml"), tuple(overrides))
     return Stages.of(run, folder / "began", Accelerator(cpu=True))
+
+
+def test_encoded_once_a_run_is_what_it_is_when_they_run_in_every_step(folder, monkeypatch):
+    """The encoders leave no trace in training, and an export is checked against fresh ones."""
+    monkeypatch.chdir(folder)
+    weights, more = [], ["evaluation.n=20", "validation.every=0", "validation.metric=null"]
+    for name, prompts in (("fresh", "prompts.txt"), ("once", "{file: prompts.txt, cache: kept}")):
+        given = [f"name={name}", f"prompts={prompts}", "trackers=[]", *more]
+        done = CliRunner().invoke(app, ["run", "words.yaml", *given])
+        assert done.exit_code == 0, done.output
+        assert ("encoded prompts: 0.0 MB" in done.output) == (name == "once")
+        weights.append(load_file(f"runs/{name}/student/unet/diffusion_pytorch_model.safetensors"))
+    gap = max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
+    assert gap <= 1e-4
+    assert Path("kept/manifest.json").is_file()
