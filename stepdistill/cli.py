@@ -189,7 +189,7 @@ def export(
     folder: RunFolder,
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     best: Annotated[
-        bool, typer.Option("--best", help="The checkpoint nearest to the teacher, not the last.")
+        bool, typer.Option("--best", help="The best checkpoint, not the last.")
     ] = False,
     trust: Trust = None,
     debug: Debug = False,

@@ -58,7 +58,9 @@ def usage(trained: TrainedRun, code: list[str]) -> str:
     trust = ", trust_remote_code=True" if code else ""
     call = f"num_inference_steps={steps[0] if steps else 32}"
     if trained.teacher.prompted:
-        call = f'["{in_code(trained.teacher.asked(1)[0])}"], {call}, guidance_scale=1'
+        reads = trained.teacher.backbone.reads_guidance(trained.student.net)
+        w = trained.teacher.w if reads else 1
+        call = f'["{in_code(trained.teacher.asked(1)[0])}"], {call}, guidance_scale={w:g}'
         if trained.teacher.size != trained.teacher.backbone.size:
             call += ", height={}, width={}".format(*trained.teacher.size)
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..networks.guidance_embedding import PROJECTION
 from ..networks.inputs import KEPT_INPUTS
 from ..process import NoiseProcess
 from ..schema import ConfigError
@@ -44,6 +45,8 @@ def beginning_of(run: RunConfig, teacher: Teacher) -> Beginning | None:
         raise ConfigError(f"student: {error}") from error
     require_alike(earlier, teacher)
     tensors, inputs = dict(earlier.denoiser.net.state_dict()), ()
+    if PROJECTION in tensors:
+        tensors["inputs.proj.weight"], inputs = tensors.pop(PROJECTION), ("w",)
     extra = pipeline.components.get("inputs")
     if extra is not None:
         inputs = tuple(extra.config.get("inputs", ("adapters",)))

@@ -76,6 +76,14 @@ class Backbone(ABC):
         """Move what encodes conditions."""
         return None
 
+    def reads_guidance(self, net: nn.Module) -> bool:
+        """Whether guidance is an input of this network of the family."""
+        return self.embedded
+
+    def guidance_input(self) -> nn.Module | None:
+        """What makes guidance an input that the pipeline itself gives; None where it gives none."""
+        return None
+
     def encoding(self) -> Sequence[nn.Module]:
         """The networks that encode conditions."""
         return ()

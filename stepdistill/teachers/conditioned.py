@@ -11,11 +11,14 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from ..denoiser import Weight
+from ..networks.guidance_embedding import GuidanceEmbedding, embedded
+from ..networks.views import bare
 from ..schema import shown
 from .backbone import Backbone
 from .codec import Latents, Size
 
-OTHERS = ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds", "time_cond_proj_dim")
+OTHERS = ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds")
 
 
 class Conditioned(Backbone):
@@ -44,8 +47,21 @@ class Conditioned(Backbone):
                 f"in_channels {net.config.in_channels}: the VAE's latents have {latent}"
             )
 
+        self.embedded = self.reads_guidance(net)
         for tokenizer, encoder in self.encoders():
             require_fit(tokenizer, encoder.config)
+
+    def reads_guidance(self, net: nn.Module) -> bool:
+        return bare(net).config.time_cond_proj_dim is not None
+
+    def guidance_input(self) -> GuidanceEmbedding:
+        return GuidanceEmbedding(self.net.time_embedding.linear_1.in_features)
+
+    def guidance_of(self, net: nn.Module, x: Tensor, w: Weight) -> Tensor | None:
+        """What the network x (b, …) is for is given of guidance; None where it does not read it."""
+        if not self.reads_guidance(net):
+            return None
+        return embedded(w, bare(net).config.time_cond_proj_dim, x)
 
     def encoders(self) -> list[tuple[PreTrainedTokenizerBase, nn.Module]]:
         """Each tokenizer of the pipeline with its text encoder."""

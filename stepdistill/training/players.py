@@ -154,6 +154,9 @@ def extra_inputs(teacher: Teacher, inputs: tuple[str, ...]) -> nn.Module | None:
     names, path = [name for name in inputs if name in KEPT_INPUTS], teacher.backbone.time_embedding
     if not names:
         return None
+    own = teacher.backbone.guidance_input() if names == ["w"] else None
+    if own is not None:
+        return own
     taps = taps_of(teacher, (path,), "for more inputs: choose a method without")
     (seen,) = outputs_of(teacher, taps)
     return pipeline_class("extra_inputs", "ExtraInputs")(names, seen.shape[-1], path)

@@ -12,18 +12,26 @@ from pathlib import Path
 import diffusers as d
 import pytest
 import torch
-from cycles import noise, same_when_exported, two_cycles
+from cycles import noise, opened, same_when_exported, two_cycles
 from others import PROMPTS, TABLE, stable_diffusion, stable_diffusion_xl
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stepdistill.conditions import join, repeat
 from stepdistill.data.trajectories import CacheSettings, manifest
+from stepdistill.denoiser import Denoiser
+from stepdistill.export.export import pipeline_for
 from stepdistill.export.lora import KOHYA, write_lora
 from stepdistill.jobs.samplers import of_teacher
 from stepdistill.method import load
+from stepdistill.methods.lcm import Lcm
+from stepdistill.networks.guidance_embedding import GuidanceEmbedding
+from stepdistill.networks.inputs import WithInputs
 from stepdistill.networks.lora import AdapterView, add_adapter, low_rank
+from stepdistill.networks.views import bare
 from stepdistill.resources import shipped_modules
+from stepdistill.runs.begin import beginning_of
+from stepdistill.runs.config import RunConfig
 from stepdistill.solver import Sampler
 from stepdistill.teachers.codec import Size
 from stepdistill.teachers.loading import load_pipeline
@@ -177,6 +185,65 @@ def test_a_role_is_loaded_from_its_files_as_it_was(name, alpha, tmp_path):
         merged = replace(student, net=view.standalone()).output(x, t, cond)
     assert float((merged - ours).abs().max()) <= 1e-5
     assert float((ours - before).abs().max()) > 0.1
+
+
+def reading_guidance(teacher: Teacher, low_rank: bool) -> Denoiser:
+    """A student with the guidance as an input that does something."""
+    net = teacher.denoiser.net
+    if low_rank:
+        add_adapter(net, "student", rank=2)
+        net = AdapterView(net, "student")
+    student = WithInputs(net, teacher.backbone.guidance_input())
+    generator = torch.Generator().manual_seed(1)
+    for value in student.own().values():
+        value.data = value.data + torch.randn(value.shape, generator=generator) * 0.03
+    return replace(teacher.denoiser, net=student, w=teacher.w)
+
+
+@pytest.mark.parametrize("low_rank", [False, True], ids=["full", "low-rank"])
+def test_guidance_as_an_input_is_given_by_the_stock_pipeline(name, low_rank, tmp_path):
+    """Exported, called with guidance_scale, one pass a step; read again as a teacher, and begun
+    from."""
+    teacher, sampler = saved(PIPELINES[name](), tmp_path / "teacher", 3.0), SAMPLERS["trailing"]
+    if low_rank:
+        teacher = teacher.with_net(AdapterView(teacher.denoiser.net, None))
+    base = replace(teacher, denoiser=replace(teacher.denoiser, net=bare(teacher.denoiser.net)))
+    trained = reading_guidance(base, low_rank)
+    x, cond = noise(teacher), teacher.conditions(ASKED)
+    with torch.no_grad():
+        wanted = {
+            w: sampler.draw(replace(trained, w=w), x, 2, cond, None) for w in (3.0, 1.0, 2.3)
+        }
+        images = {w: teacher.codec.decode(found) / 2 + 0.5 for w, found in wanted.items()}
+    assert float((wanted[3.0] - wanted[1.0]).abs().max()) > 0.05
+    student = replace(trained, net=trained.net.standalone())
+    pipeline_for(teacher, student, sampler).save_pretrained(tmp_path / "out")
+
+    pipe, sizes = opened(tmp_path / "out"), []
+    pipe.unet.register_forward_pre_hook(lambda net, given: sizes.append(len(given[0])))
+    for w, image in images.items():
+        call = {"num_inference_steps": 2, "guidance_scale": w, "latents": x, "output_type": "pt"}
+        made = pipe(ASKED, **call).images
+        assert float((made - image.clamp(0, 1)).abs().max()) <= 1e-5
+    assert sizes == [2] * 6
+    again = Teacher.from_pipeline(load_pipeline(str(tmp_path / "out")), 2.3)
+    assert again.nfe == 1
+    with torch.no_grad():
+        read = sampler.draw(again.guided, x, 2, cond, None)
+    assert float((read - wanted[2.3]).abs().max()) <= 1e-5 * float(wanted[2.3].abs().max())
+    run = RunConfig(student=str(tmp_path / "out"))
+    begun = beginning_of(run, teacher)
+    assert begun.inputs == ("w",)
+    proj = trained.net.inputs.proj.weight
+    assert torch.equal(begun.tensors["inputs.proj.weight"], proj)
+
+
+def test_a_method_that_embeds_guidance_trains_and_ships_it_so(name, tmp_path):
+    teacher = saved(PIPELINES[name](), tmp_path, 2.0)
+    method = Lcm(steps=4, guidance=(1.0, 4.0), embedding=True)
+    students = two_cycles("lcm", teacher, method)
+    moved = students.net.inputs.proj.weight
+    assert isinstance(students.net.inputs, GuidanceEmbedding) and float(moved.abs().max()) > 0
 
 
 SOME = [("dmd2", "sd 1"), ("lcm", "sd 2"), ("vsd", "sd 1"), ("ladd", "sd 2")]

@@ -7,9 +7,10 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from stepdistill.denoiser import Denoiser
 from stepdistill.export.export import call_of, code_of, pipeline_for
 from stepdistill.jobs.samplers import of_folder
-from stepdistill.method import load
+from stepdistill.method import Method, load
 from stepdistill.solver import Sampler, Trajectory, states
 from stepdistill.teachers.backbone import Asked
 from stepdistill.teachers.teacher import Teacher
@@ -44,7 +45,7 @@ def same_when_exported(
     with torch.no_grad():
         ours = sampler.draw(teacher.denoiser, start, 2, teacher.conditions(asked), generator)
         wanted = (teacher.codec.decode(ours) / 2 + 0.5).clamp(0, 1)
-    few = call_of(teacher, asked, 2)
+    few = call_of(teacher, teacher.denoiser, asked, 2)
     for place in (folder / "out", folder / "again"):
         seeded = torch.Generator().manual_seed(3)
         made = opened(place)(num_inference_steps=2, generator=seeded, output_type="pt", **few)
@@ -69,9 +70,10 @@ def path_of(teacher: Teacher, n: int) -> Trajectory:
     return Trajectory(times, torch.stack([*walk, x0[-1]], 1), torch.stack(x0, 1), w)
 
 
-def two_cycles(method_name: str, teacher: Teacher) -> None:
-    """By the trainer: all is finite, and every player that has a turn is moved."""
-    method = load(method_name)()
+def two_cycles(method_name: str, teacher: Teacher, method: Method | None = None) -> Denoiser:
+    """By the trainer: all is finite, and every player that has a turn is moved. The student, of the
+    method as it is by default, or of this one."""
+    method = method or load(method_name)()
     sampler = STEPS.get(method_name, Sampler((1, 2)))
     players = make_players(
         method, teacher, PlayerSettings(sampler, target=0.9, inputs=method.needs.inputs)
@@ -91,3 +93,4 @@ def two_cycles(method_name: str, teacher: Teacher) -> None:
     for player, moved in trainer.moved.items():
         assert any(not torch.equal(p, q) for p, q in zip(moved, before[player])), player
         assert all(bool(p.isfinite().all()) for p in moved), player
+    return players.student
