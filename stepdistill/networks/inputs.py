@@ -85,6 +85,15 @@ class LogVariance(nn.Module):
         return self.linear(self.features(t).to(self.linear.weight)).flatten()
 
 
+def is_given_guidance(net: nn.Module) -> bool:
+    """Whether guidance is an input of this network, from outside of it."""
+    if not isinstance(net, WithInputs) or net.inputs is None:
+        return False
+    if isinstance(net.inputs, GuidanceEmbedding):
+        return True
+    return bool({*net.inputs.config.get("inputs", ("adapters",))} & {*GUIDANCE_INPUTS})
+
+
 @contextmanager
 def conditioned(
     net: nn.Module,
