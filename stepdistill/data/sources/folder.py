@@ -3,15 +3,19 @@
     DIR/…/name.png               an unconditional teacher: every image below DIR
     DIR/class/…/name.png         a conditional one: subfolders are the labels 0, 1, … in natural
                                  order (1, 2, …, 10)
+    DIR/metadata.jsonl, …        one of prompts: captions as `data.captioned` reads them
 
 PNG, JPEG and WebP. Hidden files are left out; anything else that is no image is refused by name, as
 are links to folders. See `data.images` for the settings.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...schema import ConfigError
 from .. import listing
+from ..captioned import BESIDE, CAPTIONS, METADATA
+from ..captioned import captioned as read
 from ..images import Images
 from ..pictures import SUFFIXES
 from ..stored import Files
@@ -21,7 +25,15 @@ from ..stored import Files
 class Folder(Images):
     """The settings of `Images`; path: the folder."""
 
-    def find(self, classes: int | None) -> Files:
+    def find(self, classes: int | None, captioned: bool = False) -> Files:
+        if captioned:
+            found, said = read(Path(self.path))
+            if said is None:
+                raise ConfigError(
+                    f"{self.path}: its images have no captions: write {METADATA}, {CAPTIONS}, or a "
+                    f"{BESIDE} beside each"
+                )
+            return Files(self.path, [str(path) for path in found], None, captions=said)
         if classes is None:
             return Files(self.path, listing.files(self.path, SUFFIXES), None)
         groups = listing.folders(self.path)
