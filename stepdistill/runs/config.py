@@ -68,18 +68,21 @@ class TeacherSettings:
 
     path: a shipped teacher or a diffusers pipeline folder. size: height and width of its images,
     null for what it was trained for. backbone, codec: modules of your own in place of what the
-    pipeline's class says, see `teachers/`.
+    pipeline's class says, see `teachers/`. dtype: of a network that stays as it is, with students
+    and critics as adapters on it in float32.
     """
 
     path: str
     size: tuple[Side, Side] | None = None
     backbone: str | None = None
     codec: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     shorthand = "path"
 
     def __str__(self) -> str:
         settings = {"size": self.size, "backbone": self.backbone, "codec": self.codec}
+        settings["dtype"] = self.dtype if self.dtype != "float32" else None
         given = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
         return f"{self.path} ({given})" if given else self.path
 
@@ -325,6 +328,12 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
                 "a consistency function: put a stage before it that trains one"
             )
         yield from _idle_optimisers(run.stages[i], method, f"stages.{i}.training")
+    narrow = run.teacher is not None and run.teacher.dtype != "float32"
+    if narrow and (run.adapters is None or len(run.adapters.roles) < 2 or run.precision == "fp32"):
+        yield (
+            "teacher.dtype: bfloat16 is for a network that nobody trains: set precision: bf16, and "
+            "adapters with student and critic among their roles"
+        )
     if run.network is not None and run.student is not None:
         yield "student: begins from a student of a teacher, and `network` is none: leave one out"
     if run.network is not None:

@@ -71,6 +71,7 @@ def teacher_of(run: RunConfig) -> Teacher:
             pipeline = (load_pipeline if asked.backbone is None else load_any)(asked.path)
             how = asked.size, asked.backbone, asked.codec
             teacher = Teacher.from_pipeline(pipeline, run.guidance, *how)
+            teacher.denoiser.net.to(getattr(torch, asked.dtype))
         else:
             n = run.network
             pipeline = new_pipeline(n.unet, n.scheduler, n.scheduler_config, run.seed, n.parts)

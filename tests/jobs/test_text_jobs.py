@@ -17,10 +17,13 @@ from typer.testing import CliRunner
 from stepdistill.cli import app
 from stepdistill.evaluation.report.report import read_results
 from stepdistill.jobs.validation import Validation
+from stepdistill.networks.lora import base_tensors
+from stepdistill.networks.views import own_tensors
 from stepdistill.runs.config import read
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError
 from stepdistill.teachers.loading import load_pipeline
+from stepdistill.teachers.teacher import Teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -190,7 +193,8 @@ def test_a_role_that_does_not_fit_is_refused(edit, said, folder, monkeypatch):
 
 def begun(folder: Path, edit: dict) -> Stages:
     """The run above, changed, before anything is trained."""
-    given = {"teacher": folder / "models/sd", "prompts": folder / "prompts.txt", "name": "began"}
+    places = {"teacher.path": folder / "models/sd", "prompts": folder / "prompts.txt"}
+    given = places | {"name": "began"}
     overrides = [f"{key}={value}" for key, value in (given | edit).items()]
     run = read(str(folder / "words.yaml"), tuple(overrides))
     return Stages.of(run, folder / "began", Accelerator(cpu=True))
@@ -209,3 +213,35 @@ def test_encoded_once_a_run_is_what_it_is_when_they_run_in_every_step(folder, mo
     gap = max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
     assert gap <= 1e-4
     assert Path("kept/manifest.json").is_file()
+
+
+def test_a_base_in_half_precision_stays_and_ships_whole(folder, monkeypatch):
+    """Half its bytes; its student is a float32 network that the stock pipeline calls as we do."""
+    monkeypatch.chdir(folder)
+    given = ["name=half", "teacher={path: models/sd, dtype: bfloat16}", "precision=bf16"]
+    given += ["trackers=[]", "validation.metric=null"]
+    done = CliRunner().invoke(app, ["run", "words.yaml", *given])
+    assert done.exit_code == 0, done.output
+    weights = load_file("runs/half/student/unet/diffusion_pytorch_model.safetensors")
+    base = load_pipeline(str(folder / "models/sd")).unet.state_dict()
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    rounded = {name: value.bfloat16().float() for name, value in base.items()}
+    moved = {name for name in base if not torch.equal(weights[name], rounded[name])}
+    assert moved and all(".to_" in name for name in moved)
+    setup = begun(folder, {"student": "null", "teacher.dtype": "bfloat16", "precision": "bf16"})
+    full = begun(folder, {"student": "null"})
+    sizes = [base_bytes(stages.setup.teacher) for stages in (setup, full)]
+    assert sizes[1] == 2 * sizes[0]
+    roles = own_tensors(setup.trainer.players.student.net).values()
+    assert {value.dtype for value in roles} == {torch.float32}
+
+
+def base_bytes(teacher: Teacher) -> int:
+    return sum(v.numel() * v.element_size() for v in base_tensors(teacher.denoiser.net).values())
+
+
+@pytest.mark.parametrize("change", [{"adapters.roles": "[student]"}, {"precision": "fp32"}])
+def test_half_precision_of_what_is_trained_is_refused(change, folder):
+    edit = {"student": "null", "teacher.dtype": "bfloat16", "precision": "bf16"}
+    with pytest.raises(ConfigError, match="teacher.dtype: bfloat16 is for a network that nobody"):
+        begun(folder, edit | change)
