@@ -55,7 +55,7 @@ from ..runs.stages import TrainedRun
 from ..schema import ConfigError
 from ..solver import Sampler
 from ..teachers.backbone import Asked
-from ..teachers.loading import few_step_class
+from ..teachers.loading import absent, few_step_class
 from ..teachers.lora_file import FOLDER as LORA
 from ..teachers.teacher import Teacher
 from .lora import has_lora_files, write_lora
@@ -200,6 +200,7 @@ def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) 
     asked = teacher.asked(count)
     custom = bool(code_of(folder))
     request = {"folder": str(folder.resolve()), "custom": custom, "steps": steps, "seed": seed}
+    request["absent"] = absent(teacher.pipeline)
     images = call_plainly(request | {"call": call_of(teacher, student, asked, count)})
     home = next(student.net.parameters()).device
     student.net.cpu()  # where the plain call runs: convolutions of other devices round differently

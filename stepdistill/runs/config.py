@@ -11,7 +11,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 
 from ..data.loader import Source
 from ..data.prompts import read_prompts
@@ -33,7 +33,7 @@ from ..schema import (
     shown,
 )
 from ..solver import Sampler
-from ..teachers.bounds import CONDITIONED, SCHEDULER, UNET, require_bounds
+from ..teachers.bounds import CONDITIONED, SCHEDULER, SD3, UNET, require_bounds
 from ..teachers.schedulers import scheduler_class
 from ..training.health.settings import Health
 from ..training.players import Adapters
@@ -49,15 +49,17 @@ T = TypeVar("T")
 class Network:
     """An untrained network, for runs that make a teacher.
 
-    unet: settings of a UNet2DModel, or with `parts` of a UNet2DConditionModel. parts: a shipped
-    teacher or a folder with vae/, text_encoder/ and tokenizer/, of which it makes a Stable
-    Diffusion. scheduler: a class of diffusers, which fixes the noise process and the prediction.
-    license: of the weights, for the model card.
+    unet: settings of a UNet2DModel, or with `parts` of a UNet2DConditionModel. transformer: of an
+    SD3Transformer2DModel instead. parts: a shipped teacher or a folder of whose vae, text_encoder
+    and tokenizer it makes a Stable Diffusion; of a transformer, of text_encoder_2 and tokenizer_2,
+    too. scheduler: a class of diffusers, which fixes the noise process and the prediction. license:
+    of the weights, for the model card.
     """
 
     license: str = "unknown"
     parts: str | None = None
     unet: dict[str, Any] = field(default_factory=dict)
+    transformer: dict[str, Any] = field(default_factory=dict)
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     scheduler_config: dict[str, Any] = field(default_factory=dict)
 
@@ -369,9 +371,12 @@ def _network_problems(run: RunConfig, network: Network, methods: list[Method]) -
         scheduler = scheduler_class(network.scheduler)
     except ValueError as error:
         raise ConfigError(f"network.scheduler: {error}") from error
+    if network.transformer and (network.unet or network.parts is None):
+        yield "network.transformer: in place of unet, with parts, a folder of text encoders and VAE"
     pixels, prompted = (UNet2DModel, UNET), (UNet2DConditionModel, CONDITIONED)
     for (kind, bounds), values, key in (
         (pixels if network.parts is None else prompted, network.unet, "network.unet"),
+        ((SD3Transformer2DModel, SD3), network.transformer, "network.transformer"),
         ((scheduler, SCHEDULER), network.scheduler_config, "network.scheduler_config"),
     ):
         require_known(values, [*signature(kind.__init__).parameters][1:], key)

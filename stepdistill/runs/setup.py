@@ -74,7 +74,8 @@ def teacher_of(run: RunConfig) -> Teacher:
             teacher.denoiser.net.to(getattr(torch, asked.dtype))
         else:
             n = run.network
-            pipeline = new_pipeline(n.unet, n.scheduler, n.scheduler_config, run.seed, n.parts)
+            asked = (n.unet, n.scheduler, n.scheduler_config, run.seed, n.parts, n.transformer)
+            pipeline = new_pipeline(*asked)
             teacher = Teacher.from_pipeline(pipeline, run.guidance)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"teacher: {error}") from error

@@ -24,7 +24,8 @@ def role_in(pipeline: DiffusionPipeline, network: str, file: Path) -> LowRank:
         raise ValueError(f"{file}: no LoRA is loaded into a {type(pipeline).__name__}")
     where = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
     with foreign(file):
-        found, *_ = pipeline.lora_state_dict(file.parent, **where)
+        found = pipeline.lora_state_dict(file.parent, **where)
+    found = found[0] if isinstance(found, tuple) else found  # U-Nets' come with alphas
     other = next((name for name in found if not name.startswith(f"{network}.")), None)
     if other is not None:
         raise ValueError(f"{file}: changes {other}, and a student is a role of {network} alone")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from others import PROMPTS, TABLE, stable_diffusion
+from others import PROMPTS, TABLE, stable_diffusion, stable_diffusion_3
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -245,3 +245,92 @@ def test_half_precision_of_what_is_trained_is_refused(change, folder):
     edit = {"student": "null", "teacher.dtype": "bfloat16", "precision": "bf16"}
     with pytest.raises(ConfigError, match="teacher.dtype: bfloat16 is for a network that nobody"):
         begun(folder, edit | change)
+
+
+FLOW = """
+name: {name}
+{made}
+guidance: {guidance}
+{data}
+stages:
+  - method: {method}
+    training: {{updates: 2, batch: 2, optimiser: {{lr: 0.01}}}}
+sampler: {{steps: {steps}, gamma: 0.0}}
+evaluation: {{suite: teacher, n: 20, blocks: 2, steps: [2], teacher_steps: {taught}}}
+trackers: []
+"""
+NEW = """
+network:
+  parts: models/sd3
+  transformer: {sample_size: 8, patch_size: 2, in_channels: 4, out_channels: 4, num_layers: 2,
+    attention_head_dim: 8, num_attention_heads: 2, joint_attention_dim: 40,
+    caption_projection_dim: 16, pooled_projection_dim: 16, pos_embed_max_size: 12}
+  scheduler_config: {shift: 3.0}
+"""
+PICTURES = "data: {source: folder, settings: {path: pictures}}"
+
+
+@pytest.fixture(scope="module")
+def flows(tmp_path_factory):
+    """A folder of a flow, one of pictures with captions, and prompts."""
+    folder = tmp_path_factory.mktemp("flows")
+    stable_diffusion_3().save_pretrained(folder / "models" / "sd3")
+    (folder / "pictures").mkdir()
+    for number, prompt in enumerate(PROMPTS):
+        Image.new("RGB", (16, 16), (60 * number, 90, 30)).save(folder / f"pictures/{number}.png")
+        (folder / f"pictures/{number}.txt").write_text(prompt)
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["student", "network"])
+def test_a_flow_is_distilled_or_made_and_called_as_its_card_says(kind, flows, monkeypatch):
+    monkeypatch.chdir(flows)
+    student = {
+        "made": "teacher: models/sd3\nadapters: {rank: 2}\nprompts: prompts.txt",
+        "guidance": 3.0,
+        "data": "",
+        "method": "tdm",
+        "steps": [2],
+        "taught": [2],
+    }
+    network = {
+        "made": NEW, "guidance": 1.0, "data": PICTURES, "method": "diffusion", "steps": [],
+        "taught": [],
+    }  # fmt: skip
+    settings = {"student": student, "network": network}[kind]
+    Path(f"{kind}.yaml").write_text(FLOW.format(name=kind, **settings))
+    done = CliRunner().invoke(app, ["run", f"{kind}.yaml"])
+    assert done.exit_code == 0, done.output
+    out = flows / "runs" / kind / "student"
+    text = (out / "README.md").read_text().replace("path/to/this/folder", str(out))
+    codes = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(codes) == (2 if kind == "student" else 1) and "kohya" not in text
+    call = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "pt"}
+    pictures = []
+    for code in codes:
+        scope: dict = {}
+        exec(code.replace("path/to/the/teacher", str(flows / "models/sd3")), scope)
+        seeded = torch.Generator().manual_seed(0)
+        pictures.append(scope["pipe"](PROMPTS[:2], generator=seeded, **call).images)
+    assert all(float((one - pictures[0]).abs().max()) <= 1e-5 for one in pictures)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"network.unet": "{sample_size: 8}"}, "network.transformer: in place of unet"),
+        ({"network.parts": "null"}, "network.transformer: in place of unet"),
+        ({"network.transformer.layers": 2}, "network.transformer.layers: unknown key"),
+        ({"network.transformer.num_layers": 10**6}, "network.transformer.num_layers"),
+        ({"network.transformer.pooled_projection_dim": 8}, "pooled_projection_dim 8: needs 16"),
+        ({"network.transformer.in_channels": 8}, "in_channels 8: the VAE's latents have 4"),
+    ],
+)
+def test_a_network_of_a_flow_that_does_not_fit_is_refused(change, said, flows, monkeypatch):
+    monkeypatch.chdir(flows)
+    made = {"made": NEW, "guidance": 1.0, "data": PICTURES, "method": "diffusion", "steps": []}
+    Path("new.yaml").write_text(FLOW.format(name="new", taught=[], **made))
+    done = CliRunner().invoke(app, ["run", "new.yaml", *(f"{k}={v}" for k, v in change.items())])
+    assert done.exit_code == 2 and said in done.output, done.output
+    assert not Path("runs/new").exists()
