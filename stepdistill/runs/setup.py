@@ -71,7 +71,8 @@ def teacher_of(run: RunConfig) -> Teacher:
             pipeline = (load_pipeline if asked.backbone is None else load_any)(asked.path)
             how = asked.size, asked.backbone, asked.codec
             teacher = Teacher.from_pipeline(pipeline, run.guidance, *how)
-            teacher.denoiser.net.to(getattr(torch, asked.dtype))
+            if asked.dtype != "float32":
+                teacher.denoiser.net.to(getattr(torch, asked.dtype))
         else:
             n = run.network
             asked = (n.unet, n.scheduler, n.scheduler_config, run.seed, n.parts, n.transformer)
