@@ -22,6 +22,8 @@ def role_in(pipeline: DiffusionPipeline, network: str, file: Path) -> LowRank:
     Raises ValueError for a file of anything else, or of ranks that differ."""
     if not hasattr(pipeline, "lora_state_dict"):
         raise ValueError(f"{file}: no LoRA is loaded into a {type(pipeline).__name__}")
+    if file.suffix != ".safetensors":  # diffusers would unpickle it
+        raise ValueError(f"{file}: weights are read from .safetensors alone: convert it")
     where = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
     with foreign(file):
         found = pipeline.lora_state_dict(file.parent, **where)

@@ -182,11 +182,13 @@ def test_a_role_begins_from_an_earlier_one(alpha, folder):
         ({"adapters.targets": "[to_q]"}, "a layer that adapters.targets leave out"),
         ({"student": "models/sd"}, "holds no pytorch_lora_weights.safetensors"),
         ({"student": "prompts.safetensors"}, "prompts.safetensors"),
+        ({"student": "prompts.bin"}, "prompts.bin: weights are read from .safetensors alone"),
     ],
 )
 def test_a_role_that_does_not_fit_is_refused(edit, said, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    Path("prompts.safetensors").write_text("a cat")
+    for kind in ("safetensors", "bin"):
+        Path(f"prompts.{kind}").write_text("a cat")
     with pytest.raises(ConfigError, match=said):
         begun(folder, {"student": "runs/words"} | edit)
 
