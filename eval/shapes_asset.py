@@ -1,6 +1,7 @@
-"""The teacher of text as it is shipped: the student of the run `shapes-teacher`, in half precision.
+"""The teacher of text as it is shipped: what the run `shapes-teacher-fine` has made, in half
+precision.
 
-    python eval/shapes_asset.py runs/shapes-teacher/student stepdistill/assets/shapes
+    python eval/shapes_asset.py runs/shapes-teacher-fine/student stepdistill/assets/shapes
 """
 
 from __future__ import annotations

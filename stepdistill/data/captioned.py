@@ -9,6 +9,7 @@ captions.txt      a line for each image, in natural order of their names
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from ..files import SMALL, read_text
@@ -53,16 +54,23 @@ def pairs_of(folder: Path) -> tuple[list[Path], list[str] | None]:
     entries = listed(folder)
     if any((Path(entry.path) / METADATA).is_file() for entry in entries):
         return by_prompt(folder)
-    if any(entry.name.lower().endswith(BESIDE) for entry in entries):
-        return beside(folder, [Path(entry.path) for entry in entries])
+    paths = [Path(entry.path) for entry in entries]
+    if {path.with_suffix(BESIDE) for path in images(paths)}.intersection(paths):
+        return beside(folder, paths)
     return [Path(path) for path in files(folder, SUFFIXES)], None
+
+
+def images(paths: list[Path]) -> list[Path]:
+    """Those that are called as images are."""
+    return [path for path in paths if path.name.lower().endswith(SUFFIXES)]
 
 
 def beside(folder: Path, entries: list[Path]) -> tuple[list[Path], list[str]]:
     """Images, and the words of the files that are called as they are."""
-    found = [path for path in entries if path.name.lower().endswith(SUFFIXES)]
+    found = images(entries)
     words = {path.with_suffix(BESIDE) for path in found}
-    other = next((path for path in entries if path not in words and path not in found), None)
+    known = words.union(found)
+    other = next((path for path in entries if path not in known), None)
     if other is not None:
         raise ValueError(f"{other.name} is no image and lies beside none of this name")
     return existing(folder, found), [said_in(path.with_suffix(BESIDE)) for path in found]
@@ -80,7 +88,7 @@ def by_prompt(folder: Path) -> tuple[list[Path], list[str]]:
     found, prompts = [], []
     for entry in folders(folder):
         place = Path(entry.path)
-        said = prompt_in(mapping(read_text(place / METADATA).splitlines()[0]))
+        said = prompt_in(mapping(next(iter(lines(place / METADATA)), "")))
         made = files(place / SAMPLES, SUFFIXES)
         found += [Path(path) for path in made]
         prompts += [said] * len(made)
@@ -110,7 +118,8 @@ def prompt_in(row: dict) -> str:
 
 def inside(folder: Path, name: object) -> Path:
     """A file that metadata name. Raises ValueError for one outside the folder."""
-    if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(folder.resolve()):
+    place = os.path.normpath(os.path.join(folder, name)) if isinstance(name, str) else ""
+    if not Path(place).is_relative_to(os.path.normpath(folder)):
         raise ValueError(f"{METADATA}: file_name {shown(str(name))} is no file of this folder")
     return folder / name
 

@@ -56,6 +56,17 @@ class Images(Source):
         kept = is_held_out(stored, self.held_out, self.held_out_seed)
         return [stored.captions[i] for i in np.flatnonzero(~kept)]
 
+    def _stored(self, teacher: Teacher, training: bool) -> Stored:
+        """What a teacher of prompts is trained on has captions; what is held out may."""
+        if not teacher.prompted:
+            return self.find(teacher.classes)
+        try:
+            return self._captioned()
+        except ConfigError:
+            if training:
+                raise
+            return self.find(None)
+
     def _captioned(self) -> Stored:
         """The pictures with their captions. Raises ConfigError."""
         stored = self.find(None, captioned=True)
@@ -90,8 +101,7 @@ class Images(Source):
             raise ConfigError(f"{where}{error}") from error
 
     def _found(self, fit: Fit, teacher: Teacher, training: bool) -> "Pictures":
-        classes = teacher.classes
-        stored = self._captioned() if teacher.prompted else self.find(classes)
+        classes, stored = teacher.classes, self._stored(teacher, training)
         kept = is_held_out(stored, self.held_out, self.held_out_seed)
         taken = np.flatnonzero(kept ^ training)
         if not len(taken):
@@ -102,7 +112,9 @@ class Images(Source):
             given = stored.names if self.classes is None else self.classes
             numbers, names = numbered(stored, given, classes)
             labels = torch.from_numpy(numbers[taken])
-        said = None if stored.captions is None else [stored.captions[i] for i in taken]
+        said = None
+        if teacher.prompted and stored.captions is not None:
+            said = [stored.captions[i] for i in taken]
         return Pictures(stored, fit, taken, labels, names, self.window(), drawn, captions=said)
 
     def _fit(self, teacher: Teacher) -> Fit:

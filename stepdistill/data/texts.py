@@ -7,9 +7,11 @@ Then the encoders run before training and need no place beside it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import Cond
+from ..schema import ConfigError
 from ..teachers.teacher import Teacher
 from . import shards
 
@@ -56,8 +59,13 @@ def different(teacher: Teacher) -> list[str]:
 
 def manifest(teacher: Teacher, dtype: DTypeName) -> dict[str, Any]:
     """What they are made of: equal for equal contents."""
+    parts = teacher.pipeline.components.items()
+    tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
+    words = [(each.get_vocab(), each.model_max_length) for each in tokenizers]
     return {
         "format": 1,
+        "pipeline": type(teacher.pipeline).__name__,
+        "tokenizers": sha256(json.dumps(words, sort_keys=True).encode()).hexdigest(),
         "encoders": teacher.encoders_hash,
         "prompts": teacher.prompts_hash,
         "size": list(teacher.size),
@@ -101,6 +109,8 @@ def kept(
     work, and wait for one another.
 
     Raises ConfigError if the folder holds something else."""
+    if not teacher.backbone.encoding():
+        raise ConfigError("prompts.cache: the backbone does not say what encodes: leave it out")
     prompts, wanted = different(teacher), manifest(teacher, dtype)
     count = ceil(len(prompts) / SHARD)
     shards.build(folder, wanted, count, partial(encoded, teacher, dtype), part, observe)

@@ -47,7 +47,7 @@ from .costs import with_costs
 from .report_images import outliers_of, pairs_of, same_noise, strips, within
 from .samplers import of_run
 from .suites import require, require_images, suite_for
-from .validation import Validation, as_trained
+from .validation import Validator, as_trained
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def train_stages(stages: Stages, console: Console) -> None:
                 stages,
                 lambda snapshot: show(snapshot.done, snapshot.total, str(snapshot)),
                 partial(warn, console),
-                Validation(stages),
+                Validator(stages),
             )
     except KeyboardInterrupt:
         where = f"update {stages.trainer.update} of {stages.settings.method}"

@@ -82,7 +82,9 @@ def student_of(source: Path, opening: Opening) -> tuple[Sampled, Teacher]:
         offered = ", ".join(map(str, sampler.steps))
         raise ConfigError(f"{source}: offered with {offered} steps, not {steps}")
     teacher = trained.teacher
-    student = with_guidance(trained.student, teacher, opening.guidance, str(source))
+    student = trained.student
+    if opening.guidance is not None:
+        student = with_guidance(student, teacher, opening.guidance, str(source))
     return of_student(STUDENT, student, sampler, steps, teacher), teacher
 
 

@@ -41,6 +41,7 @@ class Shape(NamedTuple):
     size: tuple[int, int]
     codec: Kind
     classes: int | None
+    prompted: bool = False  # of captions nothing is asked where images are a reference
 
 
 def shape_of(kind: Kind) -> Shape:
@@ -84,7 +85,7 @@ def brought(reference: str | None, data: DataSettings | None, teacher: Teacher |
 def in_folder(path: str, teacher: Teacher | Shape, resize: Resize | None) -> Pictures:
     """The images of a folder, as they are or, by what a suite says, made smaller."""
     if resize is None:
-        return Folder(path=path).open(teacher)
+        return Folder(path=path).open(Shape(teacher.size, teacher.codec, teacher.classes))
     stored = Folder(path=path).find(teacher.classes)
     fit = Fit((resize.side, resize.side), teacher.codec.channels, convert="rgb", resize=resize)
     labels = None

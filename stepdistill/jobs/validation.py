@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..denoiser import Denoiser
 from ..evaluation.evaluate import Sampled, evaluate
 from ..evaluation.metric import Metric
 from ..evaluation.report.pictures import as_bytes, shown
@@ -28,6 +29,7 @@ from ..runs.config import RunConfig
 from ..runs.stages import Stages, TrainedRun
 from ..schema import ConfigError
 from ..schema import shown as shown_text
+from ..training.health.monitor import averaged
 from .samplers import in_batches, label, of_student, of_teacher
 from .suites import suite_for
 
@@ -35,7 +37,7 @@ FRAMES = 8  # of a strip, at most
 BATCH = 16  # images at once
 
 
-class Validation:
+class Validator:
     """Of the stages of a run, from wherever they are.
 
     Raises ConfigError for a metric that the run's suite has not."""
@@ -61,8 +63,9 @@ class Validation:
 
     def draw(self, position: int) -> None:
         """Write the pictures, and give them to the trackers."""
-        taught = [self._of_teacher for _ in self._teacher]
-        rows = [*taught, *(self._images(student) for student in self._students())]
+        rows = [self._of_teacher for _ in self._teacher]
+        with averaged(self.stages.trainer) as student:
+            rows += [self._images(sampler) for sampler in self._of(student)]
         tiled = torch.stack(rows).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
         before = sum(stage.training.updates for stage in self.run.stages[: self.stages.stage])
         folder = self.stages.folder.validation
@@ -79,13 +82,17 @@ class Validation:
             tracker.log_images(pictures, step=position, **form)
 
     def score(self) -> float | None:
-        """Of the student as it is, by the metric; smaller is better. None without a metric."""
+        """Of the student as it is, by the metric; smaller is better. None where there is none."""
         if self.metric is None:
             return None
         name, n = self.metric.name, self.settings.n
         only = replace(self._suite, metrics=(self.metric,), headline=(name,))
-        rows = [self._students()[0], *self._teacher]  # that metrics may be relative to
-        row, *_ = evaluate(rows, only, n, 1, self.run.evaluation.seed)
+        with averaged(self.stages.trainer) as student:
+            rows = [self._of(student)[0], *self._teacher]  # that metrics may be relative to
+            try:
+                row, *_ = evaluate(rows, only, n, 1, self.run.evaluation.seed)
+            except ValueError:  # images that are not finite, or too few: the state is saved first
+                return None
         return self.metric.loss(row.scores[name].value) if name in row.scores else None
 
     def _named(self, wanted: str) -> Metric:
@@ -111,11 +118,10 @@ class Validation:
     def _of_teacher(self) -> Tensor:
         return self._images(self._teacher[0])
 
-    def _students(self) -> list[Sampled]:
-        """The student at each number of steps, the fewest first."""
-        student, setup = self.stages.student(), self.stages.setup
-        steps = sorted(self.run.evaluation.steps)
-        return [of_student(STUDENT, student, self.run.sampler, n, setup.teacher) for n in steps]
+    def _of(self, student: Denoiser) -> list[Sampled]:
+        """A student at each number of steps, the fewest first."""
+        teacher, steps = self.stages.setup.teacher, sorted(self.run.evaluation.steps)
+        return [of_student(STUDENT, student, self.run.sampler, n, teacher) for n in steps]
 
     def _images(self, sampler: Sampled) -> Tensor:
         """As bytes, (n, c, h, w)."""
@@ -126,15 +132,20 @@ class Validation:
 
 
 def as_trained(trained: TrainedRun) -> list[TrajectoryStrip]:
-    """The student at each number of steps as it was trained, and at last the teacher."""
-    run, files = trained.run, sorted(trained.folder.validation.glob("[0-9]*.png"))
+    """The student at each number of steps as it was trained, and at last the teacher; of pictures
+    that were drawn by other settings, none."""
+    run, steps = trained.run, sorted(trained.run.evaluation.steps)
+    taught = run.network is None and bool(run.evaluation.teacher_steps)
+    rows, (height, width) = len(steps) + taught, trained.teacher.size
+    drawn = trained.folder.validation.glob("[0-9]*.png")
+    files = sorted((file for file in drawn if file.stem.isdecimal()), key=lambda f: int(f.stem))
+    size = run.validation.samples * width, rows * height
+    files = [file for file in files if Image.open(file).size == size]
     if not files:
         return []
     places = np.linspace(0, len(files) - 1, min(len(files), FRAMES)).round().astype(int)
     chosen = [files[place] for place in places]
-    taught = run.network is None and bool(run.evaluation.teacher_steps)
-    steps = sorted(run.evaluation.steps)
-    frames = torch.stack([tiles(file, len(steps) + taught, run) for file in chosen])
+    frames = torch.stack([tiles(file, rows, run) for file in chosen])
     labels = [f"{int(file.stem):,} updates" for file in chosen]
     found = []
     for row, n in enumerate(steps, int(taught)):

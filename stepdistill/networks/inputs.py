@@ -89,8 +89,6 @@ def is_given_guidance(net: nn.Module) -> bool:
     """Whether guidance is an input of this network, from outside of it."""
     if not isinstance(net, WithInputs) or net.inputs is None:
         return False
-    if isinstance(net.inputs, GuidanceEmbedding):
-        return True
     return bool({*net.inputs.config.get("inputs", ("adapters",))} & {*GUIDANCE_INPUTS})
 
 

@@ -45,7 +45,7 @@ def beginning_of(run: RunConfig, teacher: Teacher) -> Beginning | None:
         raise ConfigError(f"student: {error}") from error
     require_alike(earlier, teacher)
     tensors, inputs = dict(earlier.denoiser.net.state_dict()), ()
-    if PROJECTION in tensors:
+    if PROJECTION in tensors and not teacher.backbone.embedded:
         tensors["inputs.proj.weight"], inputs = tensors.pop(PROJECTION), ("w",)
     extra = pipeline.components.get("inputs")
     if extra is not None:

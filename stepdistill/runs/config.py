@@ -330,8 +330,11 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
                 "a consistency function: put a stage before it that trains one"
             )
         yield from _idle_optimisers(run.stages[i], method, f"stages.{i}.training")
+    if run.adapters is not None and run.adapters.critic_rank and "critic" not in run.adapters.roles:
+        yield "adapters.critic_rank: the critic is not among adapters.roles: leave one out"
     narrow = run.teacher is not None and run.teacher.dtype != "float32"
-    if narrow and (run.adapters is None or len(run.adapters.roles) < 2 or run.precision == "fp32"):
+    roles = set() if run.adapters is None else {*run.adapters.roles}
+    if narrow and (len(roles) < 2 or run.precision == "fp32"):
         yield (
             "teacher.dtype: bfloat16 is for a network that nobody trains: set precision: bf16, and "
             "adapters with student and critic among their roles"

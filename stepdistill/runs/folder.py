@@ -184,7 +184,7 @@ class RunFolder:
             self._sweep()
 
     def _sweep(self) -> None:
-        for folder in (self.path, self.path / "stages"):
+        for folder in (self.path, self.path / "stages", self.validation):
             sweep(folder)
         clear(self.checkpoints)
         sweep_for(self.path.resolve())

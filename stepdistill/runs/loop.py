@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from ..schema import ConfigError
-from ..training.checkpoint import State, fitting, save
+from ..training.checkpoint import DISTANCE, State, fitting, save
 from ..training.finite import broken
 from ..training.health.monitor import Monitor
 from ..training.trainer import StepLog, TrainingFailed
@@ -33,7 +33,7 @@ class Looker(Protocol):
         ...
 
     def score(self) -> float | None:
-        """Of the student as it is, for a checkpoint, lower is better; None for no opinion."""
+        """Of the student as it is, by the run's metric, lower is better; None for no opinion."""
         ...
 
 
@@ -180,13 +180,14 @@ def checkpoint(
             "the same command goes on from the checkpoint before; if it comes again, train anew "
             "at a lower learning rate"
         )
-    distance = monitor.distance()
+    by = setup.run.validation.metric
+    asked = by is not None and looker is not None
+    score = looker.score() if asked else monitor.distance()  # by every process, so that none waits
     if not setup.accelerator.is_main_process:
         return
-    told = looker.score() if looker is not None else None
     log.sync()
     numbers = {**state.numbers, "stage": stages.stage, "update": trainer.update}
     numbers |= {"pending": log.pending(), "health": monitor.state()}
     whole = State(state.tensors, numbers)
-    score = distance if told is None else told
-    save(stages.folder.checkpoints, log.position(), whole, setup.run.keep, score)
+    keep = setup.run.keep
+    save(stages.folder.checkpoints, log.position(), whole, keep, score, by or DISTANCE)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from torch import nn
 
 from ..networks.lora import LowRank
@@ -14,6 +15,8 @@ from .parts import foreign
 
 FOLDER, FILE = "lora", "pytorch_lora_weights.safetensors"  # in the folder of an exported student
 READ = "read"  # what its role is called while it is read
+FIRST = ("lora_A", "lora.down", "lora_down")  # the first matrix of a layer, by whoever wrote it
+BEYOND = ("dora_scale", "magnitude", ".bias", "hada_", "lokr_")  # what no role here has
 
 
 def role_in(pipeline: DiffusionPipeline, network: str, file: Path) -> LowRank:
@@ -25,7 +28,10 @@ def role_in(pipeline: DiffusionPipeline, network: str, file: Path) -> LowRank:
     if file.suffix != ".safetensors":  # diffusers would unpickle it
         raise ValueError(f"{file}: weights are read from .safetensors alone: convert it")
     where = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
-    with foreign(file):
+    with foreign(file), safe_open(file, "pt") as opened:
+        other = next((key for key in opened.keys() if any(part in key for part in BEYOND)), None)
+        if other is not None:
+            raise ValueError(f"holds {other}, which is no matrix of a LoRA")
         found = pipeline.lora_state_dict(file.parent, **where)
     found = found[0] if isinstance(found, tuple) else found  # U-Nets' come with alphas
     other = next((name for name in found if not name.startswith(f"{network}.")), None)
@@ -34,9 +40,13 @@ def role_in(pipeline: DiffusionPipeline, network: str, file: Path) -> LowRank:
     try:
         with foreign(file):
             pipeline.load_lora_weights(file.parent, adapter_name=READ, **where)
-        return loaded(pipeline.components[network].named_modules(), file)
+        role = loaded(pipeline.components[network].named_modules(), file)
     finally:
         pipeline.unload_lora_weights()
+    asked = sum(any(part in name for part in FIRST) for name in found)
+    if 2 * asked != len(role.tensors):
+        raise ValueError(f"{file}: is of {asked} layers, of which the network has fewer")
+    return role
 
 
 def loaded(modules: Iterable[tuple[str, nn.Module]], file: Path) -> LowRank:

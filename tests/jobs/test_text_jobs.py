@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from stepdistill.cli import app
 from stepdistill.evaluation.report.report import read_results
-from stepdistill.jobs.validation import Validation
+from stepdistill.jobs.validation import Validator
 from stepdistill.networks.lora import base_tensors
 from stepdistill.networks.views import own_tensors
 from stepdistill.runs.config import read
@@ -101,7 +101,7 @@ def test_the_best_checkpoint_is_that_of_the_metric(folder):
     assert found.keys() == {1, 2} and found[1] != found[2]
     assert found[2] == pytest.approx(row.scores["paired"].blocks[0], rel=0.2)
     with pytest.raises(ConfigError, match="validation.metric: 'fid': the suite has"):
-        Validation(begun(folder, {"validation.metric": "fid"}))
+        Validator(begun(folder, {"validation.metric": "fid"}))
 
 
 def test_the_card_says_how_the_student_is_called_and_put_onto_its_base(folder):

@@ -25,6 +25,7 @@ class SD3(Prompted):
 
     pipelines = ("StableDiffusion3Pipeline",)
     time_embedding = "time_text_embed.timestep_embedder"
+    seeded = False
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         super().__init__(pipeline)
