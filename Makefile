@@ -1,11 +1,11 @@
-# make demo | test | test-all | lint | bench: each sets up .venv first and needs nothing but Python.
+# make demo | demo-text | test | test-all | lint | bench: each sets up .venv first and needs nothing but Python.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: $(VENV) demo test test-all lint bench clean
+.PHONY: $(VENV) demo demo-text test test-all lint bench clean
 .DELETE_ON_ERROR:
 
 $(VENV): $(READY)
@@ -22,6 +22,9 @@ $(READY): pyproject.toml
 
 demo: $(READY)
 	$(BIN)/stepdistill run demo
+
+demo-text: $(READY)
+	$(BIN)/stepdistill run demo-text
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -57,6 +57,7 @@ SUITE = "What scores them: a shipped suite, or a YAML file; by default what thei
 REFERENCE = "A folder of real images, or a published .npz; else what the runs' data hold out."
 PROMPTS = "A file of prompts (.txt, .csv, .jsonl, .parquet) for models that take them."
 GUIDANCE = "Guidance of pipelines that are not ours; by default their own."
+READ = "Guidance, of students that are trained for several."
 TEACHER = "Which source is the teacher of the others, called as it is by default."
 DOWNLOAD = "Fetch weights of metrics that are not on this machine."
 LAYOUT = "Copy images of prompts as other scorers expect them: geneval or compbench."
@@ -170,6 +171,7 @@ def sample(
     count: Annotated[int | None, typer.Option(min=1, max=10_000, help=COUNT)] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed.")] = 0,
     prompt: Annotated[list[str] | None, typer.Option(help=ASKED)] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, max=1000, help=READ)] = None,
     trust: Trust = None,
     debug: Debug = False,
 ) -> None:
@@ -179,7 +181,7 @@ def sample(
         from .jobs.sample import draw_grid
         from .jobs.sources import Opening
 
-        opening = Opening(steps, tuple(trust or ()))
+        opening = Opening(steps, tuple(trust or ()), guidance)
         draw_grid(source, out, opening, count, seed, tuple(prompt or ()))
         console.print(f"images: {out}")
 
@@ -189,7 +191,7 @@ def export(
     folder: RunFolder,
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     best: Annotated[
-        bool, typer.Option("--best", help="The checkpoint nearest to the teacher, not the last.")
+        bool, typer.Option("--best", help="The best checkpoint, not the last.")
     ] = False,
     trust: Trust = None,
     debug: Debug = False,

@@ -23,6 +23,7 @@ from .networks.inputs import conditioned
 from .networks.taps import Taps
 from .process import Estimate, NoiseProcess, Prediction, per_sample
 
+HALF = (torch.float16, torch.bfloat16)
 Weight = float | Tensor  # guidance w, a number or one a sample (b,)
 
 
@@ -84,8 +85,9 @@ class Denoiser:
         precise = torch.promote_types(x_t.dtype, torch.float32)
         net_t = self.time(t).to(x_t.device, precise)
         net_s = None if self.s is None else self.time(self.s).to(net_t)
+        given, told = as_read(self.net, scale * x_t, cond)
         with conditioned(self.net, net_t, net_s, self.w, cond):
-            return self.call(self.net, scale * x_t, net_t, cond, self.w).to(x_t.dtype)
+            return self.call(self.net, given, net_t, told, self.w).to(x_t.dtype)
 
     def solve(self, x_t: Tensor, t: Tensor, output: Tensor) -> Estimate:
         """The estimate that an output of the network means."""
@@ -100,6 +102,16 @@ class Denoiser:
         """u(t), (b,), of a network with the output "logvar"."""
         device = next(self.net.parameters()).device
         return self.net.logvar(self.time(t).to(device, torch.float32))
+
+
+def as_read(net: nn.Module, x: Tensor, cond: Cond) -> tuple[Tensor, Cond]:
+    """A state and a condition in the numbers of a network in half precision; as they are of
+    others."""
+    like = next(net.parameters(), None)
+    if like is None or like.dtype not in HALF:
+        return x, cond
+    narrow = {k: v.to(like.dtype) if v.is_floating_point() else v for k, v in cond.items()}
+    return x.to(like.dtype), narrow
 
 
 def toward(denoiser: AnyDenoiser, s: Tensor) -> AnyDenoiser:

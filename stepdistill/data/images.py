@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from ..schema import ConfigError, Range, Seed
+from ..teachers.backbone import Asked
 from ..teachers.codec import Size
 from ..teachers.teacher import Teacher
 from .loader import Rows, Samples, Source, shuffled, windowed
 from .pictures import TAKEN, Fit
+from .prompts import LONGEST
 from .stored import Stored, is_held_out, numbered
 
 HELD = 2**28  # bytes of pixels that are held in memory
@@ -45,8 +47,36 @@ class Images(Source):
     held_out_seed: Seed = 0
 
     @abstractmethod
-    def find(self, classes: int | None) -> Stored:
-        """The pictures; with labels if the teacher has so many classes. Raises ConfigError."""
+    def find(self, classes: int | None, captioned: bool = False) -> Stored:
+        """The pictures; with labels if the teacher has so many classes, with captions if it is
+        asked by prompts. Raises ConfigError."""
+
+    def prompts(self) -> list[str]:
+        stored = self._captioned()
+        kept = is_held_out(stored, self.held_out, self.held_out_seed)
+        return [stored.captions[i] for i in np.flatnonzero(~kept)]
+
+    def _stored(self, teacher: Teacher, training: bool) -> Stored:
+        """What a teacher of prompts is trained on has captions; what is held out may."""
+        if not teacher.prompted:
+            return self.find(teacher.classes)
+        try:
+            return self._captioned()
+        except ConfigError:
+            if training:
+                raise
+            return self.find(None)
+
+    def _captioned(self) -> Stored:
+        """The pictures with their captions. Raises ConfigError."""
+        stored = self.find(None, captioned=True)
+        for number, caption in enumerate(stored.captions):
+            if not isinstance(caption, str) or len(caption) > LONGEST:
+                raise ConfigError(
+                    f"{stored.name(number)}: its caption is no text of at most {LONGEST:,} "
+                    "characters"
+                )
+        return stored
 
     def window(self) -> int | None:
         """How many are shuffled among themselves where they are read in order, else None."""
@@ -63,15 +93,15 @@ class Images(Source):
     def _pictures(self, teacher: Teacher, training: bool) -> "Pictures":
         fit = self._fit(teacher)
         try:
-            found = self._found(fit, teacher.classes, training)
+            found = self._found(fit, teacher, training)
             return found if found.window else found.held()
         except ConfigError as error:
             # What is wrong with another setting says so itself.
             where = "" if str(error).startswith("settings.") else "settings.path: "
             raise ConfigError(f"{where}{error}") from error
 
-    def _found(self, fit: Fit, classes: int | None, training: bool) -> "Pictures":
-        stored = self.find(classes)
+    def _found(self, fit: Fit, teacher: Teacher, training: bool) -> "Pictures":
+        classes, stored = teacher.classes, self._stored(teacher, training)
         kept = is_held_out(stored, self.held_out, self.held_out_seed)
         taken = np.flatnonzero(kept ^ training)
         if not len(taken):
@@ -82,7 +112,10 @@ class Images(Source):
             given = stored.names if self.classes is None else self.classes
             numbers, names = numbered(stored, given, classes)
             labels = torch.from_numpy(numbers[taken])
-        return Pictures(stored, fit, taken, labels, names, self.window(), drawn)
+        said = None
+        if teacher.prompted and stored.captions is not None:
+            said = [stored.captions[i] for i in taken]
+        return Pictures(stored, fit, taken, labels, names, self.window(), drawn, captions=said)
 
     def _fit(self, teacher: Teacher) -> Fit:
         channels, size = teacher.codec.channels, teacher.size
@@ -99,7 +132,7 @@ class Pictures(Samples):
 
     taken: numbers of those in use. labels: of these, or None. window: how many are shuffled among
     themselves, None for all. drawn: whether places of cuts and flips are drawn from the batch's own
-    stream. pixels: of each, where they are held in memory.
+    stream. pixels: of each, where they are held in memory. captions: of those in use, or None.
     """
 
     stored: Stored
@@ -110,12 +143,13 @@ class Pictures(Samples):
     window: int | None = None
     drawn: tuple[bool, bool] = (False, False)
     pixels: list[np.ndarray] | None = None
+    captions: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.taken)
 
-    def asked(self) -> Tensor | None:
-        return self.labels
+    def asked(self) -> Asked:
+        return self.labels if self.captions is None else self.captions
 
     def digest(self) -> str:
         found = sha256(repr((self.fit, self.drawn)).encode())
@@ -142,6 +176,8 @@ class Pictures(Samples):
             pictures = [self._changed(p, *draw) for p, draw in zip(pictures, draws, strict=True)]
         cut = np.stack([middle(picture, self.fit.size) for picture in pictures])
         images = torch.from_numpy(cut).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+        if self.captions is not None:
+            return Rows(images, [self.captions[i] for i in index.tolist()])
         return Rows(images, None if self.labels is None else self.labels[index])
 
     def held(self) -> "Pictures":

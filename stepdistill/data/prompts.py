@@ -158,10 +158,15 @@ def name_in(cell: Any) -> str | None:
     return cell if isinstance(cell, str) and cell and cell.isprintable() else None
 
 
+def column_in(names: Iterable[str]) -> str:
+    """The one of COLUMNS that is there; where none is, the first."""
+    return next((column for column in COLUMNS if column in names), COLUMNS[0])
+
+
 def column_of(names: Sequence[str]) -> str:
     """The column that holds the prompts. Raises ValueError where none does."""
-    found = next((column for column in COLUMNS if column in names), None)
-    if found is None:
+    found = column_in(names)
+    if found not in names:
         listed = ", ".join(map(str, names)) or "none"
         raise ValueError(f"no column {', '.join(COLUMNS)}; there are: {shown(listed)}")
     return found

@@ -17,10 +17,12 @@ Label = int | str
 
 
 class Stored(ABC):
-    """Encoded pictures. labels: of each, whole numbers or names; None without. names: of the
-    numbers, None if they have none. shards: lengths of the files they lie in, in order."""
+    """Encoded pictures. labels: of each, whole numbers or names; None without. captions: of each
+    what it shows; None without. names: of the numbers, None if they have none. shards: lengths of
+    the files they lie in, in order."""
 
     labels: Sequence[Label] | None
+    captions: Sequence[str] | None = None
     names: Sequence[str] | None = None
 
     @property
@@ -61,6 +63,7 @@ class Files(Stored):
     paths: list[str]
     labels: Sequence[Label] | None
     names: Sequence[str] | None = None
+    captions: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)

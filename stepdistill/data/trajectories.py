@@ -3,32 +3,27 @@
     manifest.json        the teacher's hash, solver, times, guidance, seed and sizes
     00000.safetensors    m trajectories: their states (m, n + 1, *event), the answers there, guided
                          x̂₀ (m, n, *event), w (m,), and cond.NAME (m, …) of conditions
-    00000.sha256         its checksum; its presence says that the shard is whole
 
-Shard k is the same whoever computes it, and whenever: its noise, labels and w come from a stream
-keyed (seed, k). So a build that was interrupted goes on, several processes share the work, and a
-cache of another teacher or setting is refused.
+The noise, labels and w of shard k come from a stream keyed (seed, k), see `shards`.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import read_text, save_whole, sha256, shared, write_whole
-from ..schema import ConfigError, Count, Positive, Seed, Steps
+from ..schema import Count, Positive, Seed, Steps
 from ..solver import OneStep, Trajectory, ode_step, start
 from ..teachers.teacher import Teacher, teacher_sampler
+from . import shards
 from .loader import Drawn, shuffled, stream
 
-MANIFEST = "manifest.json"
 CACHED = 5  # kind of the streams that shards are drawn from
 COND = "cond."  # before the names of conditions
 FORMAT = 2  # of the shards
@@ -138,62 +133,12 @@ def build(
     part: tuple[int, int] = (0, 1),
     observe: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Compute the shards that are missing; part: (rank, processes) of those that share the work.
-
-    Raises ConfigError if the folder holds another cache."""
-    rank, world = part
-    require(folder, manifest(teacher, settings))
-    mine = range(rank, settings.shards, world)
-    with shared(folder):
-        for done, k in enumerate(mine):
-            observe(done, len(mine))
-            if not is_whole(folder, k):
-                write_shard(folder, k, trajectories(teacher, settings, k))
-    observe(len(mine), len(mine))
-
-
-def require(folder: Path, wanted: dict[str, Any]) -> None:
-    """Make the folder of a cache, or see that it is this one. Raises ConfigError."""
-    file = folder / MANIFEST
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(wanted, indent=1) + "\n")
-        return
-    try:
-        found = json.loads(read_text(file))
-        other = next((k for k in wanted if found.get(k) != wanted[k]), None)
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{file}: damaged ({error}): delete {folder}, run again") from error
-    if other is not None:
-        raise ConfigError(
-            f"{folder}: a cache of another {other}: choose another cache.path, or delete it"
-        )
-
-
-def write_shard(folder: Path, k: int, tensors: dict[str, Tensor]) -> None:
-    """Put a shard, then its checksum, into the folder, each whole or not at all."""
-    file = folder / f"{k:05d}.safetensors"
-    save_whole(file, tensors)
-    write_whole(file.with_suffix(".sha256"), f"{sha256(file)}  {file.name}\n")
-
-
-def is_whole(folder: Path, k: int) -> bool:
-    """Whether shard k lies there as it was written."""
-    file = folder / f"{k:05d}.safetensors"
-    try:
-        said = read_text(file.with_suffix(".sha256")).split()
-        return said[:1] == [sha256(file)]
-    except (OSError, UnicodeDecodeError):
-        return False
+    """Compute the shards that are missing, see `shards.build`."""
+    made = partial(trajectories, teacher, settings)
+    shards.build(folder, manifest(teacher, settings), settings.shards, made, part, observe)
 
 
 def load_cache(folder: Path, teacher: Teacher, settings: CacheSettings, seed: int) -> Cache:
-    """The whole cache, its files mapped rather than read; `seed` orders it for training.
-
-    Raises ConfigError if it is of something else, or a shard is missing or damaged."""
-    require(folder, manifest(teacher, settings))
-    for k in range(settings.shards):
-        if not is_whole(folder, k):
-            raise ConfigError(f"{folder}: shard {k:05d} is missing or damaged: run again")
-    shards = [load_file(folder / f"{k:05d}.safetensors") for k in range(settings.shards)]
-    return Cache(times_of(teacher, settings), shards, settings.samples, seed)
+    """The whole cache; `seed` orders it for training. Raises ConfigError as `shards.load`."""
+    found = shards.load(folder, manifest(teacher, settings), settings.shards)
+    return Cache(times_of(teacher, settings), found, settings.samples, seed)

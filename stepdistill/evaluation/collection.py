@@ -1,14 +1,8 @@
-"""Images that somebody made, in a folder, with what each was asked for where the folder says so:
-
-metadata.jsonl    {"file_name": "0.png", "prompt": "…"} a line (or text, caption)
-captions.txt      a line for each image, in natural order of their names
-00000/metadata.jsonl, 00000/samples/0000.png    GenEval's layout, one folder a prompt
-CLASS/…/0.png     a folder a class: one of each in turn, so that blocks of images are alike
-"""
+"""Images that somebody made, in a folder, with what each was asked for where it says so, see
+`data.captioned`; of images in subfolders alone one of each in turn, so that blocks are alike."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,14 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.listing import files, folders, listed
+from ..data.captioned import captioned
+from ..data.listing import listed
 from ..data.pictures import FORMATS, SUFFIXES, Fit
-from ..data.prompts import COLUMNS, LARGEST, LONGEST
 from ..data.stored import natural
-from ..files import read_text, whole
-from ..schema import ConfigError, shown
-
-METADATA, CAPTIONS, SAMPLES = "metadata.jsonl", "captions.txt", "samples"
+from ..files import whole
+from ..schema import ConfigError
 
 
 @dataclass(frozen=True)
@@ -68,17 +60,7 @@ def is_collection(folder: Path) -> bool:
 
 def collection_of(folder: Path) -> Collection:
     """The images of a folder. Raises ConfigError where there are none, or its words do not fit."""
-    try:
-        found, prompts = pairs_of(folder)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            str(error) if isinstance(error, ConfigError) else f"{folder}: {error}"
-        ) from error
-    for number, prompt in enumerate(prompts or (), 1):
-        if not isinstance(prompt, str) or len(prompt) > LONGEST:
-            raise ConfigError(
-                f"{folder}: prompt {number} is no text of at most {LONGEST:,} characters"
-            )
+    found, prompts = captioned(folder)
     labels, classes = (None, ()) if prompts is not None else classes_of(folder, found)
     if labels is not None:
         order = in_turn(labels)
@@ -104,73 +86,6 @@ def in_turn(labels: list[int]) -> list[int]:
         turns.append(before.get(label, 0))
         before[label] = turns[-1] + 1
     return sorted(range(len(labels)), key=lambda i: (turns[i], labels[i]))
-
-
-def pairs_of(folder: Path) -> tuple[list[Path], list[str] | None]:
-    """Images and their prompts. Raises ValueError and OSError for what cannot be read."""
-    if (folder / METADATA).is_file():
-        rows = [mapping(line) for line in lines(folder / METADATA)]
-        named = [inside(folder, row.get("file_name")) for row in rows]
-        return existing(folder, named), [prompt_in(row) for row in rows]
-    if (folder / CAPTIONS).is_file():
-        found = [folder / e.name for e in listed(folder) if e.name.lower().endswith(SUFFIXES)]
-        said = lines(folder / CAPTIONS)
-        if len(said) != len(found):
-            raise ValueError(f"{CAPTIONS} has {len(said)} lines for {len(found)} images")
-        return existing(folder, found), said
-    if any((Path(entry.path) / METADATA).is_file() for entry in listed(folder)):
-        return by_prompt(folder)
-    return [Path(path) for path in files(folder, SUFFIXES)], None
-
-
-def by_prompt(folder: Path) -> tuple[list[Path], list[str]]:
-    """GenEval's layout."""
-    found, prompts = [], []
-    for entry in folders(folder):
-        place = Path(entry.path)
-        said = prompt_in(mapping(read_text(place / METADATA).splitlines()[0]))
-        made = files(place / SAMPLES, SUFFIXES)
-        found += [Path(path) for path in made]
-        prompts += [said] * len(made)
-    return found, prompts
-
-
-def lines(file: Path) -> list[str]:
-    """Those of a file that are not empty."""
-    return [line for line in read_text(file, LARGEST).split("\n") if line.strip()]
-
-
-def mapping(line: str) -> dict:
-    """A line of JSON. Raises ValueError for another thing."""
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError(f"{METADATA}: {shown(line)} is no mapping")
-    return row
-
-
-def prompt_in(row: dict) -> str:
-    """Raises ValueError where there is none."""
-    found = next((row[name] for name in COLUMNS if name in row), None)
-    if not isinstance(found, str):
-        raise ValueError(f"{METADATA}: no {' , '.join(COLUMNS)} in {shown(str(row))}")
-    return found
-
-
-def inside(folder: Path, name: object) -> Path:
-    """A file that metadata name. Raises ValueError for one outside the folder."""
-    if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{METADATA}: file_name {shown(str(name))} is no file of this folder")
-    return folder / name
-
-
-def existing(folder: Path, found: list[Path]) -> list[Path]:
-    """The files. Raises ValueError where there are none, or one is missing."""
-    if not found:
-        raise ValueError("holds no images")
-    for file in found:
-        if not file.is_file():
-            raise ValueError(f"{file.relative_to(folder)} is missing")
-    return found
 
 
 def size_of(file: Path) -> tuple[int, int]:

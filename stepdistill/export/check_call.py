@@ -30,8 +30,10 @@ def main(request: dict, answer: Path) -> None:
     from safetensors.torch import save_file
 
     torch.set_num_threads(1)
-    custom = {"trust_remote_code": True} if request["custom"] else {}
-    pipe = DiffusionPipeline.from_pretrained(request["folder"], local_files_only=True, **custom)
+    given = dict.fromkeys(request["absent"])
+    if request["custom"]:
+        given["trust_remote_code"] = True
+    pipe = DiffusionPipeline.from_pretrained(request["folder"], local_files_only=True, **given)
     pipe.set_progress_bar_config(disable=True)
     images = {}
     for n in request["steps"]:

@@ -55,9 +55,9 @@ from ..runs.stages import TrainedRun
 from ..schema import ConfigError
 from ..solver import Sampler
 from ..teachers.backbone import Asked
-from ..teachers.loading import few_step_class
+from ..teachers.loading import absent, few_step_class
+from ..teachers.lora_file import FOLDER as LORA
 from ..teachers.teacher import Teacher
-from .lora import FOLDER as LORA
 from .lora import has_lora_files, write_lora
 from .model_card import card
 from .schedulers import (
@@ -200,7 +200,8 @@ def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) 
     asked = teacher.asked(count)
     custom = bool(code_of(folder))
     request = {"folder": str(folder.resolve()), "custom": custom, "steps": steps, "seed": seed}
-    images = call_plainly(request | {"call": call_of(teacher, asked, count)})
+    request["absent"] = absent(teacher.pipeline)
+    images = call_plainly(request | {"call": call_of(teacher, student, asked, count)})
     home = next(student.net.parameters()).device
     student.net.cpu()  # where the plain call runs: convolutions of other devices round differently
     teacher.to(torch.device("cpu"))
@@ -223,14 +224,15 @@ def verify(folder: Path, teacher: Teacher, student: Denoiser, sampler: Sampler) 
     return worst
 
 
-def call_of(teacher: Teacher, asked: Asked, count: int) -> dict[str, Any]:
+def call_of(teacher: Teacher, student: Denoiser, asked: Asked, count: int) -> dict[str, Any]:
     """What a plain call is given beside its steps, for labels, prompts or nothing."""
     if asked is None:
         return {"batch_size": count}
     if isinstance(asked, Tensor):
         return {"class_labels": asked.tolist()}
     height, width = teacher.size
-    return {"prompt": list(asked), "guidance_scale": 1.0, "height": height, "width": width}
+    w = teacher.w if teacher.backbone.reads_guidance(student.net) else 1.0
+    return {"prompt": list(asked), "guidance_scale": w, "height": height, "width": width}
 
 
 def allowed(student: Denoiser, sampler: Sampler) -> float:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from ..networks.lora import LowRank
 
-FOLDER, FILE, KOHYA = "lora", "pytorch_lora_weights.safetensors", "kohya.safetensors"
+KOHYA = "kohya.safetensors"
 
 
 def has_lora_files(pipeline: DiffusionPipeline) -> bool:

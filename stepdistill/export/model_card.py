@@ -13,7 +13,9 @@ from ..runs.config import text_of
 from ..runs.costs import stage_costs
 from ..runs.folder import versions, versions_line
 from ..runs.stages import TrainedRun
-from .lora import FILE, FOLDER, KOHYA, has_lora_files
+from ..teachers.loading import absent
+from ..teachers.lora_file import FILE, FOLDER
+from .lora import KOHYA, has_lora_files
 
 
 def card(trained: TrainedRun, code: list[str], rows: list[Row]) -> str:
@@ -54,17 +56,19 @@ def front_matter(licence: str, methods: str) -> str:
 def usage(trained: TrainedRun, code: list[str]) -> str:
     """The plain call, and what it needs; code: the folder's files of code."""
     steps = trained.run.sampler.steps
-    trust = ", trust_remote_code=True" if code else ""
+    given = without(trained) + (", trust_remote_code=True" if code else "")
     call = f"num_inference_steps={steps[0] if steps else 32}"
     if trained.teacher.prompted:
-        call = f'["{in_code(trained.teacher.asked(1)[0])}"], {call}, guidance_scale=1'
+        reads = trained.teacher.backbone.reads_guidance(trained.student.net)
+        w = trained.teacher.w if reads else 1
+        call = f'["{in_code(trained.teacher.asked(1)[0])}"], {call}, guidance_scale={w:g}'
         if trained.teacher.size != trained.teacher.backbone.size:
             call += ", height={}, width={}".format(*trained.teacher.size)
     else:
         call += ", class_labels=[3, 7]" if trained.teacher.classes else ", batch_size=2"
     text = (
         "```python\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("path/to/this/folder"{trust})\n'
+        f'pipe = DiffusionPipeline.from_pretrained("path/to/this/folder"{given})\n'
         f"images = pipe({call}).images\n```\n"
     )
     if code:
@@ -74,26 +78,33 @@ def usage(trained: TrainedRun, code: list[str]) -> str:
     if "pipeline.py" not in code and not trained.teacher.prompted:
         text += '\nIn bfloat16 add `output_type="pt"`: diffusers\' pixel pipelines have no other.\n'
     if trained.role is not None and has_lora_files(trained.teacher.pipeline):
-        text += lora_usage(code)
+        text += lora_usage(trained, code)
     offered = ", ".join(map(str, steps)) if steps else "any number"
     return text + f"\nSteps it was trained for: {offered}.\n"
 
 
-def lora_usage(code: list[str]) -> str:
+def without(trained: TrainedRun) -> str:
+    """What a call that opens the folder says of parts that are not there."""
+    return "".join(f", {name}=None" for name in absent(trained.teacher.pipeline))
+
+
+def lora_usage(trained: TrainedRun, code: list[str]) -> str:
     """How the student is put onto its base; code: the folder's files of code."""
+    none = without(trained)
     if code:
-        scheduler = "DiffusionPipeline.from_pretrained(folder, trust_remote_code=True).scheduler"
+        opened = f"DiffusionPipeline.from_pretrained(folder{none}, trust_remote_code=True)"
+        scheduler = f"{opened}.scheduler"
     else:
         scheduler = 'DDIMScheduler.from_pretrained(folder, subfolder="scheduler")'
+    kohya = f"`{FOLDER}/{KOHYA}` is the same under kohya's names, for other interfaces.\n"
     return (
         "\nThe same as a LoRA on the teacher, which the other weights here are merged with:\n\n"
         "```python\nfrom diffusers import DDIMScheduler, DiffusionPipeline\n\n"
         'folder = "path/to/this/folder"\n'
-        'pipe = DiffusionPipeline.from_pretrained("path/to/the/teacher")\n'
+        f'pipe = DiffusionPipeline.from_pretrained("path/to/the/teacher"{none})\n'
         f'pipe.load_lora_weights(folder + "/{FOLDER}", weight_name="{FILE}")\n'
         f"pipe.scheduler = {scheduler}\n```\n\n"
-        f"`{FOLDER}/{KOHYA}` is the same under kohya's names, for other interfaces.\n"
-    )
+    ) + (kohya if trained.teacher.backbone.network == "unet" else "")
 
 
 def in_code(prompt: str) -> str:

@@ -168,7 +168,13 @@ class WithDiscriminator(Matching):
     @property
     def needs(self) -> Needs:
         judged = "critic" if self.adversarial else None
-        return Needs(MATCHING, discriminator=judged, tap=self.tap, stepwise=self.stepwise)
+        return Needs(
+            MATCHING,
+            data=self.adversarial,
+            discriminator=judged,
+            tap=self.tap,
+            stepwise=self.stepwise,
+        )
 
     def generate(self, p: Players, batch: Batch) -> Sample:
         times = self.exit_times(p, batch)

@@ -23,6 +23,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import distributed
 
+from ..data.texts import text_bytes
 from ..evaluation.evaluate import Sampled, evaluate
 from ..evaluation.protocol import Procedure, protocols
 from ..evaluation.report.report import Report, read_results, write_report
@@ -46,6 +47,7 @@ from .costs import with_costs
 from .report_images import outliers_of, pairs_of, same_noise, strips, within
 from .samplers import of_run
 from .suites import require, require_images, suite_for
+from .validation import Validator, as_trained
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def train_stages(stages: Stages, console: Console) -> None:
                 stages,
                 lambda snapshot: show(snapshot.done, snapshot.total, str(snapshot)),
                 partial(warn, console),
+                Validator(stages),
             )
     except KeyboardInterrupt:
         where = f"update {stages.trainer.update} of {stages.settings.method}"
@@ -219,8 +222,14 @@ def warn(console: Console, line: str) -> None:
 
 
 def prepare_cache(stages: Stages, console: Console) -> None:
-    """Compute the teacher's trajectories the run asks for, with their size said before."""
+    """Encode the prompts and compute the trajectories that the run asks for, with their sizes said
+    before."""
     setup = stages.setup
+    if setup.run.prompts is not None and setup.run.prompts.cache is not None:
+        size = text_bytes(setup.teacher, setup.run.prompts.dtype)
+        console.print(f"encoded prompts: {size / 1e6:.1f} MB", soft_wrap=True)
+        with progress(console, "encoding") as show:
+            stages.open_texts(lambda done, total: show(done, total, ""))
     if setup.run.cache is None:
         return
     size = trajectory_bytes(setup.teacher, setup.run.cache)
@@ -265,6 +274,7 @@ def report(
         within=within(samplers, suite, run.seed, n),
         pairs=pairs_of(samplers, suite, n, seed),
         films=strips(trained),
+        trained=as_trained(trained),
         worst=outliers_of(samplers, suite, n, seed),
         health=record_of(log_rows(log), run.health, stages),
         bands={f"health: {signal}": found for signal, found in spans(stages).items()},

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..denoiser import AnyDenoiser
 from ..evaluation.evaluate import Request, Sampled, first_block, most_steps, requests
-from ..evaluation.reference import Asked, One, heeded
+from ..evaluation.reference import Asked, One, heeded, prompts_in
 from ..evaluation.report.outliers import Outliers, outliers
 from ..evaluation.report.pairs import Pairs, in_words, pairs
 from ..evaluation.report.pictures import enumerated, is_small, lean, shown
@@ -51,9 +51,12 @@ def same_noise(
     names, note = [_name(c) for c in rows], differing(rows, suite)
     same = "Image by image" if note else f"Same {'seed' if stored else 'noise'}"
     wanted = suite.reference.asked(1)
+    prompts: Sequence[str] = []
     if wanted is not None and not note:
         same += ", same label" if isinstance(wanted, Tensor) else ", same prompt"
-    return ImageGrid(same, torch.stack(made), names, (left, right), note)
+        each = [request.asked for request in requests(suite, n, 1, seed).each] if stored else None
+        prompts = prompts_in(each or suite.reference.asked(PICTURES))
+    return ImageGrid(same, torch.stack(made), names, (left, right), note, prompts)
 
 
 def differing(rows: Sequence[Sampled], suite: Suite) -> str:

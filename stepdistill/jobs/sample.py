@@ -17,7 +17,7 @@ from ..runs.stages import reopen
 from ..schema import ConfigError
 from ..teachers.backbone import Asked
 from ..teachers.teacher import Teacher
-from .samplers import in_batches, of_folder, of_student
+from .samplers import in_batches, of_folder, of_student, with_guidance
 from .sources import Opening
 
 SIDE = 64  # pixels of an image in the grid, at least
@@ -74,7 +74,7 @@ def asked_of(teacher: Teacher, count: int, prompts: tuple[str, ...]) -> Asked:
 def student_of(source: Path, opening: Opening) -> tuple[Sampled, Teacher]:
     """The sampler of a run's student or of an exported pipeline, and its teacher or itself."""
     if not RunFolder(source).is_run:
-        return of_folder(source, opening.steps)
+        return of_folder(source, opening.steps, opening.guidance)
     trained = reopen(source, Accelerator(), trusted=opening.trusted)
     sampler = trained.run.sampler
     steps = opening.steps or min(sampler.steps or trained.run.evaluation.steps)
@@ -82,7 +82,10 @@ def student_of(source: Path, opening: Opening) -> tuple[Sampled, Teacher]:
         offered = ", ".join(map(str, sampler.steps))
         raise ConfigError(f"{source}: offered with {offered} steps, not {steps}")
     teacher = trained.teacher
-    return of_student(STUDENT, trained.student, sampler, steps, teacher), teacher
+    student = trained.student
+    if opening.guidance is not None:
+        student = with_guidance(student, teacher, opening.guidance, str(source))
+    return of_student(STUDENT, student, sampler, steps, teacher), teacher
 
 
 def tile(images: Tensor, columns: int) -> Tensor:

@@ -14,7 +14,7 @@ from ..evaluation.evaluate import Sampled
 from ..evaluation.reference import Asked
 from ..evaluation.report.table import steps_text
 from ..evaluation.rows import STUDENT, TEACHER
-from ..networks.inputs import WithInputs
+from ..networks.inputs import WithInputs, is_given_guidance
 from ..networks.views import parameter_count
 from ..runs.stages import TrainedRun
 from ..schema import ConfigError
@@ -64,10 +64,13 @@ def of_student(
     return sampled(model, steps, steps, student, teacher, draw)
 
 
-def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Teacher]:
-    """An exported pipeline as a student, at `steps` or at its fewest, and as a teacher.
+def of_folder(
+    folder: Path, steps: int | None, guidance: float | None = None, alone: bool = True
+) -> tuple[Sampled, Teacher]:
+    """An exported pipeline as a student, at `steps` or at its fewest, and as a teacher. guidance:
+    of a network that reads it; where it is not alone, that of others.
 
-    Raises ConfigError if it is none, or was not trained for these steps."""
+    Raises ConfigError if it is none, was not trained for these steps, or reads no guidance."""
     # A path here is a path, whatever shipped teachers are called.
     source = f"./{folder}" if folder.is_dir() and not folder.is_absolute() else str(folder)
     try:
@@ -82,6 +85,8 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Teacher]:
         raise ConfigError(str(error)) from error
     trained = trained_settings(pipeline)
     student, table = exported(pipeline, teacher), trained.get("times")
+    told = guidance if alone or reads(student, teacher) else None
+    student = with_guidance(student, teacher, told, str(folder))
     if table is None:
         any_steps = teacher_sampler(teacher)
         return of_student(STUDENT, student, any_steps, steps or 1, teacher), teacher
@@ -94,6 +99,21 @@ def of_folder(folder: Path, steps: int | None) -> tuple[Sampled, Teacher]:
         return sample(student, noise, times, cond, generator, trained["gamma"])
 
     return sampled(STUDENT, steps, steps, student, teacher, draw), teacher
+
+
+def with_guidance(student: Denoiser, teacher: Teacher, w: float | None, name: str) -> Denoiser:
+    """A student at guidance w, None for its own. Raises ConfigError where it reads none, and where
+    nothing says its own."""
+    if w is None and teacher.backbone.reads_guidance(student.net):
+        raise ConfigError(f"{name}: its network reads the guidance: say which, by --guidance")
+    if w is not None and not reads(student, teacher):
+        raise ConfigError(f"--guidance: {name} does not read it: its guidance is fixed")
+    return student if w is None else replace(student, w=w)
+
+
+def reads(student: Denoiser, teacher: Teacher) -> bool:
+    """Whether guidance is an input of a student's network."""
+    return teacher.backbone.reads_guidance(student.net) or is_given_guidance(student.net)
 
 
 def exported(pipeline: DiffusionPipeline, teacher: Teacher) -> Denoiser:

@@ -189,7 +189,7 @@ def gather(sources: list[Path], opening: Opening) -> Gathered:
                 kinds.add(model.kind)
                 others.append(model)
         else:
-            student, teacher = of_folder(source, opening.steps)
+            student, teacher = of_folder(source, opening.steps, opening.guidance, alone=False)
             kinds.add(kind_of(teacher))
             key = (source, student.model, student.steps)
             found[key] = replace(student, source=str(source))

@@ -24,9 +24,9 @@ from ..evaluation.published import SUFFIX, published
 from ..evaluation.reference import Brought, Kind, NoneBrought, RealImages, Task, in_turn
 from ..evaluation.suite import Suite, SuiteSettings, Unfit, opened
 from ..evaluation.summary import places
-from ..runs.config import DataSettings, RunConfig, find, labelled, part
+from ..runs.config import DataSettings, RunConfig, labelled, part
 from ..runs.plan import rehearsal
-from ..runs.yaml import load_values
+from ..runs.yaml import find, load_values
 from ..schema import ConfigError, fit
 from ..teachers.teacher import Teacher
 
@@ -41,6 +41,7 @@ class Shape(NamedTuple):
     size: tuple[int, int]
     codec: Kind
     classes: int | None
+    prompted: bool = False  # of captions nothing is asked where images are a reference
 
 
 def shape_of(kind: Kind) -> Shape:
@@ -84,7 +85,7 @@ def brought(reference: str | None, data: DataSettings | None, teacher: Teacher |
 def in_folder(path: str, teacher: Teacher | Shape, resize: Resize | None) -> Pictures:
     """The images of a folder, as they are or, by what a suite says, made smaller."""
     if resize is None:
-        return Folder(path=path).open(teacher)
+        return Folder(path=path).open(Shape(teacher.size, teacher.codec, teacher.classes))
     stored = Folder(path=path).find(teacher.classes)
     fit = Fit((resize.side, resize.side), teacher.codec.channels, convert="rgb", resize=resize)
     labels = None

@@ -36,8 +36,9 @@ class Diffusion(Method):
         return (Turn("student", self.loss),)
 
     def loss(self, p: Players, batch: Batch) -> Loss:
-        student, x0, eps = p.student, batch.x0, batch.noise()
+        student, x0 = p.student, batch.x0
         t = self.time.draw(student.process, len(x0), batch.local)
+        eps = batch.noise()
         estimate = student(student.process.add_noise(x0, eps, t), t, batch.cond)
         error = denoising_error(student, estimate, x0, eps, t)
         if self.most is not None:

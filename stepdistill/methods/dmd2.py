@@ -13,7 +13,7 @@ time of the step that made x, so that each step's samples are matched by themsel
 mixture (ours).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..families.matching import WithDiscriminator, of_step
 from ..losses.gan import generator_loss
 from ..losses.score import matching_direction, pull
-from ..method import Batch, Loss, Players
+from ..method import Batch, Loss, Needs, Players
 from ..solver import Sampler, clean_end
 
 
@@ -39,6 +39,11 @@ class Dmd2(WithDiscriminator):
     rollout: Literal["backward", "noised_data"] = "backward"
 
     paper = "DMD2 (arXiv:2405.14867)"
+
+    @property
+    def needs(self) -> Needs:
+        needs = super().needs
+        return replace(needs, data=needs.data or self.rollout == "noised_data")
 
     def student_loss(self, p: Players, batch: Batch) -> Loss:
         made, x_t, t = self.noised(p, batch)

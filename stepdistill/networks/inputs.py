@@ -17,6 +17,7 @@ import torch
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
+from .guidance_embedding import GuidanceEmbedding
 from .views import View, bare, own_tensors, parameter_count, standalone
 
 INPUTS = ("s", "w", "adapters", "logvar")
@@ -56,8 +57,11 @@ class WithInputs(View):
         return parameter_count(self.net) + added
 
     def standalone(self) -> nn.Module:
-        """The network below, with its inputs if it has any; changed in place."""
+        """The network below, with its inputs if it has any, within it where it has a place for
+        them; changed in place."""
         self.net, self.logvar = standalone(self.net), None
+        if isinstance(self.inputs, GuidanceEmbedding):
+            return self.inputs.folded(self.net)
         return self.net if self.inputs is None else self
 
     def over(self, net: nn.Module) -> "WithInputs":
@@ -79,6 +83,13 @@ class LogVariance(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         return self.linear(self.features(t).to(self.linear.weight)).flatten()
+
+
+def is_given_guidance(net: nn.Module) -> bool:
+    """Whether guidance is an input of this network, from outside of it."""
+    if not isinstance(net, WithInputs) or net.inputs is None:
+        return False
+    return bool({*net.inputs.config.get("inputs", ("adapters",))} & {*GUIDANCE_INPUTS})
 
 
 @contextmanager

@@ -149,8 +149,8 @@ def low_rank(view: AdapterView, values: Mapping[str, Tensor]) -> LowRank:
 
 
 def merged(view: AdapterView) -> nn.Module:
-    """A plain copy of the network with the role's correction added to its weights."""
-    net = deepcopy(view.net)
+    """A plain copy of the network, in float32, with the role's correction added to its weights."""
+    net = deepcopy(view.net).float()
     for _, layer in _lora_layers(net):
         if view.role in layer.lora_A:
             weight = layer.get_base_layer().weight

@@ -6,11 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..networks.guidance_embedding import PROJECTION
 from ..networks.inputs import KEPT_INPUTS
 from ..process import NoiseProcess
 from ..schema import ConfigError
 from ..teachers.loading import load_pipeline, trained_settings
+from ..teachers.lora_file import FILE, FOLDER, role_in
 from ..teachers.teacher import Teacher
+from ..training.players import Adapters
 from .config import RunConfig
 from .folder import RunFolder
 
@@ -34,7 +37,7 @@ def beginning_of(run: RunConfig, teacher: Teacher) -> Beginning | None:
     if run.student is None:
         return None
     if run.adapters is not None and "student" in run.adapters.roles:
-        raise ConfigError("student: its whole network would change: leave student out of adapters")
+        return role_of(Path(run.student), run.adapters, teacher)
     try:
         pipeline = load_pipeline(str(exported_in(Path(run.student))))
         earlier = Teacher.from_pipeline(pipeline)
@@ -42,6 +45,8 @@ def beginning_of(run: RunConfig, teacher: Teacher) -> Beginning | None:
         raise ConfigError(f"student: {error}") from error
     require_alike(earlier, teacher)
     tensors, inputs = dict(earlier.denoiser.net.state_dict()), ()
+    if PROJECTION in tensors and not teacher.backbone.embedded:
+        tensors["inputs.proj.weight"], inputs = tensors.pop(PROJECTION), ("w",)
     extra = pipeline.components.get("inputs")
     if extra is not None:
         inputs = tuple(extra.config.get("inputs", ("adapters",)))
@@ -49,6 +54,26 @@ def beginning_of(run: RunConfig, teacher: Teacher) -> Beginning | None:
     if not {*inputs} <= {*KEPT_INPUTS}:
         raise ConfigError(f"student: {run.student}: adapters on a teacher: begin from the teacher")
     return Beginning(tensors, inputs, trained_settings(pipeline).get("skip_sigma_data") is not None)
+
+
+def role_of(path: Path, adapters: Adapters, teacher: Teacher) -> Beginning:
+    """The role in a LoRA file, or in that of a folder. Raises ConfigError."""
+    places = path, path / FILE, exported_in(path) / FOLDER / FILE
+    file = next((each for each in places if each.is_file()), None)
+    if file is None:
+        raise ConfigError(
+            f"student: {path}: holds no {FILE}, and student is among adapters.roles: leave it out "
+            "there, or begin from a LoRA"
+        )
+    try:
+        role = role_in(teacher.pipeline, teacher.backbone.network, file)
+    except ValueError as error:
+        raise ConfigError(f"student: {error}") from error
+    if role.rank != adapters.rank:
+        raise ConfigError(f"student: {file}: has rank {role.rank}: set adapters.rank to that")
+    scale = (adapters.alpha or adapters.rank) / adapters.rank
+    halves = role.tensors.items()
+    return Beginning({name: v / scale if ".lora_B." in name else v for name, v in halves})
 
 
 def exported_in(folder: Path) -> Path:

@@ -4,7 +4,6 @@ The dataclasses are the schema: unknown keys, wrong types, values out of range a
 contradict each other are refused with one line that names the key and what to write instead.
 """
 
-import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -12,13 +11,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 
 from ..data.loader import Source
 from ..data.prompts import read_prompts
+from ..data.texts import DTypeName
 from ..data.trajectories import CacheSettings
 from ..method import Method
-from ..resources import is_shipped, named, shipped, shipped_modules, shipped_names
+from ..resources import is_shipped, named, shipped_modules
 from ..schema import (
     ConfigError,
     Count,
@@ -26,38 +26,40 @@ from ..schema import (
     Range,
     Seed,
     Steps,
+    Whole,
     did_you_mean,
     fit,
     require_known,
     shown,
 )
 from ..solver import Sampler
-from ..teachers.bounds import CONDITIONED, SCHEDULER, UNET, require_bounds
+from ..teachers.bounds import CONDITIONED, SCHEDULER, SD3, UNET, require_bounds
 from ..teachers.schedulers import scheduler_class
 from ..training.health.settings import Health
 from ..training.players import Adapters
 from ..training.trainer import Optimiser, Training
-from .yaml import load_values, written
+from .yaml import find, load_values, written
 
 GuidanceWeight = Annotated[float, Range(0, 1000)]
 Side = Annotated[int, Range(1, 2**14)]
 T = TypeVar("T")
-LISTED = 8  # names in a message
 
 
 @dataclass(frozen=True)
 class Network:
     """An untrained network, for runs that make a teacher.
 
-    unet: settings of a UNet2DModel, or with `parts` of a UNet2DConditionModel. parts: a shipped
-    teacher or a folder with vae/, text_encoder/ and tokenizer/, of which it makes a Stable
-    Diffusion. scheduler: a class of diffusers, which fixes the noise process and the prediction.
-    license: of the weights, for the model card.
+    unet: settings of a UNet2DModel, or with `parts` of a UNet2DConditionModel. transformer: of an
+    SD3Transformer2DModel instead. parts: a shipped teacher or a folder of whose vae, text_encoder
+    and tokenizer it makes a Stable Diffusion; of a transformer, of text_encoder_2 and tokenizer_2,
+    too. scheduler: a class of diffusers, which fixes the noise process and the prediction. license:
+    of the weights, for the model card.
     """
 
     license: str = "unknown"
     parts: str | None = None
     unet: dict[str, Any] = field(default_factory=dict)
+    transformer: dict[str, Any] = field(default_factory=dict)
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     scheduler_config: dict[str, Any] = field(default_factory=dict)
 
@@ -68,18 +70,21 @@ class TeacherSettings:
 
     path: a shipped teacher or a diffusers pipeline folder. size: height and width of its images,
     null for what it was trained for. backbone, codec: modules of your own in place of what the
-    pipeline's class says, see `teachers/`.
+    pipeline's class says, see `teachers/`. dtype: of a network that stays as it is, with students
+    and critics as adapters on it in float32.
     """
 
     path: str
     size: tuple[Side, Side] | None = None
     backbone: str | None = None
     codec: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     shorthand = "path"
 
     def __str__(self) -> str:
         settings = {"size": self.size, "backbone": self.backbone, "codec": self.codec}
+        settings["dtype"] = self.dtype if self.dtype != "float32" else None
         given = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
         return f"{self.path} ({given})" if given else self.path
 
@@ -105,10 +110,16 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class Prompting:
-    """file: of prompts, see `data.prompts`; a text alone is that. texts: the prompts themselves."""
+    """file: of prompts, see `data.prompts`; a text alone is that. texts: the prompts themselves.
+
+    cache: a folder, of this run or shared, for what encoders make of each in numbers of dtype, so
+    that they run once; null to run them in every step.
+    """
 
     file: str | None = None
     texts: tuple[str, ...] = ()
+    cache: str | None = None
+    dtype: DTypeName = "float32"
 
     shorthand = "file"
 
@@ -158,6 +169,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """Looks at the student while it is trained. every: student updates between pictures of it, 0
+    for none. samples: in each row of them. metric: of the suite, by whose score over n images, at
+    the fewest steps and beside the teacher at most, a checkpoint is the best; null for the distance
+    to the teacher."""
+
+    every: Whole = 0
+    samples: Annotated[int, Range(1, 64)] = 6
+    metric: str | None = None
+    n: Annotated[int, Range(20, 10**5)] = 200
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a run is.
 
@@ -186,6 +210,7 @@ class RunConfig:
     checkpointing: bool = False
     sampler: Sampler = Sampler()
     evaluation: Evaluation = Evaluation()
+    validation: Validation = Validation()
     health: Health = Health()
     precision: Literal["fp32", "bf16"] = "fp32"
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
@@ -264,34 +289,6 @@ def labelled(label: str) -> Iterator[None]:
         raise ConfigError(f"{label}: {error}") from error
 
 
-def find(source: str, folder: str = "configs", kind: str = "config") -> Path:
-    """The file of a path or of a shipped name; what has a separator in it is a path.
-
-    Raises ConfigError if there is none, or if a name means two."""
-    known = shipped(folder) / f"{source}.yaml"
-    named = os.sep not in source and is_file(known)
-    own = [path for path in (Path(source), Path(f"{source}.yaml")) if is_file(path)]
-    if named and any(not path.samefile(known) for path in own):
-        raise ConfigError(
-            f"{kind} {source}: shipped, and a file where you are: write ./{own[0]} for the "
-            "latter, or rename it"
-        )
-    if named or is_file(Path(source)):
-        return known if named else Path(source)
-    names = shipped_names(folder, ".yaml")
-    more = f", … {len(names)} in all" if len(names) > LISTED else ""
-    advice = did_you_mean(source, names) or f" ({', '.join(names[:LISTED])}{more})"
-    raise ConfigError(f"{kind} {shown(source)}: no such file, and not a shipped name{advice}")
-
-
-def is_file(path: Path) -> bool:
-    """Whether a file is there; none can have some names, as one that is too long."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
 def text_of(run: RunConfig) -> str:
     """The resolved run as YAML, every key written out."""
     return written(asdict(run))
@@ -333,6 +330,15 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
                 "a consistency function: put a stage before it that trains one"
             )
         yield from _idle_optimisers(run.stages[i], method, f"stages.{i}.training")
+    if run.adapters is not None and run.adapters.critic_rank and "critic" not in run.adapters.roles:
+        yield "adapters.critic_rank: the critic is not among adapters.roles: leave one out"
+    narrow = run.teacher is not None and run.teacher.dtype != "float32"
+    roles = set() if run.adapters is None else {*run.adapters.roles}
+    if narrow and (len(roles) < 2 or run.precision == "fp32"):
+        yield (
+            "teacher.dtype: bfloat16 is for a network that nobody trains: set precision: bf16, and "
+            "adapters with student and critic among their roles"
+        )
     if run.network is not None and run.student is not None:
         yield "student: begins from a student of a teacher, and `network` is none: leave one out"
     if run.network is not None:
@@ -368,9 +374,12 @@ def _network_problems(run: RunConfig, network: Network, methods: list[Method]) -
         scheduler = scheduler_class(network.scheduler)
     except ValueError as error:
         raise ConfigError(f"network.scheduler: {error}") from error
+    if network.transformer and (network.unet or network.parts is None):
+        yield "network.transformer: in place of unet, with parts, a folder of text encoders and VAE"
     pixels, prompted = (UNet2DModel, UNET), (UNet2DConditionModel, CONDITIONED)
     for (kind, bounds), values, key in (
         (pixels if network.parts is None else prompted, network.unet, "network.unet"),
+        ((SD3Transformer2DModel, SD3), network.transformer, "network.transformer"),
         ((scheduler, SCHEDULER), network.scheduler_config, "network.scheduler_config"),
     ):
         require_known(values, [*signature(kind.__init__).parameters][1:], key)

@@ -5,6 +5,7 @@
     student/       the exported pipeline      results.json, report.md, report.html
     cache/         the teacher's trajectories stages/        students the next stage needs again
     costs.json     seconds of each part; its presence says the run is finished
+    validation/    pictures of the student as it was trained
     classes.json   what the labels 0, 1, … are called, where the data say so
 
 It is made whole or not at all, and reopened by the same run alone.
@@ -46,7 +47,15 @@ from .yaml import LARGEST_FILE
 
 PACKAGES = ("stepdistill", "torch", "diffusers", "accelerate", "safetensors", "omegaconf")
 # Keys that change no weights.
-HARMLESS = ("trackers", "save_every", "keep", "log_every", "health", "evaluation")
+HARMLESS = (
+    "trackers",
+    "save_every",
+    "keep",
+    "log_every",
+    "health",
+    "evaluation",
+    "validation",
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,10 @@ class RunFolder:
     @property
     def student(self) -> Path:
         return self.path / "student"
+
+    @property
+    def validation(self) -> Path:
+        return self.path / "validation"
 
     @property
     def results(self) -> Path:
@@ -171,7 +184,7 @@ class RunFolder:
             self._sweep()
 
     def _sweep(self) -> None:
-        for folder in (self.path, self.path / "stages"):
+        for folder in (self.path, self.path / "stages", self.validation):
             sweep(folder)
         clear(self.checkpoints)
         sweep_for(self.path.resolve())

@@ -10,18 +10,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, current_thread, main_thread
 from types import FrameType
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 
 from ..schema import ConfigError
-from ..training.checkpoint import State, fitting, save
+from ..training.checkpoint import DISTANCE, State, fitting, save
 from ..training.finite import broken
 from ..training.health.monitor import Monitor
 from ..training.trainer import StepLog, TrainingFailed
 from .log import Log
 from .progress import Snapshot
 from .stages import Stages
+
+
+class Looker(Protocol):
+    """Who looks at the student of some stages while it is trained."""
+
+    def look(self, position: int) -> None:
+        """After every turn; position: of the turn in the run."""
+        ...
+
+    def score(self) -> float | None:
+        """Of the student as it is, by the run's metric, lower is better; None for no opinion."""
+        ...
+
 
 Observer = Callable[[Snapshot], None]
 Warn = Callable[[str], None]
@@ -31,7 +45,12 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ECHO = 2.0
 
 
-def train(stages: Stages, observe: Observer, warn: Warn = lambda line: None) -> None:
+def train(
+    stages: Stages,
+    observe: Observer,
+    warn: Warn = lambda line: None,
+    looker: Looker | None = None,
+) -> None:
     """Train every stage to its end, from wherever the folder's checkpoints stopped.
 
     warn: shows the user a line. Raises TrainingFailed if training cannot go on, or an alarm of its
@@ -40,13 +59,13 @@ def train(stages: Stages, observe: Observer, warn: Warn = lambda line: None) -> 
     """
     require_processes(stages)
     log = Log(stages)
-    train_stage(stages, log, observe, warn)
+    train_stage(stages, log, observe, warn, looker)
     while not stages.finished:
         skipped = stages.trainer.skipped
         stages.next_stage()
         stages.trainer.skipped = skipped  # counted over the whole run
         log.losses.clear()
-        train_stage(stages, log, observe, warn)
+        train_stage(stages, log, observe, warn, looker)
 
 
 def require_processes(stages: Stages) -> None:
@@ -63,7 +82,9 @@ def require_processes(stages: Stages) -> None:
     )
 
 
-def train_stage(stages: Stages, log: Log, observe: Observer, warn: Warn) -> None:
+def train_stage(
+    stages: Stages, log: Log, observe: Observer, warn: Warn, looker: Looker | None
+) -> None:
     """Train the present stage to its end, or until it is stopped; then its state lies on disk."""
     trainer, run, accelerator = stages.trainer, stages.setup.run, stages.setup.accelerator
     monitor = Monitor(run.health, trainer, stages.setup.teacher)
@@ -76,14 +97,16 @@ def train_stage(stages: Stages, log: Log, observe: Observer, warn: Warn) -> None
             step = trainer.step(compare_terms=monitor.due)
             log.add(step)
             watch(monitor, step, log, warn)
+            if looker is not None:
+                looker.look(log.position())
             if trainer.done or trainer.turn % run.log_every == 0:
                 log.write()
                 observe(log.snapshot())
             if trainer.update // run.save_every > periods:  # not counted from where it resumed
                 saved, periods = trainer.turn, trainer.update // run.save_every
-                checkpoint(stages, log, monitor)
+                checkpoint(stages, log, monitor, looker)
         if trainer.turn > saved:
-            checkpoint(stages, log, monitor)
+            checkpoint(stages, log, monitor, looker)
         if agreed(asked, accelerator):
             raise KeyboardInterrupt
     if monitor.stopped:
@@ -142,7 +165,9 @@ def agreed(asked: Event, accelerator: Accelerator) -> bool:
     return bool(accelerator.reduce(flag, "sum") > 0)
 
 
-def checkpoint(stages: Stages, log: Log, monitor: Monitor) -> None:
+def checkpoint(
+    stages: Stages, log: Log, monitor: Monitor, looker: Looker | None = None
+) -> None:
     """Write the stage's state; every process calls this, the main one writes.
 
     Raises TrainingFailed for a state that is not finite: the checkpoints stay as they are."""
@@ -155,11 +180,14 @@ def checkpoint(stages: Stages, log: Log, monitor: Monitor) -> None:
             "the same command goes on from the checkpoint before; if it comes again, train anew "
             "at a lower learning rate"
         )
-    score = monitor.distance()
+    by = setup.run.validation.metric
+    asked = by is not None and looker is not None
+    score = looker.score() if asked else monitor.distance()  # by every process, so that none waits
     if not setup.accelerator.is_main_process:
         return
     log.sync()
     numbers = {**state.numbers, "stage": stages.stage, "update": trainer.update}
     numbers |= {"pending": log.pending(), "health": monitor.state()}
     whole = State(state.tensors, numbers)
-    save(stages.folder.checkpoints, log.position(), whole, setup.run.keep, score)
+    keep = setup.run.keep
+    save(stages.folder.checkpoints, log.position(), whole, keep, score, by or DISTANCE)

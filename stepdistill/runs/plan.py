@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ..data.texts import text_bytes
 from ..training.trainer import Trainer
 from .config import RunConfig
 from .costs import (
@@ -52,6 +53,9 @@ def measured(stages: Stages) -> list[Line]:
     if run.cache:
         asked, size = trajectory_passes(teacher, run.cache), trajectory_bytes(teacher, run.cache)
         lines.append(("teacher's trajectories", f"{asked:,} forward, {size / 1e6:.1f} MB"))
+    if run.prompts and run.prompts.cache:
+        size = text_bytes(teacher, run.prompts.dtype)
+        lines.append(("encoded prompts", f"{size / 1e6:.1f} MB"))
     stages.rehearse_cache()
     for _ in walk(stages):
         lines += memory(stages) + passes(stages)

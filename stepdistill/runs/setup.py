@@ -21,7 +21,7 @@ from ..networks.inputs import GUIDANCE_INPUTS
 from ..networks.lora import AdapterView
 from ..schema import ConfigError
 from ..teachers.loading import load_any, load_pipeline, new_pipeline
-from ..teachers.teacher import Teacher
+from ..teachers.teacher import Kept, Teacher
 from .begin import Beginning, beginning_of
 from .config import RunConfig
 
@@ -55,7 +55,15 @@ class Setup:
         teacher.to(accelerator.device)
         data = data_of(run, teacher, any(method.needs.data for method in methods))
         check_guidance(run, methods, teacher)
+        check_export(run, methods, teacher)
+        if run.teacher is not None and run.teacher.dtype != "float32":  # after what it may begin as
+            teacher.denoiser.net.to(getattr(torch, run.teacher.dtype))
         return cls(run, methods, teacher, data, accelerator, beginning)
+
+    def reading(self, texts: Kept | None) -> "Setup":
+        """The same with the conditions of prompts that are kept; None to encode them."""
+        teacher = replace(self.teacher, texts=texts)
+        return replace(self, teacher=teacher, data=replace(self.data, teacher=teacher))
 
 
 def teacher_of(run: RunConfig) -> Teacher:
@@ -68,7 +76,8 @@ def teacher_of(run: RunConfig) -> Teacher:
             teacher = Teacher.from_pipeline(pipeline, run.guidance, *how)
         else:
             n = run.network
-            pipeline = new_pipeline(n.unet, n.scheduler, n.scheduler_config, run.seed, n.parts)
+            asked = (n.unet, n.scheduler, n.scheduler_config, run.seed, n.parts, n.transformer)
+            pipeline = new_pipeline(*asked)
             teacher = Teacher.from_pipeline(pipeline, run.guidance)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"teacher: {error}") from error
@@ -153,6 +162,26 @@ def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) 
     asked = [m.needs.trajectories or m.passes(run.sampler).teacher > 0 for m in methods]
     if run.guidance != 1 and not any(asked):
         raise ConfigError(f"guidance: {run.guidance:g} is for a teacher that no stage asks: use 1")
+
+
+def check_export(run: RunConfig, methods: Sequence[Method], teacher: Teacher) -> None:
+    """Raise ConfigError for a student that no pipeline of prompts would call as it was trained."""
+    family = teacher.backbone
+    if not family.prompted:
+        return
+    kind = type(teacher.pipeline).__name__
+    if not family.seeded and run.sampler.gamma > 0 and run.sampler.steps != (1,):
+        raise ConfigError(
+            f"sampler.gamma: {kind} hands its generator to no scheduler, so that noise between "
+            "steps could not be repeated: use 0"
+        )
+    given = {each for method in methods for each in method.needs.inputs} - {"logvar"}
+    known = {"w"} if family.guidance_input() is not None and not family.embedded else set()
+    if given - known:
+        raise ConfigError(
+            f"stages: a student with the input {min(given - known)} is called by no {kind}: choose "
+            "another method, or settings without it"
+        )
 
 
 def check_batches(setup: Setup) -> None:

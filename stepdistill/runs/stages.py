@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.loader import Data
+from ..data.texts import kept
 from ..data.trajectories import Cache, build, load_cache, times_of, trajectories
 from ..denoiser import Denoiser
 from ..method import Method
@@ -124,6 +126,22 @@ class Stages:
         if self._made is not None:
             self._made.data = self._data()
 
+    def open_texts(self, observe: Callable[[int, int], None]) -> None:
+        """Encode what is missing of the run's prompts, with all processes, and open them all. Then
+        what encodes them leaves the device, where training asks for no others."""
+        setup, asked = self.setup, self.setup.run.prompts
+        if asked is None or asked.cache is None:
+            return
+        accelerator = setup.accelerator
+        part = accelerator.process_index, accelerator.num_processes
+        folder, wait = Path(asked.cache), accelerator.wait_for_everyone
+        texts = kept(folder, setup.teacher, asked.dtype, part, wait, observe)
+        if not any(method.needs.data for method in setup.methods):  # whose captions may be others
+            setup.teacher.backbone.to(torch.device("cpu"))
+        self.setup, self.teacher = setup.reading(texts), replace(self.teacher, texts=texts)
+        if self._made is not None:
+            self._made.data = self._data()
+
     def rehearse_cache(self) -> None:
         """A few trajectories in memory, in place of those that training will build."""
         settings, teacher = self.setup.run.cache, self.setup.teacher
@@ -142,9 +160,10 @@ class Stages:
         return student
 
     def result(self) -> TrainedRun:
-        """What the run has come to, as it stands."""
+        """What the run has come to, as it stands; prompts are encoded, as its users' will be."""
+        self.setup.teacher.backbone.to(self.setup.accelerator.device)
         return TrainedRun(
-            setup=self.setup,
+            setup=self.setup.reading(None),
             folder=self.folder,
             student=self.student(),
             stage=self.stage,
@@ -274,7 +293,7 @@ def reopen(
     at_best: bool = False,
     trusted: Collection[str] = (),
 ) -> TrainedRun:
-    """A trained run, at its end or at the checkpoint nearest to the teacher.
+    """A trained run, at its end or at its best checkpoint.
 
     trusted: modules that it may name, and which then are run, besides those that are shipped.
     Raises ConfigError if it is not one, or not finished, CheckpointError if it is damaged."""
@@ -287,6 +306,6 @@ def reopen(
     if at_best:
         checkpoint = best(stages.folder.checkpoints)
         if checkpoint is None:
-            raise ConfigError(f"{folder}: no checkpoint has a score: its method has no teacher")
+            raise ConfigError(f"{folder}: no checkpoint has a score")
         stages.go_on_from(read_state(checkpoint), checkpoint)
     return stages.result()

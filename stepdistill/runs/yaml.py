@@ -1,9 +1,10 @@
-"""Plain values from one YAML file, changed by `key=value`, and back into YAML.
+"""YAML files: where they lie, plain values from one, changed by `key=value`, and back into YAML.
 
 OmegaConf does the work; here are the limits and the error messages. Its YAML is version 1.1, but
 1e-3 is a number and no key is given twice; ${seed} is the value of another key of the file.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from ..schema import ConfigError, shown
+from ..resources import shipped, shipped_names
+from ..schema import ConfigError, did_you_mean, shown
 
 LARGEST_FILE = 2**16  # bytes
 MOST_OPENED = 10_000  # brackets and dashes: nested without a limit, they crash the C parser
+LISTED = 8  # names in a message
 MOST_REFERENCES = 12  # to values that hold references themselves, and so on: the sizes multiply
 
 
@@ -117,3 +120,31 @@ def problem_of(error: Exception) -> str:
         case YAMLError():
             return f"not valid YAML: {said}"
     return said or type(error).__name__
+
+
+def find(source: str, folder: str = "configs", kind: str = "config") -> Path:
+    """The file of a path or of a shipped name; what has a separator in it is a path.
+
+    Raises ConfigError if there is none, or if a name means two."""
+    known = shipped(folder) / f"{source}.yaml"
+    named = os.sep not in source and is_file(known)
+    own = [path for path in (Path(source), Path(f"{source}.yaml")) if is_file(path)]
+    if named and any(not path.samefile(known) for path in own):
+        raise ConfigError(
+            f"{kind} {source}: shipped, and a file where you are: write ./{own[0]} for the "
+            "latter, or rename it"
+        )
+    if named or is_file(Path(source)):
+        return known if named else Path(source)
+    names = shipped_names(folder, ".yaml")
+    more = f", … {len(names)} in all" if len(names) > LISTED else ""
+    advice = did_you_mean(source, names) or f" ({', '.join(names[:LISTED])}{more})"
+    raise ConfigError(f"{kind} {shown(source)}: no such file, and not a shipped name{advice}")
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; none can have some names, as one that is too long."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

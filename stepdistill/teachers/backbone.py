@@ -29,7 +29,8 @@ class Backbone(ABC):
     time_embedding: path of the part that embeds the time, (b, width), where further inputs are
     added; empty for none. tap: path of the block that a critic's discriminator looks at.
     embedded: whether guidance is an input of the network, one evaluation, instead of two.
-    prompted: whether it is asked by prompts.
+    prompted: whether it is asked by prompts. seeded: whether its pipeline hands its generator to
+    its scheduler.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -38,6 +39,7 @@ class Backbone(ABC):
     tap: ClassVar[str] = ""
     embedded: ClassVar[bool] = False
     prompted: ClassVar[bool] = False
+    seeded: ClassVar[bool] = True
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
@@ -75,6 +77,18 @@ class Backbone(ABC):
     def to(self, device: torch.device) -> None:
         """Move what encodes conditions."""
         return None
+
+    def reads_guidance(self, net: nn.Module) -> bool:
+        """Whether guidance is an input of this network of the family."""
+        return self.embedded
+
+    def guidance_input(self) -> nn.Module | None:
+        """What makes guidance an input that the pipeline itself gives; None where it gives none."""
+        return None
+
+    def encoding(self) -> Sequence[nn.Module]:
+        """The networks that encode conditions."""
+        return ()
 
     def encode(self, asked: Asked, size: Size) -> Cond:
         """The condition of labels or prompts, one row each; nothing for nothing."""

@@ -46,6 +46,19 @@ CONDITIONED: dict[str, Any] = {
     "addition_time_embed_dim": Width | None,
     "projection_class_embeddings_input_dim": Annotated[int, Range(1, 2**16)] | None,
 }
+SD3: dict[str, Any] = {
+    "sample_size": Width,
+    "patch_size": Annotated[int, Range(1, 64)],
+    "in_channels": Channels,
+    "out_channels": Channels,
+    "num_layers": Annotated[int, Range(1, 256)],
+    "attention_head_dim": Width,
+    "num_attention_heads": Width,
+    "joint_attention_dim": Width,
+    "caption_projection_dim": Width,
+    "pooled_projection_dim": Width,
+    "pos_embed_max_size": Annotated[int, Range(1, 2048)],
+}
 VAE: dict[str, Any] = {
     **{key: UNET[key] for key in ("in_channels", "out_channels", "down_block_types")},
     **{key: UNET[key] for key in ("up_block_types", "block_out_channels", "layers_per_block")},

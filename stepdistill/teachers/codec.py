@@ -54,7 +54,8 @@ class Pixels(Codec):
 @dataclass(frozen=True)
 class Latents(Codec):
     """Latents z of a VAE, scaled: x0 = scaling_factor · (z − mean) / std, with its latents_mean and
-    latents_std by channel, where it has any. factor: pixels to a latent, a side."""
+    latents_std by channel, where it has any, else its shift_factor as the mean. factor: pixels to a
+    latent, a side."""
 
     vae: AutoencoderKL
     factor: int
@@ -64,7 +65,8 @@ class Latents(Codec):
         """Of z, (c, 1, 1): its mean, and how much larger it is than x0."""
         config, device = self.vae.config, self.vae.device
         both = config.latents_mean is not None and config.latents_std is not None
-        mean = torch.tensor(config.latents_mean if both else [0.0], device=device)
+        shift = [config.shift_factor or 0.0]
+        mean = torch.tensor(config.latents_mean if both else shift, device=device)
         std = torch.tensor(config.latents_std if both else [1.0], device=device)
         return mean[:, None, None], std[:, None, None] / config.scaling_factor
 

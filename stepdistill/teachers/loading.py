@@ -18,6 +18,8 @@ from diffusers import (
     DDPMPipeline,
     DiffusionPipeline,
     SchedulerMixin,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -36,6 +38,8 @@ from .schedulers import FEW_STEP_SCHEDULER, FLOWS, TABLES, is_flow, process_of, 
 FEW_STEP = "FewStepPipeline"
 STOCK = {"DDIMPipeline": DDIMPipeline, "DDPMPipeline": DDPMPipeline}
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+SD3 = "StableDiffusion3Pipeline"
+PROJECTED = ["transformers", "CLIPTextModelWithProjection"]
 TOLD = ("force_zeros_for_empty_prompt",)  # settings of a pipeline that mean something here
 TRAINED = ("times", "gamma", "guidance", "skip_sigma_data", "start")
 PROMPTED = {
@@ -49,9 +53,32 @@ PARTS: dict[str, dict[str, list[str]]] = {  # beside the scheduler: library and 
     SD: PROMPTED,
     SDXL: PROMPTED
     | {
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": PROJECTED,
         "tokenizer_2": ["transformers", "CLIPTokenizer"],
     },
+    SD3: {
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": PROJECTED,
+        "text_encoder_2": PROJECTED,
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    },
+}
+NETWORKS: dict[str, tuple[str, Any, dict[str, Any]]] = {  # part, class and bounds, by pipeline
+    SD: ("unet", UNet2DConditionModel, bounds.CONDITIONED),
+    SDXL: ("unet", UNet2DConditionModel, bounds.CONDITIONED),
+    SD3: ("transformer", SD3Transformer2DModel, bounds.SD3),
+}
+CLASSES = {
+    SD: StableDiffusionPipeline,
+    SDXL: StableDiffusionXLPipeline,
+    SD3: StableDiffusion3Pipeline,
+}
+ABSENT: dict[str, dict[str, Any]] = {  # parts and settings that make no picture
+    SD: {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None},
+    SDXL: {"add_watermarker": False},
+    SD3: {"text_encoder_3": None, "tokenizer_3": None},
 }
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # that make no picture
 OLD = ("tensor_format", "timestep_values")  # keys of schedulers of diffusers 0.1, without effect
@@ -66,7 +93,7 @@ def load_pipeline(source: str) -> DiffusionPipeline:
     require_own_files(folder)
     index = read_json(folder / INDEX)
     name = kind_named(index, folder / INDEX)
-    if name in (SD, SDXL):
+    if name in NETWORKS:
         return load_prompted(folder, index, name)
     unet = load_network(folder / "unet", UNet2DModel, bounds.UNET)
     parts = {"unet": unet, "scheduler": load_scheduler(folder, index)}
@@ -85,20 +112,21 @@ def load_pipeline(source: str) -> DiffusionPipeline:
 
 def load_prompted(folder: Path, index: dict[str, Any], name: str) -> DiffusionPipeline:
     """A Stable Diffusion from its folder."""
-    scheduler = load_scheduler(folder, index)
-    unet = load_network(folder / "unet", UNet2DConditionModel, bounds.CONDITIONED)
+    scheduler, (part, kind, limits) = load_scheduler(folder, index), NETWORKS[name]
+    net = load_network(folder / part, kind, limits)
     told = {key: index[key] for key in TOLD if key in index}
-    return around(folder, name, unet, scheduler, told)
+    return around(folder, name, net, scheduler, told)
 
 
 def around(
     folder: Path,
     name: str,
-    unet: UNet2DConditionModel,
+    net: nn.Module,
     scheduler: SchedulerMixin,
     told: dict[str, Any],
 ) -> DiffusionPipeline:
-    """A Stable Diffusion whose other parts lie in a folder; told: further settings."""
+    """A Stable Diffusion around a network, whose other parts lie in a folder; told: further
+    settings."""
     parts: dict[str, Any] = {
         "vae": load_network(folder / "vae", AutoencoderKL, bounds.VAE).eval().requires_grad_(False)
     }
@@ -107,12 +135,9 @@ def around(
             parts[part] = load_text_encoder(folder / part, kind)
         if part.startswith("tokenizer"):
             parts[part] = load_tokenizer(folder / part)
-    parts |= {"unet": unet, "scheduler": scheduler, **told}
+    parts |= {NETWORKS[name][0]: net, "scheduler": scheduler, **told}
     with foreign(folder):
-        if name == SD:
-            checks = {"safety_checker": None, "requires_safety_checker": False}
-            return StableDiffusionPipeline(**parts, **checks, feature_extractor=None)
-        return StableDiffusionXLPipeline(**parts, add_watermarker=False)
+        return CLASSES[name](**parts, **ABSENT[name])
 
 
 def kind_named(index: dict[str, Any], file: Path) -> str:
@@ -124,7 +149,7 @@ def kind_named(index: dict[str, Any], file: Path) -> str:
         raise ValueError(f"{file}: {shown(name)}: no family of pipelines knows it: {advice}")
     for part, kind in PARTS[name].items():
         if index.get(part) != kind:
-            what = "network" if part == "unet" else part
+            what = "network" if part in ("unet", "transformer") else part
             raise ValueError(f"{file}: its {what} is not of a known class ({kind[1]})")
     known = (*PARTS[name], "scheduler", *(("inputs",) if name == FEW_STEP else LEFT_OUT))
     for key, value in index.items():
@@ -253,6 +278,13 @@ def trained_settings(pipeline: DiffusionPipeline) -> dict[str, Any]:
     return {}
 
 
+def absent(pipeline: DiffusionPipeline) -> list[str]:
+    """Parts that a pipeline does without, and that its class does not say it can: whoever loads its
+    folder with diffusers gives None for them."""
+    missing = [name for name, part in pipeline.components.items() if part is None]
+    return [name for name in missing if name not in {"inputs", *pipeline._optional_components}]
+
+
 def is_falling(row: object) -> bool:
     """Whether `row` is a list of falling numbers."""
     if not isinstance(row, list) or not all(type(t) in (int, float) for t in row):
@@ -276,20 +308,25 @@ def new_pipeline(
     config: dict[str, Any],
     seed: int,
     parts: str | None = None,
+    transformer: dict[str, Any] | None = None,
 ) -> DiffusionPipeline:
     """An untrained pipeline, from the settings of a network and of a scheduler class.
 
-    parts: a shipped teacher or a folder whose VAE, text encoder and tokenizer it takes; None for
-    pixels, of which unconditional networks under a table of ᾱ make a stock DDIMPipeline."""
+    parts: a shipped teacher or a folder whose VAE, text encoders and tokenizers it takes; None for
+    pixels, of which unconditional networks under a table of ᾱ make a stock DDIMPipeline.
+    transformer: settings of that of Stable Diffusion 3, in place of a U-Net's."""
     with foreign("network.scheduler_config"):
         kind = scheduler_class(scheduler)(**config)
-    with foreign("network.unet"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = (UNet2DModel if parts is None else UNet2DConditionModel)(**unet)
+    name = None if parts is None else SD3 if transformer else SD
+    made = UNet2DModel if name is None else NETWORKS[name][1]
+    with foreign("network.transformer" if transformer else "network.unet"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = made(**(transformer or unet))
     if parts is not None:
         folder = pipeline_folder(parts, "vae/config.json")
         require_own_files(folder)
-        return around(folder, SD, net, kind, {})
+        return around(folder, name, net, kind, {})
     if net.config.num_class_embeds is None and isinstance(process_of(kind)[0], VariancePreserving):
         return DDIMPipeline(net, kind)
     return few_step_class()(net, kind)

@@ -85,6 +85,7 @@ def loaded(kind: type[N], folder: Path, variant: str | None) -> N:
             output_loading_info=True,
             variant=variant,
         )
+        net.float()
     for fault in ("missing_keys", "unexpected_keys"):
         if found[fault]:
             which, first = fault.partition("_")[0], sorted(found[fault])[0]
@@ -92,7 +93,7 @@ def loaded(kind: type[N], folder: Path, variant: str | None) -> N:
     for name, value in net.state_dict().items():
         if not torch.isfinite(value).all():
             raise ValueError(f"{folder}: the weights {name} are not finite")
-    return net.float()
+    return net
 
 
 def require_keys(config: dict[str, Any], known: Iterable[str], file: Path) -> None:

@@ -1,16 +1,17 @@
 """A diffusers pipeline as a teacher: a frozen denoiser, a codec, and the conditions it takes."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import cycle
+from typing import Protocol
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from ..conditions import Cond, move, repeat
 from ..denoiser import AnyDenoiser, Denoiser, Guided, evaluations, unguided
@@ -26,6 +27,14 @@ from .schedulers import FEW_STEP_SCHEDULER, clip_of, process_of
 from .spacing import own_sampler
 
 
+class Kept(Protocol):
+    """Conditions of prompts that need not be encoded."""
+
+    def rows(self, asked: Sequence[str]) -> Cond | None:
+        """Of prompts; None where one of them is not kept."""
+        ...
+
+
 @dataclass(frozen=True)
 class Teacher:
     """A frozen denoiser and the pipeline it came from.
@@ -33,7 +42,7 @@ class Teacher:
     denoiser: conditional, without guidance, what students begin as. guided: with guidance w, what
     methods distil; x̂₀ is clipped where the pipeline's scheduler clips it. Students do without, for
     a clip has no gradient where it acts. size: height and width of its images. prompts: of a run,
-    if it is asked by prompts.
+    if it is asked by prompts. texts: their conditions, where these are kept.
     """
 
     pipeline: DiffusionPipeline
@@ -44,6 +53,7 @@ class Teacher:
     w: float
     size: Size
     prompts: tuple[str, ...] = ()
+    texts: Kept | None = None
 
     @classmethod
     def from_pipeline(
@@ -111,11 +121,14 @@ class Teacher:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the base network's weights; roles on it do not count."""
-        digest = sha256()
-        for name, tensor in sorted(base_tensors(self.denoiser.net).items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(base_tensors(self.denoiser.net))
+
+    @cached_property
+    def encoders_hash(self) -> str:
+        """SHA-256 of the weights of what encodes conditions."""
+        numbered = enumerate(self.backbone.encoding())
+        states = {f"{i}.{name}": v for i, net in numbered for name, v in net.state_dict().items()}
+        return digest_of(states)
 
     @cached_property
     def prompts_hash(self) -> str:
@@ -150,7 +163,12 @@ class Teacher:
 
     def conditions(self, asked: Asked) -> Cond:
         """The condition of labels or prompts, one row each, on the network's device."""
-        return move(self.backbone.encode(asked, self.size), self.device)
+        kept = None if self.texts is None else self.texts.rows(asked)
+        return move(self.encode(asked) if kept is None else kept, self.device)
+
+    def encode(self, asked: Asked) -> Cond:
+        """The same, where it is encoded."""
+        return self.backbone.encode(asked, self.size)
 
     def some(self, n: int) -> Cond:
         """n fixed rows; empty conditions where they are neither labels nor prompts."""
@@ -158,6 +176,15 @@ class Teacher:
         if asked is None:
             return move(repeat(self.null, n), self.device)
         return self.conditions(asked)
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from ..files import (
 from ..schema import ConfigError
 
 TENSORS, NUMBERS, SUMS = "state.safetensors", "state.json", "SHA256SUMS"
+DISTANCE = "distance"  # to the teacher: what a score is of, unless a metric gives it
 LONGEST = 4096  # bytes of sums
 
 
@@ -52,13 +53,20 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read; the message names it."""
 
 
-def save(folder: Path, step: int, state: State, keep: int = 2, score: float | None = None) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    state: State,
+    keep: int = 2,
+    score: float | None = None,
+    by: str = DISTANCE,
+) -> Path:
     """Write checkpoint `step` (≥ 0) into `folder`; keep the newest `keep` (≥ 1) and the best.
 
-    score: lower is better; one that is not finite is none. One process at a time writes a folder.
-    A checkpoint of the same step is replaced, later ones go: a run that went back to an earlier
-    checkpoint could not read them. Raises DiskError if the disk is full or fails; the checkpoints
-    before it are then as they were.
+    score: lower is better; one that is not finite is none. by: what it is of. One process at a time
+    writes a folder. A checkpoint of the same step is replaced, later ones go: a run that went back
+    to an earlier checkpoint could not read them. Raises DiskError if the disk is full or fails; the
+    checkpoints before it are then as they were.
     """
     if keep < 1:
         raise ValueError(f"keep: at least 1 checkpoint, got {keep}")
@@ -66,7 +74,7 @@ def save(folder: Path, step: int, state: State, keep: int = 2, score: float | No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         clear(folder)
-        write(partial, state, score)
+        write(partial, state, score, by)
         if final.exists():
             drop(final)
         os.replace(partial, final)
@@ -80,12 +88,12 @@ def save(folder: Path, step: int, state: State, keep: int = 2, score: float | No
     return final
 
 
-def write(folder: Path, state: State, score: float | None) -> None:
+def write(folder: Path, state: State, score: float | None, by: str) -> None:
     """Make a checkpoint's folder, everything in it flushed to the disk."""
     folder.mkdir()
     tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors.items()}
     score = score if score is not None and math.isfinite(score) else None
-    text = json.dumps({"score": score, "numbers": state.numbers}, indent=1)
+    text = json.dumps({"score": score, "by": by, "numbers": state.numbers}, indent=1)
     (folder / NUMBERS).write_text(text, encoding="utf-8")
     save_file(tensors, folder / TENSORS)
     shutil.copymode(folder / NUMBERS, folder / TENSORS)  # safetensors' own is for the owner alone
@@ -139,18 +147,23 @@ def latest(folder: Path) -> tuple[State | None, list[str]]:
 
 
 def best(folder: Path) -> Path | None:
-    """The checkpoint with the lowest score, or None if none has one."""
-    scores = {path: score_of(path) for path in finished(folder)}
-    scored = [path for path, score in scores.items() if score is not None]
-    return min(scored, key=scores.get, default=None)
+    """The checkpoint with the lowest score, of those that are scored as the newest is; None if none
+    has a score."""
+    found = {path: score_of(path) for path in finished(folder)}
+    scored = {path: score for path, score in found.items() if score is not None}
+    by = next((each[1] for each in reversed(scored.values())), None)
+    alike = {path: score for path, (score, of) in scored.items() if of == by}
+    return min(alike, key=alike.get, default=None)
 
 
-def score_of(path: Path) -> float | None:
-    """The score a checkpoint was saved with; None if it has none, or was damaged."""
+def score_of(path: Path) -> tuple[float, str] | None:
+    """The score a checkpoint was saved with, and what it is of; None if it has none, or was
+    damaged."""
     try:
-        return numbers_of(path)["score"]
+        found = numbers_of(path)
     except CheckpointError:
         return None
+    return None if found["score"] is None else (found["score"], found.get("by", DISTANCE))
 
 
 def read_state(path: Path) -> State:

@@ -21,7 +21,7 @@ from ..networks.lora import AdapterView, add_adapter, enable_checkpointing, with
 from ..networks.taps import Seen, Taps
 from ..networks.views import bare, load_own, own_tensors
 from ..resources import pipeline_class
-from ..schema import Count, NotNegative
+from ..schema import Count, NotNegative, Whole
 from ..solver import Sampler
 from ..teachers.teacher import Teacher
 
@@ -33,13 +33,19 @@ LowRank = Literal["student", "critic"]
 @dataclass(frozen=True)
 class Adapters:
     """Low-rank roles: W + (alpha / rank)·B A on the layers `targets` names; by default on all
-    attention projections, or on every layer of a network without attention. alpha: 0 for rank.
-    roles: which are low-rank, the target as the student; the others are full copies."""
+    attention projections, or on every layer of a network without attention. rank: the student's.
+    critic_rank: 0 for the student's. alpha: 0 for the rank of each. roles: which are low-rank, the
+    target as the student; the others are full copies."""
 
     rank: Count = 16
+    critic_rank: Whole = 0
     alpha: NotNegative = 0.0
     targets: tuple[str, ...] = ()
     roles: tuple[LowRank, ...] = ("student", "critic")
+
+    def rank_of(self, role: str) -> int:
+        """Of a player; those that come from the student have its own."""
+        return self.critic_rank if role == "critic" and self.critic_rank else self.rank
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,13 @@ def make_players(method: Method, teacher: Teacher, settings: PlayerSettings) -> 
 
 
 def load_known(net: nn.Module, start: dict[str, Tensor]) -> None:
-    """Begin with `start`; what whoever it is from did not have stays as it was made."""
+    """Begin with `start`; what whoever it is from did not have stays as it was made.
+
+    Raises ValueError for a role on layers that the new one is not on."""
     own = own_tensors(net)
+    other = next((name for name in start if ".lora_" in name and name not in own), None)
+    if other is not None:
+        raise ValueError(f"begins from a LoRA of {other}, a layer that adapters.targets leave out")
     load_own(net, {name: start.get(name, own[name]) for name in own})
 
 
@@ -118,7 +129,7 @@ def network(base: nn.Module, role: str, settings: PlayerSettings) -> nn.Module:
     wanted, shared = settings.adapters, base.net
     alpha, targets = wanted.alpha or None, wanted.targets or None
     device = next(shared.parameters()).device
-    add_adapter(shared, role, rank=wanted.rank, alpha=alpha, targets=targets)
+    add_adapter(shared, role, rank=wanted.rank_of(role), alpha=alpha, targets=targets)
     shared.to(device)
     if settings.checkpointing:
         enable_checkpointing(shared)
@@ -143,6 +154,9 @@ def extra_inputs(teacher: Teacher, inputs: tuple[str, ...]) -> nn.Module | None:
     names, path = [name for name in inputs if name in KEPT_INPUTS], teacher.backbone.time_embedding
     if not names:
         return None
+    own = teacher.backbone.guidance_input() if names == ["w"] else None
+    if own is not None:
+        return own
     taps = taps_of(teacher, (path,), "for more inputs: choose a method without")
     (seen,) = outputs_of(teacher, taps)
     return pipeline_class("extra_inputs", "ExtraInputs")(names, seen.shape[-1], path)

@@ -50,7 +50,8 @@ def check(mutation: Mutation, copy: Path) -> None:
     mutate(copy, mutation)
     done = run_tests(list(mutation.tests), copy)
     assert done.returncode == 1, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
-    assert re.search(r"^E +(assert|AssertionError)", done.stdout, re.MULTILINE), done.stdout
+    noticed = r"^E +(assert|AssertionError|Failed: DID NOT RAISE)"
+    assert re.search(noticed, done.stdout, re.MULTILINE), done.stdout
 
 
 @pytest.mark.parametrize("mutation", FIRST, ids=lambda m: m.name)

@@ -19,7 +19,7 @@ def cells(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
 
 
 def test_there_are_notebooks():
-    assert len(SCRIPTS) == 7 == len(list(FOLDER.glob("*.ipynb")))
+    assert len(SCRIPTS) == 8 == len(list(FOLDER.glob("*.ipynb")))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stepdistill import cli, files
-from stepdistill.data import trajectories
+from stepdistill.data import shards
 from stepdistill.files import (
     PARTIAL,
     Taken,
@@ -211,7 +211,7 @@ def test_a_cache_that_others_build_keeps_what_they_write(tmp_path):
         leftover.mkdir()
         with shared(tmp_path):
             assert leftover.exists()
-    assert trajectories.shared is shared
+    assert shards.shared is shared
 
 
 # Signals and streams.

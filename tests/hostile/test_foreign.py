@@ -27,8 +27,9 @@ from stepdistill.jobs import samplers
 from stepdistill.jobs.suites import load
 from stepdistill.method import Method
 from stepdistill.resources import named
-from stepdistill.runs.config import find, read
+from stepdistill.runs.config import read
 from stepdistill.runs.folder import RunFolder
+from stepdistill.runs.yaml import find
 from stepdistill.schema import ConfigError, printable
 from stepdistill.training.checkpoint import CheckpointError, read_state
 from stepdistill.training.trainer import Trainer

@@ -74,6 +74,32 @@ def test_the_demo(figure, tmp_path):
     assert 0.85 * seconds <= sum(parts.values()) <= seconds
 
 
+ONE, TWO = "follows by cell one object", "follows by cell two objects"
+
+
+def followed(
+    config: str, runs: Path, figure: Callable[..., None]
+) -> tuple[dict[tuple[str, int], Row], float]:
+    """What `run` gives of a config of text, its shares of prompts followed and seconds recorded."""
+    rows, seconds = run(config, runs)
+    for (model, steps), row in rows.items():
+        if model != "real":
+            for name in (ONE, f"{ONE}, held out", TWO, f"{TWO}, held out"):
+                figure(f"{model} {steps}, {name.removeprefix('follows by cell ')}", row.value(name))
+        figure(f"{model} {steps}, frechet_random", row.value("frechet_random"))
+    figure(config, seconds, "s")
+    return rows, seconds
+
+
+@pytest.mark.full(shard="demo-text")
+def test_the_demo_of_text(figure, tmp_path):
+    rows, seconds = followed("demo-text", tmp_path, figure)
+    student, teacher = rows["student", 4], rows["teacher", 4]
+    assert seconds <= 12 * 60
+    assert student.value(ONE) >= 0.85 and student.value(TWO) >= 0.75
+    assert student.nfe == 4 < teacher.nfe and student.value(TWO) > teacher.value(TWO)
+
+
 @pytest.mark.full(shard="shapes-classes")
 def test_shapes_classes(figure, tmp_path):
     rows, _ = measured("shapes-classes", tmp_path, figure)

@@ -91,6 +91,41 @@ def stable_diffusion_xl(zeros: bool = True) -> d.StableDiffusionXLPipeline:
     )
 
 
+def stable_diffusion_3(shift: float = 3.0) -> d.StableDiffusion3Pipeline:
+    """Of prompts, 16×16: a flow, with two text encoders of three."""
+    tokenizers = letters(), letters()
+    encoders = [
+        redrawn(CLIPTextModelWithProjection(text_config(t, projection_dim=8)), seed).eval()
+        for seed, t in enumerate(tokenizers, 4)
+    ]
+    net = d.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=40,
+        caption_projection_dim=16,
+        pooled_projection_dim=16,
+        pos_embed_max_size=12,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    )
+    return d.StableDiffusion3Pipeline(
+        transformer=redrawn(net, 1),
+        vae=redrawn(d.AutoencoderKL(**VAE, scaling_factor=1.5, shift_factor=0.06), 2),
+        text_encoder=encoders[0],
+        text_encoder_2=encoders[1],
+        text_encoder_3=None,
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        tokenizer_3=None,
+        scheduler=d.FlowMatchEulerDiscreteScheduler(shift=shift),
+    )
+
+
 def dit(scheduler: d.SchedulerMixin | None = None) -> d.DiTPipeline:
     """Of labels, 16×16; it hands no generator to its scheduler."""
     return d.DiTPipeline(

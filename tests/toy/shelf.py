@@ -26,6 +26,8 @@ N, NAMES = 12, ("ape", "cat", "dog")  # pictures of a source, and their classes,
 class Looker:
     """What a source asks of a teacher."""
 
+    prompted = False
+
     def __init__(self, channels: int = 1, classes: int | None = None, size: Size = SIZE) -> None:
         self.codec, self.classes, self.size = Pixels(channels), classes, size
         self.event, self.device = (channels, *size), "cpu"
@@ -33,6 +35,12 @@ class Looker:
 
     def conditions(self, asked: Asked) -> Cond:
         return {} if asked is None else {"label": asked}
+
+
+class Reader(Looker):
+    """One that is asked by prompts."""
+
+    prompted = True
 
 
 def pixels(seed: int, channels: int = 1, size: Size = SIZE) -> np.ndarray:

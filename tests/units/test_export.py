@@ -365,7 +365,7 @@ def test_what_a_teacher_cannot_be():
         load_pipeline("no-such-teacher")
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-vp", "shapes"])
+@pytest.mark.parametrize("name", ["digits", "digits-vp", "shapes-classes"])
 def test_the_embedded_teachers_run_as_shipped(name):
     from stepdistill.resources import PACKAGE
 
@@ -383,7 +383,7 @@ def test_the_shipped_code_beside_the_weights_is_the_one_in_pipelines():
 
     code = (shipped("pipelines") / "few_step.py").read_text()
     copies = list((PACKAGE / "assets").glob("*/pipeline.py"))
-    assert {copy.parent.name for copy in copies} == {"digits", "shapes"}
+    assert {copy.parent.name for copy in copies} == {"digits", "shapes-classes"}
     assert all(copy.read_text() == code for copy in copies)
 
 

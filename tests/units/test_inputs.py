@@ -1,6 +1,7 @@
 """Networks with more inputs: in runs, over stages, on adapters, and through checkpoints."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,6 +183,12 @@ def test_an_exported_student_comes_back_as_it_was(tmp_path, warm):
     cond = {"label": asked}
     mine = made.setup.run.sampler.draw(made.student(), noise, 2, cond, stream(2)).clamp(-1, 1)
     assert torch.allclose(contender.sample(noise, asked, stream(2)), mine, atol=1e-5)
+    other = replace(made.student(), w=1.5)
+    theirs = made.setup.run.sampler.draw(other, noise, 2, cond, stream(2)).clamp(-1, 1)
+    at_w, _ = of_folder(tmp_path / "student", 2, guidance=1.5)
+    assert torch.allclose(at_w.sample(noise, asked, stream(2)), theirs, atol=1e-5)
+    with pytest.raises(ConfigError, match="--guidance: digits does not read it"):
+        of_folder(Path("digits"), 2, guidance=1.5)
 
 
 @pytest.mark.parametrize("kind", ["guidance", "agd"])

@@ -186,6 +186,13 @@ def test_parameters_of_a_role_are_the_bases_and_its_own():
     assert parameter_count(teacher.denoiser.net) == base
 
 
+def test_the_critic_may_have_a_rank_of_its_own():
+    casting = replace(CASTINGS["adapters"], adapters=replace(ADAPTERS, critic_rank=3))
+    players = make_players(Dmd2(**PLAIN), teacher_for(casting), casting)
+    for net, rank in ((players.student.net, 2), (players.critic.denoiser.net, 3)):
+        assert {len(a) for name, a in own_tensors(net).items() if ".lora_A." in name} == {rank}
+
+
 @castings
 def test_a_seed_gives_the_same_head_and_adapters_and_another_seed_others(casting):
     before = torch.get_rng_state()

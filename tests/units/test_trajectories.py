@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stepdistill.data import shards
 from stepdistill.data import trajectories as cache
 from stepdistill.data.loader import stream
 from stepdistill.data.trajectories import CacheSettings, build, load_cache
@@ -73,14 +74,14 @@ def test_its_passes_are_those_that_the_network_sees(w, told, solver):
 
 def test_an_interrupted_build_equals_one_that_was_not(teacher, built, tmp_path, monkeypatch):
     """Killed between shards, with one half-written and one damaged: bit for bit the same."""
-    other, real = tmp_path / "other", cache.write_shard
+    other, real = tmp_path / "other", shards.write_shard
 
     def dies(folder, k, tensors):
         if k == 2:
             raise KeyboardInterrupt
         real(folder, k, tensors)
 
-    monkeypatch.setattr(cache, "write_shard", dies)
+    monkeypatch.setattr(shards, "write_shard", dies)
     with pytest.raises(KeyboardInterrupt):
         build(other, teacher, SETTINGS)
     monkeypatch.undo()
@@ -115,7 +116,7 @@ def test_nothing_is_computed_twice(teacher, built, monkeypatch):
 )
 def test_a_cache_of_other_settings_is_refused(teacher, built, change, what):
     before = contents(built)
-    with pytest.raises(ConfigError, match=f"another {what}: choose another cache.path"):
+    with pytest.raises(ConfigError, match=f"another {what}: choose another path"):
         build(built, teacher, replace(SETTINGS, **change))
     assert contents(built) == before
 

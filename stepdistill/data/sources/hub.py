@@ -16,21 +16,24 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from ...schema import ConfigError, shown
 from ..images import Images
+from ..prompts import column_in
 from ..stored import Stored
 
 
 @dataclass(frozen=True)
 class Hub(Images):
-    """The settings of `Images`; path: a folder or a name. image, label: columns. split, config:
-    parts of it. cache: the folder of the copy."""
+    """The settings of `Images`; path: a folder or a name. image, label, caption: columns; null for
+    prompt, text or caption, whichever is there. split, config: parts of it. cache: the folder of
+    the copy."""
 
     image: str = "image"
     label: str = "label"
+    caption: str | None = None
     split: str = "train"
     config: str | None = None
     cache: str | None = None
 
-    def find(self, classes: int | None) -> "Mapped":
+    def find(self, classes: int | None, captioned: bool = False) -> "Mapped":
         folder = os.path.isdir(self.path)
         if not folder and self.cache is None:
             raise ConfigError(f"settings.cache: {size_of(self.path)}: name a folder for the copy")
@@ -41,8 +44,11 @@ class Hub(Images):
         except Exception as error:  # of a network, a hub or a builder: there is no common kind
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"{self.path}: cannot be loaded ({reason})") from error
-        self._require(found, classes)
-        return Mapped(found, self.path, self.image, None if classes is None else self.label)
+        columns = {"image": self.image} | ({} if classes is None else {"label": self.label})
+        if captioned:
+            columns["caption"] = self.caption or column_in(found.column_names)
+        self._require(found, columns)
+        return Mapped(found, self.path, columns)
 
     def _saved(self) -> datasets.Dataset:
         found = datasets.load_from_disk(self.path)
@@ -56,8 +62,7 @@ class Hub(Images):
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else each loading is reported
         return datasets.load_dataset(self.path, self.config, split=self.split, cache_dir=self.cache)
 
-    def _require(self, found: datasets.Dataset, classes: int | None) -> None:
-        columns = {"image": self.image} | ({} if classes is None else {"label": self.label})
+    def _require(self, found: datasets.Dataset, columns: dict[str, str]) -> None:
         for key, column in columns.items():
             if column not in found.column_names:
                 listed = ", ".join(shown(name) for name in found.column_names)
@@ -67,15 +72,17 @@ class Hub(Images):
 
 
 class Mapped(Stored):
-    """Rows of a data set on disk."""
+    """Rows of a data set on disk; columns: of image, and of label or caption."""
 
-    def __init__(self, found: datasets.Dataset, path: str, image: str, label: str | None) -> None:
-        self.path, self.image = path, image
+    def __init__(self, found: datasets.Dataset, path: str, columns: dict[str, str]) -> None:
+        self.path, self.image, label = path, columns["image"], columns.get("label")
+        caption = columns.get("caption")
+        self.captions = None if caption is None else list(found[caption])
         self.labels = None if label is None else list(found[label])
         kind = None if label is None else found.features[label]
         self.names = kind.names if isinstance(kind, datasets.ClassLabel) else None
-        whole = found.cast_column(image, datasets.Image(decode=False))
-        self.images = whole.select_columns([image])
+        whole = found.cast_column(self.image, datasets.Image(decode=False))
+        self.images = whole.select_columns([self.image])
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,4 +1,5 @@
-"""Pictures in Parquet files, as Hugging Face stores them: a column of images and one of labels.
+"""Pictures in Parquet files, as Hugging Face stores them: a column of images, and one of labels
+or of captions.
 
 An image is its bytes, or a pair of bytes and path; names of classes are read from the files. They
 are read in order, file by file in an order of their own each time round, `buffer` samples shuffled
@@ -19,29 +20,37 @@ from datasets import ClassLabel, Features
 from ...schema import ConfigError, Count, shown
 from .. import listing
 from ..images import Images
+from ..prompts import column_in
 from ..stored import Label, Stored
 
 
 @dataclass(frozen=True)
 class Parquet(Images):
-    """The settings of `Images`; path: a file, or a folder of them. image, label: columns.
+    """The settings of `Images`; path: a file, or a folder of them. image, label, caption: columns;
+    null for prompt, text or caption, whichever is there.
 
     buffer: samples that are shuffled among themselves, and held.
     """
 
     image: str = "image"
     label: str = "label"
+    caption: str | None = None
     buffer: Count = 10_000
 
     def window(self) -> int | None:
         return self.buffer
 
-    def find(self, classes: int | None) -> "RowGroups":
+    def find(self, classes: int | None, captioned: bool = False) -> "RowGroups":
         alone = self.path.endswith(".parquet") and os.path.isfile(self.path)
         paths = [self.path] if alone else listing.files(self.path, (".parquet",), "a table")
         columns = {"image": self.image} | ({} if classes is None else {"label": self.label})
+        if captioned:
+            columns["caption"] = self.caption or column_in(names_of(paths[0]))
         tables = [footer(path, columns) for path in paths]
-        return RowGroups(tables, self.image, classes and self.label, self.buffer)
+        found = RowGroups(tables, self.image, classes and self.label, self.buffer)
+        if captioned:
+            found.captions = [each for path in paths for each in values(path, columns["caption"])]
+        return found
 
 
 class Footer(NamedTuple):
@@ -78,7 +87,7 @@ class RowGroups(Stored):
     def __init__(self, tables: list[Footer], image: str, label: str | None, held: int) -> None:
         self.tables, self.image = tables, image
         self.names = tables[0].names if label else None
-        self.labels = [name for table in tables for name in labels_of(table.path, label)]
+        self.labels = [name for table in tables for name in values(table.path, label)]
         self.groups = [(table.path, k) for table in tables for k in range(len(table.groups))]
         sizes = [size for table in tables for size in table.groups]
         self.begins, self.file_begins = np.cumsum([0, *sizes]), np.cumsum([0, *self.shards])
@@ -133,12 +142,20 @@ class RowGroups(Stored):
         return self.recent[k]
 
 
-def labels_of(path: str, label: str | None) -> list[Label]:
-    """The labels of a file, none if no column is named."""
-    if label is None:
+def names_of(path: str) -> list[str]:
+    """The columns of a file."""
+    try:
+        return pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{path}: {damaged(error)}") from error
+
+
+def values(path: str, column: str | None) -> list[Label]:
+    """The values of a column, none if none is named."""
+    if column is None:
         return []
     try:
-        return pq.read_table(path, columns=[label])[label].to_pylist()
+        return pq.read_table(path, columns=[column])[column].to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{path}: {damaged(error)}") from error
 

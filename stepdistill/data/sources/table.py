@@ -1,7 +1,7 @@
 """Pictures listed in a table: a CSV file with a header, or JSON lines.
 
-    image,label                  {"image": "a/1.png", "label": "cat"}
-    a/1.png,cat                  {"image": "a/2.png", "label": "dog"}
+    image,label                  {"image": "a/1.png", "label": "cat", "text": "a cat"}
+    a/1.png,cat                  {"image": "a/2.png", "label": "dog", "text": "two dogs"}
 
 Paths begin at the folder of the table. That each file exists is looked at before anything is read.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 from ...schema import ConfigError, shown
 from ..images import Images
+from ..prompts import column_in
 from ..stored import Files, Label
 
 Line = tuple[int, dict[str, Any]]  # its number, and its values by column
@@ -22,15 +23,18 @@ Line = tuple[int, dict[str, Any]]  # its number, and its values by column
 
 @dataclass(frozen=True)
 class Table(Images):
-    """The settings of `Images`; path: a .csv or .jsonl file. image, label: its columns."""
+    """The settings of `Images`; path: a .csv or .jsonl file. image, label, caption: its columns;
+    null for prompt, text or caption, whichever is there."""
 
     image: str = "image"
     label: str = "label"
+    caption: str | None = None
 
-    def find(self, classes: int | None) -> Files:
+    def find(self, classes: int | None, captioned: bool = False) -> Files:
         root = os.path.dirname(self.path)
         paths: list[str] = []
         labels: list[Label] = []
+        captions: list[str] = []
         for number, line in lines(self.path):
             where = f"{self.path}: line {number}"
             path = os.path.join(root, self._value(line, "image", where))
@@ -39,19 +43,24 @@ class Table(Images):
             paths.append(path)
             if classes is not None:
                 labels.append(self._value(line, "label", where))
+            if captioned:
+                captions.append(self._value(line, "caption", where))
         if not paths:
             raise ConfigError(f"{self.path}: lists no images")
-        return Files(root, paths, None if classes is None else labels)
+        said = captions if captioned else None
+        return Files(root, paths, None if classes is None else labels, captions=said)
 
     def _value(self, line: dict[str, Any], key: str, where: str) -> Any:
         """What a line says of `key`. Raises ConfigError if that cannot be used."""
-        column = {"image": self.image, "label": self.label}[key]
+        caption = self.caption or column_in(line)
+        column = {"image": self.image, "label": self.label, "caption": caption}[key]
         if column not in line:
             listed = ", ".join(shown(name) for name in line)
             raise ConfigError(f"settings.{key}: {where}: no '{column}' among {listed}")
         value = line[column]
         usable = isinstance(value, str) or (key == "label" and type(value) is int)
-        if not usable or value == "" or "\0" in str(value):
+        bare = key != "caption" and (value == "" or "\0" in str(value))
+        if not usable or bare:
             raise ConfigError(f"{where}: {key} {shown(value)}: needs a text")
         return value
 

@@ -1,6 +1,6 @@
 """Pictures in tar archives, as WebDataset has them.
 
-    00000.tar    0001.jpg  0001.cls  0001.json  0002.jpg  0002.cls  …
+    00000.tar    0001.jpg  0001.cls  0001.txt  0001.json  0002.jpg  0002.cls  …
 
 What has one name up to its first dot is one sample. Opening reads the headers of all archives and
 the labels, once; then each picture is read where it lies, so that nothing is copied or unpacked.
@@ -21,10 +21,11 @@ from ...schema import ConfigError, Count, shown
 from .. import listing
 from ..images import Images
 from ..pictures import SUFFIXES
+from ..prompts import LONGEST
 from ..stored import Label, Stored
 
 BESIDE = ("cls", "json", "txt")  # what may stand beside a picture
-LONGEST = 4096  # bytes of a label
+LARGEST = {"label": 4096, "caption": 4 * LONGEST}  # bytes of a file beside a picture
 BLOCK = 512
 
 
@@ -32,22 +33,28 @@ BLOCK = 512
 class WebDataset(Images):
     """The settings of `Images`; path: an archive, or a folder of them.
 
-    label: the extension of the files that hold the class, a number or a name. streaming: read in
-    order. buffer: samples that are then shuffled among themselves.
+    label: the extension of the files that hold the class, a number or a name. caption: of those
+    that hold the caption. streaming: read in order. buffer: samples that are then shuffled among
+    themselves.
     """
 
     label: str = "cls"
+    caption: str = "txt"
     streaming: bool = False
     buffer: Count = 10_000
 
     def window(self) -> int | None:
         return self.buffer if self.streaming else None
 
-    def find(self, classes: int | None) -> "Archives":
+    def find(self, classes: int | None, captioned: bool = False) -> "Archives":
         alone = self.path.endswith(".tar") and os.path.isfile(self.path)
         paths = [self.path] if alone else listing.files(self.path, (".tar",), "an archive")
-        label = None if classes is None else self.label
-        return Archives(paths, [scan(path, label) for path in paths])
+        label = None if classes is None else ("label", self.label)
+        wanted = ("caption", self.caption) if captioned else label
+        found = Archives(paths, [scan(path, wanted) for path in paths])
+        if captioned:
+            found.captions = found.labels
+        return found
 
 
 class Archive(NamedTuple):
@@ -99,8 +106,11 @@ class Archives(Stored):
         return self.paths[k], self.archives[k], number - int(self.begins[k])
 
 
-def scan(path: str, label: str | None) -> Archive:
-    """Where the pictures of an archive lie; label: the extension of their labels, None for none.
+Wanted = tuple[str, str] | None  # label or caption, and the extension of its files
+
+
+def scan(path: str, wanted: Wanted) -> Archive:
+    """Where the pictures of an archive lie, and what is wanted beside them.
 
     Raises ConfigError for a damaged archive, and for files in it that nothing reads."""
     try:
@@ -108,7 +118,7 @@ def scan(path: str, label: str | None) -> Archive:
             members = [m for m in archive if kept(m, path)]
             require_whole(path, archive.members[-1:])
             samples = [list(group) for _, group in groupby(members, lambda m: parts(m.name)[0])]
-            found = [sample(group, label, archive, path) for group in samples]
+            found = [sample(group, wanted, archive, path) for group in samples]
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ConfigError(f"{path}: not a whole tar archive ({error}); pack it anew") from error
     if not found:
@@ -144,23 +154,24 @@ def require_whole(path: str, last: list[tarfile.TarInfo]) -> None:
 
 
 def sample(
-    group: list[tarfile.TarInfo], label: str | None, archive: tarfile.TarFile, path: str
+    group: list[tarfile.TarInfo], wanted: Wanted, archive: tarfile.TarFile, path: str
 ) -> tuple[int, int, Label]:
-    """Offset and size of the picture among files of one name, and the label beside it."""
+    """Offset and size of the picture among files of one name, and what is wanted beside it."""
     where = f"{path}: {shown(group[0].name)}"
     pictures = [member for member in group if is_picture(member.name)]
     if len(pictures) != 1:
         raise ConfigError(f"{where}: {len(pictures)} images in one sample, not 1")
-    if label is None:
+    if wanted is None:
         return pictures[0].offset_data, pictures[0].size, ""
-    labels = [member for member in group if parts(member.name)[1] == label]
-    if len(labels) != 1:
+    kind, extension = wanted
+    words = [member for member in group if parts(member.name)[1] == extension]
+    if len(words) != 1:
         raise ConfigError(
-            f"{where}: {len(labels)} files .{label} beside it, not 1 (settings.label)"
+            f"{where}: {len(words)} files .{extension} beside it, not 1 (settings.{kind})"
         )
-    if labels[0].size > LONGEST:
-        raise ConfigError(f"{where}: a label of {labels[0].size} bytes (settings.label)")
-    text = archive.extractfile(labels[0]).read().decode("utf-8", "replace").strip()
+    if words[0].size > LARGEST[kind]:
+        raise ConfigError(f"{where}: a {kind} of {words[0].size} bytes (settings.{kind})")
+    text = archive.extractfile(words[0]).read().decode("utf-8", "replace").strip()
     return pictures[0].offset_data, pictures[0].size, text
 
 

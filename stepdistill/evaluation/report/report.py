@@ -50,7 +50,7 @@ class ImageGrid:
     """Images (rows, cols, c, h, w) in [−1, 1]; a column shares its noise, a row its sampler.
 
     pair: the rows between which the slider starts, left and right. note: what a reader must know of
-    rows that are not alike.
+    rows that are not alike. asked: the prompts of the columns, none where there are none.
     """
 
     title: str
@@ -58,6 +58,7 @@ class ImageGrid:
     row_labels: list[str]
     pair: tuple[int, int] = (0, -1)
     note: str = ""
+    asked: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,8 @@ class Within:
 
 @dataclass(frozen=True, eq=False)
 class TrajectoryStrip:
-    """x̂₀ (takes, frames, c, h, w) in [−1, 1] along one sampler's way; a label for each frame."""
+    """Images (takes, frames, c, h, w) in [−1, 1] along a way: x̂₀ of one sampler's, or a student's
+    while it is trained; a label for each frame."""
 
     title: str
     images: Tensor
@@ -105,6 +107,7 @@ class Report:
     within: Sequence[Within] = ()
     pairs: Sequence[Pairs] = ()
     films: Sequence[TrajectoryStrip] = ()
+    trained: Sequence[TrajectoryStrip] = ()
     worst: Sequence[Outliers] = ()
     health: Record = Record([], [])
     config: str = ""
@@ -158,7 +161,7 @@ def _check(report: Report) -> None:
         require_one(list(report.rows), metric.name)
     for grid in report.grids:
         _check_labels("grid", grid.title, grid.images, grid.row_labels, axis=0)
-    for film in report.films:
+    for film in (*report.films, *report.trained):
         _check_labels("film", film.title, film.images, film.frame_labels, axis=1)
 
 
@@ -199,6 +202,7 @@ def page(report: Report, album: Album | None = None) -> str:
         within=[(clipped(one.asked, WORDS), _samples(one, album)) for one in report.within],
         pairs=[(one, _sides(one, album)) for one in report.pairs],
         films=[(film, _frames(film)) for film in report.films],
+        trained=[(film, _frames(film)) for film in report.trained],
         worst=[(one, [_card(outlier, album) for outlier in one.found]) for one in report.worst],
         signals=[(signal, *_signal(signal)) for signal in report.health.signals],
         health=HEALTH,
@@ -208,9 +212,12 @@ def page(report: Report, album: Album | None = None) -> str:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """A grid as pictures: one per row for the slider and a strip per row for the static grid."""
+    """A grid as pictures: one per row for the slider and a strip per row for the static grid.
+
+    asked: the prompts of its columns that are shown."""
 
     shown: ImageGrid
+    asked: list[str]
     wipes: list[str]
     strips: list[Strip]
     left: int
@@ -226,7 +233,8 @@ class _Pictures:
             album.strip(row[:STRIP], min(STRIP, len(row)), label)
             for row, label in zip(grid.images, grid.row_labels, strict=True)
         ]
-        return cls(grid, wipes, strips, left, right)
+        asked = [clipped(prompt, WORDS) for prompt in grid.asked[:STRIP]]
+        return cls(grid, asked, wipes, strips, left, right)
 
 
 def _samples(one: Within, album: Album) -> list[tuple[str, Strip]]:

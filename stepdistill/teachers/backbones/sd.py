@@ -22,7 +22,9 @@ class SD(Conditioned):
     pipelines = ("StableDiffusionPipeline",)
 
     def call(self, net: nn.Module, x: Tensor, t: Tensor, cond: Cond, w: Weight) -> Tensor:
-        return net(x, t, encoder_hidden_states=cond["text"], return_dict=False)[0]
+        told = self.guidance_of(net, x, w)
+        text = {"encoder_hidden_states": cond["text"], "timestep_cond": told}
+        return net(x, t, **text, return_dict=False)[0]
 
     @torch.no_grad()
     def encode(self, asked: Asked, size: Size) -> Cond:

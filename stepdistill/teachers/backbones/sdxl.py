@@ -43,6 +43,7 @@ class SDXL(Conditioned):
             x,
             t,
             encoder_hidden_states=cond["text"],
+            timestep_cond=self.guidance_of(net, x, w),
             added_cond_kwargs={"text_embeds": cond["pooled"], "time_ids": cond["sizes"]},
             return_dict=False,
         )[0]
