@@ -17,6 +17,9 @@ dimensions, by 3.6e-6.
 Short runs have batches of 16, and of 40 where a method asks for so many samples a turn: f_distill
 does since its bins are pooled, so that digits-f-distill no longer equals its first digest.
 
+Without its GAN dmd2 looks at no data and draws its labels, so that shapes-classes no longer equals
+its first digest.
+
     python eval/digests.py COMMIT-OR-NOTE [CONFIG ...]      appends, and says what differs from the
                                                             first digest of the config
     python eval/digests.py --table                          writes results/digests.md
