@@ -18,16 +18,20 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+import transformers
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 
 import stepdistill
 from stepdistill.evaluation.features.objects import Objects
 from stepdistill.evaluation.following import NAMEABLE, follows, seen_in
-from stepdistill.resources import PACKAGE
+from stepdistill.teachers.loading import load_pipeline
 
 torch.set_num_threads(2)
+for library in (logging, transformers.utils.logging):
+    library.set_verbosity_error()
+    library.disable_progress_bar()
 here = Path(tempfile.mkdtemp())
-shapes = PACKAGE / "assets" / "shapes"
 prompts = [
     "a big red ring at the top, on pale blue",
     "a small yellow cross in the middle, on pale green",
@@ -44,7 +48,7 @@ def drawn(pipe: DiffusionPipeline, steps: int, w: float) -> torch.Tensor:
     return pipe(prompts, output_type="pt", **call).images * 2 - 1
 
 
-teacher = DiffusionPipeline.from_pretrained(shapes, torch_dtype=torch.float32)
+teacher = load_pipeline("shapes")
 rows = {
     "teacher, 25 steps, w = 1": drawn(teacher, 25, 1.0),
     "teacher, 25 steps, w = 2.5": drawn(teacher, 25, 2.5),
@@ -55,7 +59,7 @@ rows = {
 # ## What a picture holds
 #
 # The reader fits templates; nothing in it is learnt. It says of each attribute that a prompt names
-# whether it is right: 25 guided steps are, and without guidance, or in four steps, some are not.
+# whether it is right. Guidance costs a second pass a step, and without it some are not.
 
 
 # %%
@@ -70,10 +74,10 @@ def show(rows: dict[str, torch.Tensor]) -> None:
             axes.set_xlabel("right" if follows(seen, None) else f"wrong: {', '.join(wrong)}")
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(name.replace(", ", "\n"))
-    plt.show()
 
 
 show(rows)
+plt.show()
 
 # %% [markdown]
 # ## Distilled from captions alone
@@ -83,8 +87,9 @@ show(rows)
 # `make demo-text` with fewer updates.
 
 # %%
-short = ("stages.0.training.updates=40", "evaluation.n=40", "evaluation.teacher_steps=[4]")
-run = stepdistill.read("demo-text", (*short, "name=lora", "trackers=[]", "validation.every=0"))
+short = ("stages.0.training.updates=60", "stages.0.training.ema=0.8", "evaluation.n=40")
+less = ("evaluation.teacher_steps=[4]", "trackers=[]", "validation.every=0")
+run = stepdistill.read("demo-text", (*short, *less, "name=lora"))
 result = stepdistill.distill(run, here)
 for row in result.rows:
     if "follows" in row.scores:
@@ -99,7 +104,7 @@ for row in result.rows:
 
 # %%
 merged = DiffusionPipeline.from_pretrained(result.student)
-onto = DiffusionPipeline.from_pretrained(shapes, torch_dtype=torch.float32)
+onto = load_pipeline("shapes")
 onto.load_lora_weights(result.student / "lora", weight_name="pytorch_lora_weights.safetensors")
 onto.scheduler = merged.scheduler
 one, other = drawn(merged, 4, 1.0), drawn(onto, 4, 1.0)
@@ -107,3 +112,4 @@ print(f"largest difference of a pixel: {float((one - other).abs().max()) / 2:.0e
 size = (result.student / "lora" / "pytorch_lora_weights.safetensors").stat().st_size
 print(f"{size / 1e6:.2f} MB")
 show({"teacher, 4 steps, w = 2.5": rows["teacher, 4 steps, w = 2.5"], "student, 4 steps": one})
+plt.show()

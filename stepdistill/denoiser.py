@@ -107,7 +107,7 @@ class Denoiser:
 def as_read(net: nn.Module, x: Tensor, cond: Cond) -> tuple[Tensor, Cond]:
     """A state and a condition in the numbers of a network in half precision; as they are of
     others."""
-    like = next(net.parameters(), None)
+    like = next(net.parameters(), None) if isinstance(net, nn.Module) else None
     if like is None or like.dtype not in HALF:
         return x, cond
     narrow = {k: v.to(like.dtype) if v.is_floating_point() else v for k, v in cond.items()}

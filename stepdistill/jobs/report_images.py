@@ -54,8 +54,10 @@ def same_noise(
     prompts: Sequence[str] = []
     if wanted is not None and not note:
         same += ", same label" if isinstance(wanted, Tensor) else ", same prompt"
-        each = [request.asked for request in requests(suite, n, 1, seed).each] if stored else None
-        prompts = prompts_in(each or suite.reference.asked(PICTURES))
+        if stored and prompts_in(wanted):
+            prompts = [request.asked for request in requests(suite, n, 1, seed).each]
+        elif not stored:
+            prompts = prompts_in(suite.reference.asked(PICTURES))
     return ImageGrid(same, torch.stack(made), names, (left, right), note, prompts)
 
 

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import NamedTuple
 
+import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 from peft import LoraConfig, inject_adapter_in_model
@@ -149,8 +150,11 @@ def low_rank(view: AdapterView, values: Mapping[str, Tensor]) -> LowRank:
 
 
 def merged(view: AdapterView) -> nn.Module:
-    """A plain copy of the network, in float32, with the role's correction added to its weights."""
-    net = deepcopy(view.net).float()
+    """A plain copy of the network with the role's correction added to its weights, in float32 or
+    finer."""
+    net = deepcopy(view.net)
+    if next(net.parameters()).dtype in (torch.float16, torch.bfloat16):
+        net.float()
     for _, layer in _lora_layers(net):
         if view.role in layer.lora_A:
             weight = layer.get_base_layer().weight

@@ -330,19 +330,23 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
                 "a consistency function: put a stage before it that trains one"
             )
         yield from _idle_optimisers(run.stages[i], method, f"stages.{i}.training")
-    if run.adapters is not None and run.adapters.critic_rank and "critic" not in run.adapters.roles:
+    yield from _misplaced_roles(run)
+    if run.network is not None and run.student is not None:
+        yield "student: begins from a student of a teacher, and `network` is none: leave one out"
+    if run.network is not None:
+        yield from _network_problems(run, run.network, methods)
+
+
+def _misplaced_roles(run: RunConfig) -> Iterator[str]:
+    roles = set() if run.adapters is None else {*run.adapters.roles}
+    if run.adapters is not None and run.adapters.critic_rank and "critic" not in roles:
         yield "adapters.critic_rank: the critic is not among adapters.roles: leave one out"
     narrow = run.teacher is not None and run.teacher.dtype != "float32"
-    roles = set() if run.adapters is None else {*run.adapters.roles}
     if narrow and (len(roles) < 2 or run.precision == "fp32"):
         yield (
             "teacher.dtype: bfloat16 is for a network that nobody trains: set precision: bf16, and "
             "adapters with student and critic among their roles"
         )
-    if run.network is not None and run.student is not None:
-        yield "student: begins from a student of a teacher, and `network` is none: leave one out"
-    if run.network is not None:
-        yield from _network_problems(run, run.network, methods)
 
 
 def _idle_optimisers(stage: Stage, method: Method, key: str) -> Iterator[str]:

@@ -23,8 +23,8 @@ def test_the_loss_is_the_weighted_square(name, prediction, most):
     method, x0 = Diffusion(most=most), normal(1, n, 2)
     loss = method.loss(Players(student=student), Batch(x0, {}, stream(1), stream(2)))
     local = stream(2)
-    eps = torch.randn(x0.shape, generator=local).to(x0)
     t = method.time.draw(process, n, local)
+    eps = torch.randn(x0.shape, generator=local).to(x0)
     alpha, sigma = (torch.tensor(c)[:, None] for c in scales(name, t.tolist()))
     x_t = alpha * x0 + sigma * eps
     made, meant = student(x_t, t), process.target(x0, eps, t, prediction)

@@ -195,7 +195,7 @@ def test_a_clean_process_opens_what_was_saved_again(tmp_path, quick, monkeypatch
     export(trained(tmp_path / "run", config, *overrides), tmp_path / "run" / "student")
     first = asked_of(opened(tmp_path / "run" / "student"), 2).permute(0, 2, 3, 1)
     again = saved_again(tmp_path / "run" / "student", tmp_path, monkeypatch)
-    request = {"folder": str(again), "custom": True, "steps": [2], "seed": 3}
+    request = {"folder": str(again), "custom": True, "absent": [], "steps": [2], "seed": 3}
     images = call_plainly(request | {"call": {"batch_size": 6}})
     assert float((images["2"] - first).abs().max()) <= 1e-6
     with pytest.raises(ValueError, match="trained for 1, 2, 4 steps, not 1000"):
