@@ -94,10 +94,10 @@ def followed(
 @pytest.mark.full(shard="demo-text")
 def test_the_demo_of_text(figure, tmp_path):
     rows, seconds = followed("demo-text", tmp_path, figure)
-    student, teacher = rows["student", 4], rows["teacher", 4]
+    student, before = rows["student", 4], rows["untrained-student", 4]
     assert seconds <= 12 * 60
     assert student.value(ONE) >= 0.85 and student.value(TWO) >= 0.75
-    assert student.nfe == 4 < teacher.nfe and student.value(TWO) > teacher.value(TWO)
+    assert student.nfe == before.nfe == 4 and student.value(TWO) > before.value(TWO) + 0.1
 
 
 @pytest.mark.full(shard="shapes-classes")
