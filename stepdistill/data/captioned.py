@@ -16,7 +16,7 @@ from ..files import SMALL, read_text
 from ..schema import ConfigError, shown
 from .listing import files, folders, listed
 from .pictures import SUFFIXES
-from .prompts import COLUMNS, LARGEST, LONGEST
+from .prompts import COLUMNS, LARGEST, LONGEST, is_prompt
 
 METADATA, CAPTIONS, SAMPLES, BESIDE = "metadata.jsonl", "captions.txt", "samples", ".txt"
 
@@ -32,7 +32,7 @@ def captioned(folder: Path) -> tuple[list[Path], list[str] | None]:
             str(error) if isinstance(error, ConfigError) else f"{folder}: {error}"
         ) from error
     for number, prompt in enumerate(prompts or (), 1):
-        if not isinstance(prompt, str) or len(prompt) > LONGEST:
+        if not is_prompt(prompt):
             raise ConfigError(
                 f"{folder}: prompt {number} is no text of at most {LONGEST:,} characters"
             )
@@ -45,16 +45,14 @@ def pairs_of(folder: Path) -> tuple[list[Path], list[str] | None]:
         rows = [mapping(line) for line in lines(folder / METADATA)]
         named = [inside(folder, row.get("file_name")) for row in rows]
         return existing(folder, named), [prompt_in(row) for row in rows]
+    paths = [Path(entry.path) for entry in listed(folder)]
     if (folder / CAPTIONS).is_file():
-        found = [folder / e.name for e in listed(folder) if e.name.lower().endswith(SUFFIXES)]
-        said = lines(folder / CAPTIONS)
+        found, said = images(paths), lines(folder / CAPTIONS)
         if len(said) != len(found):
             raise ValueError(f"{CAPTIONS} has {len(said)} lines for {len(found)} images")
         return existing(folder, found), said
-    entries = listed(folder)
-    if any((Path(entry.path) / METADATA).is_file() for entry in entries):
+    if any((path / METADATA).is_file() for path in paths):
         return by_prompt(folder)
-    paths = [Path(entry.path) for entry in entries]
     if {path.with_suffix(BESIDE) for path in images(paths)}.intersection(paths):
         return beside(folder, paths)
     return [Path(path) for path in files(folder, SUFFIXES)], None

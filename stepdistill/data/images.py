@@ -5,6 +5,7 @@ flipped, a share is kept for evaluation, and small sets are decoded once and hel
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -20,7 +21,7 @@ from ..teachers.codec import Size
 from ..teachers.teacher import Teacher
 from .loader import Rows, Samples, Source, shuffled, windowed
 from .pictures import TAKEN, Fit
-from .prompts import LONGEST
+from .prompts import LONGEST, column_in, is_prompt
 from .stored import Stored, is_held_out, numbered
 
 HELD = 2**28  # bytes of pixels that are held in memory
@@ -71,7 +72,7 @@ class Images(Source):
         """The pictures with their captions. Raises ConfigError."""
         stored = self.find(None, captioned=True)
         for number, caption in enumerate(stored.captions):
-            if not isinstance(caption, str) or len(caption) > LONGEST:
+            if not is_prompt(caption):
                 raise ConfigError(
                     f"{stored.name(number)}: its caption is no text of at most {LONGEST:,} "
                     "characters"
@@ -124,6 +125,21 @@ class Images(Source):
         if self.size is not None and self.size < min(size):
             raise ConfigError(f"settings.size: the teacher takes {size[1]}×{size[0]}, no fewer")
         return Fit(size, channels, self.size, self.channels)
+
+
+@dataclass(frozen=True)
+class InColumns(Images):
+    """What sources of tables share: image, label, caption name columns; caption null for prompt,
+    text or caption, whichever is there."""
+
+    image: str = "image"
+    label: str = "label"
+    caption: str | None = None
+
+    def columns(self, names: Iterable[str], classes: int | None, captioned: bool) -> dict[str, str]:
+        """Those that are read, by the setting that names each. names: of all that are there."""
+        read = {"image": self.image} | ({} if classes is None else {"label": self.label})
+        return read | ({"caption": self.caption or column_in(names)} if captioned else {})
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,11 @@ def read_prompts(path: Path) -> list[str]:
     return [prompt.text for prompt in prompts_of(path)]
 
 
+def is_prompt(text: Any) -> bool:
+    """Whether it is a text that is not too long."""
+    return isinstance(text, str) and len(text) <= LONGEST
+
+
 def categories_of(prompts: Iterable[Prompt]) -> dict[str, tuple[str, ...]]:
     """The categories of each text that has one; the same text may stand in several."""
     found: dict[str, dict[str, None]] = {}

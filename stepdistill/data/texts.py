@@ -87,13 +87,13 @@ def narrowed(cond: Cond, dtype: DTypeName) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def encoded(teacher: Teacher, dtype: DTypeName, k: int) -> dict[str, Tensor]:
-    """The tensors of shard k, on the CPU."""
-    prompts = different(teacher)[k * SHARD : (k + 1) * SHARD]
-    parts = [
-        narrowed(teacher.encode(prompts[i : i + BATCH]), dtype)
-        for i in range(0, len(prompts), BATCH)
-    ]
+def encoded(
+    teacher: Teacher, prompts: Sequence[str], dtype: DTypeName, k: int
+) -> dict[str, Tensor]:
+    """The tensors of shard k of these prompts, on the CPU."""
+    own = prompts[k * SHARD : (k + 1) * SHARD]
+    batches = [own[i : i + BATCH] for i in range(0, len(own), BATCH)]
+    parts = [narrowed(teacher.encode(batch), dtype) for batch in batches]
     return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
 
 
@@ -113,7 +113,8 @@ def kept(
         raise ConfigError("prompts.cache: the backbone does not say what encodes: leave it out")
     prompts, wanted = different(teacher), manifest(teacher, dtype)
     count = ceil(len(prompts) / SHARD)
-    shards.build(folder, wanted, count, partial(encoded, teacher, dtype), part, observe)
+    made = partial(encoded, teacher, prompts, dtype)
+    shards.build(folder, wanted, count, made, part, observe)
     wait()
     places = {prompt: place for place, prompt in enumerate(prompts)}
     return Texts(shards.load(folder, wanted, count), places)

@@ -231,7 +231,7 @@ def call_of(teacher: Teacher, student: Denoiser, asked: Asked, count: int) -> di
     if isinstance(asked, Tensor):
         return {"class_labels": asked.tolist()}
     height, width = teacher.size
-    w = teacher.w if teacher.backbone.reads_guidance(student.net) else 1.0
+    w = teacher.called_at(student.net)
     return {"prompt": list(asked), "guidance_scale": w, "height": height, "width": width}
 
 

@@ -59,8 +59,7 @@ def usage(trained: TrainedRun, code: list[str]) -> str:
     given = without(trained) + (", trust_remote_code=True" if code else "")
     call = f"num_inference_steps={steps[0] if steps else 32}"
     if trained.teacher.prompted:
-        reads = trained.teacher.backbone.reads_guidance(trained.student.net)
-        w = trained.teacher.w if reads else 1
+        w = trained.teacher.called_at(trained.student.net)
         call = f'["{in_code(trained.teacher.asked(1)[0])}"], {call}, guidance_scale={w:g}'
         if trained.teacher.size != trained.teacher.backbone.size:
             call += ", height={}, width={}".format(*trained.teacher.size)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..evaluation.evaluate import Sampled, evaluate
+from ..evaluation.gallery import at_once
 from ..evaluation.metric import Metric
 from ..evaluation.report.pictures import as_bytes, shown
 from ..evaluation.report.report import TrajectoryStrip
@@ -34,7 +35,6 @@ from .samplers import in_batches, label, of_student, of_teacher
 from .suites import suite_for
 
 FRAMES = 8  # of a strip, at most
-BATCH = 16  # images at once
 
 
 class Validator:
@@ -127,8 +127,9 @@ class Validator:
         """As bytes, (n, c, h, w)."""
         n, source = self.settings.samples, torch.Generator().manual_seed(self.run.seed)
         noise = torch.randn(n, *sampler.event, generator=source)
-        asked = self.stages.setup.teacher.asked(n)
-        return as_bytes(shown(in_batches(sampler, noise, asked, source, BATCH)))
+        teacher = self.stages.setup.teacher
+        batch = at_once((teacher.codec.channels, *teacher.size))
+        return as_bytes(shown(in_batches(sampler, noise, teacher.asked(n), source, batch)))
 
 
 def as_trained(trained: TrainedRun) -> list[TrajectoryStrip]:

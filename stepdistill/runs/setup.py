@@ -76,8 +76,8 @@ def teacher_of(run: RunConfig) -> Teacher:
             teacher = Teacher.from_pipeline(pipeline, run.guidance, *how)
         else:
             n = run.network
-            asked = (n.unet, n.scheduler, n.scheduler_config, run.seed, n.parts, n.transformer)
-            pipeline = new_pipeline(*asked)
+            scheduler = n.scheduler, n.scheduler_config
+            pipeline = new_pipeline(n.unet, *scheduler, run.seed, n.parts, n.transformer)
             teacher = Teacher.from_pipeline(pipeline, run.guidance)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"teacher: {error}") from error

@@ -9,7 +9,7 @@ from inspect import signature
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import (
@@ -65,21 +65,30 @@ PARTS: dict[str, dict[str, list[str]]] = {  # beside the scheduler: library and 
         "tokenizer_2": ["transformers", "CLIPTokenizer"],
     },
 }
-NETWORKS: dict[str, tuple[str, Any, dict[str, Any]]] = {  # part, class and bounds, by pipeline
-    SD: ("unet", UNet2DConditionModel, bounds.CONDITIONED),
-    SDXL: ("unet", UNet2DConditionModel, bounds.CONDITIONED),
-    SD3: ("transformer", SD3Transformer2DModel, bounds.SD3),
+
+
+class OfText(NamedTuple):
+    """A class of pipelines that are asked by prompts. part, net, limits: its network, its class and
+    bounds. without: parts and settings that make no picture."""
+
+    made: type[DiffusionPipeline]
+    part: str
+    net: type[nn.Module]
+    limits: dict[str, Any]
+    without: dict[str, Any]
+
+
+CONDITIONED = "unet", UNet2DConditionModel, bounds.CONDITIONED
+UNCHECKED = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
+NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
+FAMILIES = {
+    SD: OfText(StableDiffusionPipeline, *CONDITIONED, UNCHECKED),
+    SDXL: OfText(StableDiffusionXLPipeline, *CONDITIONED, {"add_watermarker": False}),
+    SD3: OfText(
+        StableDiffusion3Pipeline, "transformer", SD3Transformer2DModel, bounds.SD3, NO_T5
+    ),
 }
-CLASSES = {
-    SD: StableDiffusionPipeline,
-    SDXL: StableDiffusionXLPipeline,
-    SD3: StableDiffusion3Pipeline,
-}
-ABSENT: dict[str, dict[str, Any]] = {  # parts and settings that make no picture
-    SD: {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None},
-    SDXL: {"add_watermarker": False},
-    SD3: {"text_encoder_3": None, "tokenizer_3": None},
-}
+NETWORKS = {family.part for family in FAMILIES.values()}
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # that make no picture
 OLD = ("tensor_format", "timestep_values")  # keys of schedulers of diffusers 0.1, without effect
 
@@ -93,7 +102,7 @@ def load_pipeline(source: str) -> DiffusionPipeline:
     require_own_files(folder)
     index = read_json(folder / INDEX)
     name = kind_named(index, folder / INDEX)
-    if name in NETWORKS:
+    if name in FAMILIES:
         return load_prompted(folder, index, name)
     unet = load_network(folder / "unet", UNet2DModel, bounds.UNET)
     parts = {"unet": unet, "scheduler": load_scheduler(folder, index)}
@@ -112,8 +121,8 @@ def load_pipeline(source: str) -> DiffusionPipeline:
 
 def load_prompted(folder: Path, index: dict[str, Any], name: str) -> DiffusionPipeline:
     """A Stable Diffusion from its folder."""
-    scheduler, (part, kind, limits) = load_scheduler(folder, index), NETWORKS[name]
-    net = load_network(folder / part, kind, limits)
+    scheduler, family = load_scheduler(folder, index), FAMILIES[name]
+    net = load_network(folder / family.part, family.net, family.limits)
     told = {key: index[key] for key in TOLD if key in index}
     return around(folder, name, net, scheduler, told)
 
@@ -135,9 +144,10 @@ def around(
             parts[part] = load_text_encoder(folder / part, kind)
         if part.startswith("tokenizer"):
             parts[part] = load_tokenizer(folder / part)
-    parts |= {NETWORKS[name][0]: net, "scheduler": scheduler, **told}
+    family = FAMILIES[name]
+    parts |= {family.part: net, "scheduler": scheduler, **told}
     with foreign(folder):
-        return CLASSES[name](**parts, **ABSENT[name])
+        return family.made(**parts, **family.without)
 
 
 def kind_named(index: dict[str, Any], file: Path) -> str:
@@ -149,7 +159,7 @@ def kind_named(index: dict[str, Any], file: Path) -> str:
         raise ValueError(f"{file}: {shown(name)}: no family of pipelines knows it: {advice}")
     for part, kind in PARTS[name].items():
         if index.get(part) != kind:
-            what = "network" if part in ("unet", "transformer") else part
+            what = "network" if part in NETWORKS else part
             raise ValueError(f"{file}: its {what} is not of a known class ({kind[1]})")
     known = (*PARTS[name], "scheduler", *(("inputs",) if name == FEW_STEP else LEFT_OUT))
     for key, value in index.items():
@@ -318,7 +328,7 @@ def new_pipeline(
     with foreign("network.scheduler_config"):
         kind = scheduler_class(scheduler)(**config)
     name = None if parts is None else SD3 if transformer else SD
-    made = UNet2DModel if name is None else NETWORKS[name][1]
+    made = UNet2DModel if name is None else FAMILIES[name].net
     with foreign("network.transformer" if transformer else "network.unet"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

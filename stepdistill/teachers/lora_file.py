@@ -20,7 +20,7 @@ BEYOND = ("dora_scale", "magnitude", ".bias", "hada_", "lokr_")  # what no role 
 
 
 def role_in(pipeline: DiffusionPipeline, network: str, file: Path) -> LowRank:
-    """The role of a component that a file of diffusers, peft or kohya names.
+    """The role of a component that a file of diffusers or kohya names.
 
     Raises ValueError for a file of anything else, or of ranks that differ."""
     if not hasattr(pipeline, "lora_state_dict"):

@@ -166,6 +166,10 @@ class Teacher:
         kept = None if self.texts is None else self.texts.rows(asked)
         return move(self.encode(asked) if kept is None else kept, self.device)
 
+    def called_at(self, net: nn.Module) -> float:
+        """The guidance_scale of a plain call of its pipeline around a student's network."""
+        return self.w if self.backbone.reads_guidance(net) else 1.0
+
     def encode(self, asked: Asked) -> Cond:
         """The same, where it is encoded."""
         return self.backbone.encode(asked, self.size)

@@ -7,12 +7,11 @@ import json
 import re
 from pathlib import Path
 
-import diffusers as d
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from others import TABLE, stable_diffusion
+from others import finished_run
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -102,18 +101,8 @@ trackers: []
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run whose prompts are all of these, finished."""
-    folder = tmp_path_factory.mktemp("hostile")
-    pipeline = stable_diffusion()
-    pipeline.scheduler = d.DDIMScheduler(clip_sample=False, **TABLE, steps_offset=1)
-    pipeline.save_pretrained(folder / "models" / "sd")
     rows = [json.dumps({"prompt": prompt}) for prompt in [*PROMPTS, PROMPTS[0], ""]]
-    (folder / "prompts.jsonl").write_text("\n".join(rows))
-    (folder / "words.yaml").write_text(RUN)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        done = CliRunner().invoke(app, ["run", "words.yaml"])
-        assert done.exit_code == 0, done.output
-    return folder
+    return finished_run(tmp_path_factory.mktemp("hostile"), RUN, "prompts.jsonl", "\n".join(rows))
 
 
 def test_they_are_sixty():

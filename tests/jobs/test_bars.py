@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,13 +46,18 @@ def within(student: Row, teacher: Row, factor: float) -> bool:
 
 
 def measured(
-    config: str, runs: Path, figure: Callable[..., None], *overrides: str
+    config: str,
+    runs: Path,
+    figure: Callable[..., None],
+    *overrides: str,
+    names: Sequence[str] = ("frechet", "frechet_random"),
 ) -> tuple[dict[tuple[str, int], Row], float]:
-    """What `run` gives, its distances and its seconds recorded."""
+    """What `run` gives, its scores of these names and its seconds recorded."""
     rows, seconds = run(config, runs, *overrides)
     for (model, steps), row in rows.items():
-        figure(f"{model} {steps}, frechet", row.value("frechet"))
-        figure(f"{model} {steps}, frechet_random", row.value("frechet_random"))
+        for name in names:
+            if name in row.scores or model != "real":
+                figure(f"{model} {steps}, {name}", row.value(name))
     figure(config, seconds, "s")
     return rows, seconds
 
@@ -75,25 +80,12 @@ def test_the_demo(figure, tmp_path):
 
 
 ONE, TWO = "follows by cell one object", "follows by cell two objects"
-
-
-def followed(
-    config: str, runs: Path, figure: Callable[..., None]
-) -> tuple[dict[tuple[str, int], Row], float]:
-    """What `run` gives of a config of text, its shares of prompts followed and seconds recorded."""
-    rows, seconds = run(config, runs)
-    for (model, steps), row in rows.items():
-        if model != "real":
-            for name in (ONE, f"{ONE}, held out", TWO, f"{TWO}, held out"):
-                figure(f"{model} {steps}, {name.removeprefix('follows by cell ')}", row.value(name))
-        figure(f"{model} {steps}, frechet_random", row.value("frechet_random"))
-    figure(config, seconds, "s")
-    return rows, seconds
+FOLLOWED = (ONE, f"{ONE}, held out", TWO, f"{TWO}, held out", "frechet_random")
 
 
 @pytest.mark.full(shard="demo-text")
 def test_the_demo_of_text(figure, tmp_path):
-    rows, seconds = followed("demo-text", tmp_path, figure)
+    rows, seconds = measured("demo-text", tmp_path, figure, names=FOLLOWED)
     student, before = rows["student", 4], rows["untrained-student", 4]
     assert seconds <= 12 * 60
     assert student.value(ONE) >= 0.85 and student.value(TWO) >= 0.75

@@ -4,12 +4,11 @@ import json
 import re
 from pathlib import Path
 
-import diffusers as d
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from others import PROMPTS, TABLE, stable_diffusion, stable_diffusion_3
+from others import PROMPTS, finished_run, stable_diffusion_3
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -46,17 +45,7 @@ save_every: 1
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run of the YAML above, by the command."""
-    folder = tmp_path_factory.mktemp("words")
-    pipeline = stable_diffusion()
-    pipeline.scheduler = d.DDIMScheduler(clip_sample=False, **TABLE, steps_offset=1)
-    pipeline.save_pretrained(folder / "models" / "sd")
-    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
-    (folder / "words.yaml").write_text(RUN)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        done = CliRunner().invoke(app, ["run", "words.yaml"])
-        assert done.exit_code == 0, done.output
-    return folder
+    return finished_run(tmp_path_factory.mktemp("words"), RUN, "prompts.txt", "\n".join(PROMPTS))
 
 
 def test_the_whole_job(folder):

@@ -1,6 +1,9 @@
 """Tiny pipelines that other people's tools would save, complete with words."""
 
+from pathlib import Path
+
 import diffusers as d
+import pytest
 import torch
 from pixels import ddpm, redrawn, unet
 from transformers import (
@@ -10,7 +13,10 @@ from transformers import (
     CLIPTokenizer,
 )
 from twins import SD_TABLE as TABLE
-from twins import conditioned, labelled
+from twins import conditioned, joint, labelled
+from typer.testing import CliRunner
+
+from stepdistill.cli import app
 
 PROMPTS = ["a red cat", "two dogs", "a very small house", "nothing at all"]
 VAE = {
@@ -63,6 +69,21 @@ def stable_diffusion(seed: int = 1) -> d.StableDiffusionPipeline:
     )
 
 
+def finished_run(folder: Path, run: str, prompts: str, text: str) -> Path:
+    """A folder with a Stable Diffusion, a file of prompts that is called so, and the run of a YAML
+    in it, by the command."""
+    pipeline = stable_diffusion()
+    pipeline.scheduler = d.DDIMScheduler(clip_sample=False, **TABLE, steps_offset=1)
+    pipeline.save_pretrained(folder / "models" / "sd")
+    (folder / prompts).write_text(text)
+    (folder / "words.yaml").write_text(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = CliRunner().invoke(app, ["run", "words.yaml"])
+        assert done.exit_code == 0, done.output
+    return folder
+
+
 def stable_diffusion_xl(zeros: bool = True) -> d.StableDiffusionXLPipeline:
     """Of prompts, 16×16, with two text encoders."""
     tokenizer = letters()
@@ -98,21 +119,8 @@ def stable_diffusion_3(shift: float = 3.0) -> d.StableDiffusion3Pipeline:
         redrawn(CLIPTextModelWithProjection(text_config(t, projection_dim=8)), seed).eval()
         for seed, t in enumerate(tokenizers, 4)
     ]
-    net = d.SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=3,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=40,
-        caption_projection_dim=16,
-        pooled_projection_dim=16,
-        pos_embed_max_size=12,
-        qk_norm="rms_norm",
-        dual_attention_layers=(0,),
-    )
+    blocks = {"num_layers": 3, "qk_norm": "rms_norm", "dual_attention_layers": (0,)}
+    net = joint(joint_attention_dim=40, pos_embed_max_size=12, **blocks)
     return d.StableDiffusion3Pipeline(
         transformer=redrawn(net, 1),
         vae=redrawn(d.AutoencoderKL(**VAE, scaling_factor=1.5, shift_factor=0.06), 2),

@@ -95,21 +95,26 @@ def dit() -> d.DiffusionPipeline:
     )
 
 
+def joint(**changes: object) -> d.SD3Transformer2DModel:
+    """A tiny network of Stable Diffusion 3."""
+    usual = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 16,
+        "joint_attention_dim": 16,
+        "pooled_projection_dim": 16,
+        "pos_embed_max_size": 16,
+    }
+    return d.SD3Transformer2DModel(**usual | changes)
+
+
 def sd3() -> d.DiffusionPipeline:
-    net = d.SD3Transformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        caption_projection_dim=16,
-        joint_attention_dim=16,
-        pooled_projection_dim=16,
-        pos_embed_max_size=16,
-    )
     return d.StableDiffusion3Pipeline(
-        transformer=net,
+        transformer=joint(),
         vae=vae(shift_factor=0.06),
         scheduler=d.FlowMatchEulerDiscreteScheduler(shift=3.0),
         text_encoder_3=None,

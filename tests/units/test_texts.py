@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from others import PROMPTS, stable_diffusion, stable_diffusion_xl
+from stopped import ended_before
 
-from stepdistill.data import shards, texts
+from stepdistill.data import texts
 from stepdistill.data.texts import kept, text_bytes
 from stepdistill.schema import ConfigError
 from stepdistill.teachers.teacher import Teacher
@@ -65,18 +66,11 @@ def test_its_size_is_said_before(tmp_path):
 
 def test_a_build_that_was_stopped_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "SHARD", 2)
-    teacher, real = teacher_of(stable_diffusion), shards.write_shard
+    teacher = teacher_of(stable_diffusion)
     opened(tmp_path / "whole", teacher)
-
-    def dies(folder, k, tensors):
-        if k == 1:
-            raise KeyboardInterrupt
-        real(folder, k, tensors)
-
-    monkeypatch.setattr(shards, "write_shard", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        ended_before(patch, 1)
         opened(tmp_path / "cut", teacher)
-    monkeypatch.setattr(shards, "write_shard", real)
     opened(tmp_path / "cut", teacher)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 

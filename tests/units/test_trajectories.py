@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopped import ended_before
 
-from stepdistill.data import shards
 from stepdistill.data import trajectories as cache
 from stepdistill.data.loader import stream
 from stepdistill.data.trajectories import CacheSettings, build, load_cache
@@ -74,17 +74,10 @@ def test_its_passes_are_those_that_the_network_sees(w, told, solver):
 
 def test_an_interrupted_build_equals_one_that_was_not(teacher, built, tmp_path, monkeypatch):
     """Killed between shards, with one half-written and one damaged: bit for bit the same."""
-    other, real = tmp_path / "other", shards.write_shard
-
-    def dies(folder, k, tensors):
-        if k == 2:
-            raise KeyboardInterrupt
-        real(folder, k, tensors)
-
-    monkeypatch.setattr(shards, "write_shard", dies)
-    with pytest.raises(KeyboardInterrupt):
+    other = tmp_path / "other"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        ended_before(patch, 2)
         build(other, teacher, SETTINGS)
-    monkeypatch.undo()
     (other / "00002.safetensors").write_bytes(b"half")
     damaged = bytearray((other / "00000.safetensors").read_bytes())
     damaged[-1] ^= 1

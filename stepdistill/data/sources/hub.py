@@ -15,20 +15,15 @@ from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from ...schema import ConfigError, shown
-from ..images import Images
-from ..prompts import column_in
+from ..images import InColumns
 from ..stored import Stored
 
 
 @dataclass(frozen=True)
-class Hub(Images):
-    """The settings of `Images`; path: a folder or a name. image, label, caption: columns; null for
-    prompt, text or caption, whichever is there. split, config: parts of it. cache: the folder of
-    the copy."""
+class Hub(InColumns):
+    """The settings of `InColumns`; path: a folder or a name. split, config: parts of it. cache: the
+    folder of the copy."""
 
-    image: str = "image"
-    label: str = "label"
-    caption: str | None = None
     split: str = "train"
     config: str | None = None
     cache: str | None = None
@@ -44,9 +39,7 @@ class Hub(Images):
         except Exception as error:  # of a network, a hub or a builder: there is no common kind
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"{self.path}: cannot be loaded ({reason})") from error
-        columns = {"image": self.image} | ({} if classes is None else {"label": self.label})
-        if captioned:
-            columns["caption"] = self.caption or column_in(found.column_names)
+        columns = self.columns(found.column_names, classes, captioned)
         self._require(found, columns)
         return Mapped(found, self.path, columns)
 

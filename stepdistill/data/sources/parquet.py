@@ -19,22 +19,17 @@ from datasets import ClassLabel, Features
 
 from ...schema import ConfigError, Count, shown
 from .. import listing
-from ..images import Images
-from ..prompts import column_in
+from ..images import InColumns
 from ..stored import Label, Stored
 
 
 @dataclass(frozen=True)
-class Parquet(Images):
-    """The settings of `Images`; path: a file, or a folder of them. image, label, caption: columns;
-    null for prompt, text or caption, whichever is there.
+class Parquet(InColumns):
+    """The settings of `InColumns`; path: a file, or a folder of them.
 
     buffer: samples that are shuffled among themselves, and held.
     """
 
-    image: str = "image"
-    label: str = "label"
-    caption: str | None = None
     buffer: Count = 10_000
 
     def window(self) -> int | None:
@@ -43,14 +38,8 @@ class Parquet(Images):
     def find(self, classes: int | None, captioned: bool = False) -> "RowGroups":
         alone = self.path.endswith(".parquet") and os.path.isfile(self.path)
         paths = [self.path] if alone else listing.files(self.path, (".parquet",), "a table")
-        columns = {"image": self.image} | ({} if classes is None else {"label": self.label})
-        if captioned:
-            columns["caption"] = self.caption or column_in(names_of(paths[0]))
-        tables = [footer(path, columns) for path in paths]
-        found = RowGroups(tables, self.image, classes and self.label, self.buffer)
-        if captioned:
-            found.captions = [each for path in paths for each in values(path, columns["caption"])]
-        return found
+        columns = self.columns(names_of(paths[0]) if captioned else (), classes, captioned)
+        return RowGroups([footer(path, columns) for path in paths], columns, self.buffer)
 
 
 class Footer(NamedTuple):
@@ -81,13 +70,15 @@ def footer(path: str, columns: dict[str, str]) -> Footer:
 class RowGroups(Stored):
     """Pictures in the row groups of files, numbered through; the groups read last are held.
 
-    label: the column of labels, None for none. held: rows that are held, and what lies around.
+    columns: of image, and of label or caption. held: rows that are held, and what lies around.
     """
 
-    def __init__(self, tables: list[Footer], image: str, label: str | None, held: int) -> None:
-        self.tables, self.image = tables, image
-        self.names = tables[0].names if label else None
-        self.labels = [name for table in tables for name in values(table.path, label)]
+    def __init__(self, tables: list[Footer], columns: dict[str, str], held: int) -> None:
+        self.tables, self.image = tables, columns["image"]
+        self.names = tables[0].names if "label" in columns else None
+        self.labels = [each for t in tables for each in values(t.path, columns.get("label"))]
+        if "caption" in columns:
+            self.captions = [each for t in tables for each in values(t.path, columns["caption"])]
         self.groups = [(table.path, k) for table in tables for k in range(len(table.groups))]
         sizes = [size for table in tables for size in table.groups]
         self.begins, self.file_begins = np.cumsum([0, *sizes]), np.cumsum([0, *self.shards])

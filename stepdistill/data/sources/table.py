@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...schema import ConfigError, shown
-from ..images import Images
+from ..images import InColumns
 from ..prompts import column_in
 from ..stored import Files, Label
 
@@ -22,13 +22,8 @@ Line = tuple[int, dict[str, Any]]  # its number, and its values by column
 
 
 @dataclass(frozen=True)
-class Table(Images):
-    """The settings of `Images`; path: a .csv or .jsonl file. image, label, caption: its columns;
-    null for prompt, text or caption, whichever is there."""
-
-    image: str = "image"
-    label: str = "label"
-    caption: str | None = None
+class Table(InColumns):
+    """The settings of `InColumns`; path: a .csv or .jsonl file."""
 
     def find(self, classes: int | None, captioned: bool = False) -> Files:
         root = os.path.dirname(self.path)

@@ -51,27 +51,26 @@ class WebDataset(Images):
         paths = [self.path] if alone else listing.files(self.path, (".tar",), "an archive")
         label = None if classes is None else ("label", self.label)
         wanted = ("caption", self.caption) if captioned else label
-        found = Archives(paths, [scan(path, wanted) for path in paths])
-        if captioned:
-            found.captions = found.labels
-        return found
+        return Archives(paths, [scan(path, wanted) for path in paths], captioned)
 
 
 class Archive(NamedTuple):
-    """Where the n pictures of an archive lie: offsets and sizes in bytes, and their labels."""
+    """Where the n pictures of an archive lie: offsets and sizes in bytes, and what stands beside
+    each."""
 
     offsets: np.ndarray
     sizes: np.ndarray
-    labels: list[Label]
+    words: list[Label]
 
 
 class Archives(Stored):
-    """Pictures in archives, numbered through."""
+    """Pictures in archives, numbered through. captioned: whether captions stand beside them."""
 
-    def __init__(self, paths: list[str], archives: list[Archive]) -> None:
+    def __init__(self, paths: list[str], archives: list[Archive], captioned: bool) -> None:
         self.paths, self.archives = paths, archives
         self.begins = np.cumsum([0, *self.shards])
-        self.labels = [label for archive in archives for label in archive.labels]
+        self.labels = words = [word for archive in archives for word in archive.words]
+        self.captions = words if captioned else None
 
     @property
     def shards(self) -> tuple[int, ...]:
