@@ -24,6 +24,7 @@ from stepdistill.export.export import pipeline_for
 from stepdistill.export.lora import KOHYA, write_lora
 from stepdistill.jobs.samplers import of_teacher
 from stepdistill.method import load
+from stepdistill.methods.ctm import Ctm
 from stepdistill.methods.lcm import Lcm
 from stepdistill.networks.guidance_embedding import GuidanceEmbedding
 from stepdistill.networks.inputs import WithInputs
@@ -33,6 +34,8 @@ from stepdistill.process import RectifiedFlow
 from stepdistill.resources import shipped_modules
 from stepdistill.runs.begin import beginning_of
 from stepdistill.runs.config import RunConfig
+from stepdistill.runs.setup import check_export
+from stepdistill.schema import ConfigError
 from stepdistill.solver import Sampler
 from stepdistill.teachers.codec import Size
 from stepdistill.teachers.loading import load_pipeline
@@ -177,7 +180,10 @@ def test_a_student_is_exported_called_saved_again_and_read(name, kind, tmp_path)
     teacher = saved(PIPELINES[name](), tmp_path / "teacher")
     sampler = sampler_of(kind, teacher)
     if is_flow(teacher) and sampler.gamma > 0:
-        pytest.skip("its pipeline hands no generator to its scheduler")
+        with pytest.raises(ConfigError, match="hands its generator to no scheduler"):
+            check_export(RunConfig(sampler=sampler), (), teacher)
+        return
+    check_export(RunConfig(sampler=sampler), (), teacher)
     same_when_exported(teacher, sampler, ASKED, 1e-5, tmp_path)
 
 
@@ -272,6 +278,19 @@ def test_guidance_as_an_input_is_given_by_the_stock_pipeline(name, low_rank, tmp
     assert begun.inputs == ("w",)
     proj = trained.net.inputs.proj.weight
     assert torch.equal(begun.tensors["inputs.proj.weight"], proj)
+
+
+def test_inputs_that_no_pipeline_gives_are_refused_before_training(name, tmp_path):
+    """The target time by none, guidance by those of U-Nets, and by no network that reads it."""
+    teacher, run = saved(PIPELINES[name](), tmp_path), RunConfig(sampler=SAMPLERS["trailing"])
+    embedding = Lcm(steps=4, guidance=(1.0, 4.0), embedding=True)
+    with pytest.raises(ConfigError, match="the input s is called by no"):
+        check_export(run, (Ctm(steps=4),), teacher)
+    if name in UNETS:
+        check_export(run, (embedding,), teacher)
+        teacher.backbone.embedded = True
+    with pytest.raises(ConfigError, match="the input w is called by no"):
+        check_export(run, (embedding,), teacher)
 
 
 @pytest.mark.parametrize("name", UNETS)
