@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -64,15 +65,14 @@ def tokenizer(words: list[str]) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
 
 
-def encoder(made: CLIPTokenizer) -> CLIPTextModel:
-    """Untrained, for the tokens of this tokenizer."""
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
+def sizes(made: CLIPTokenizer, layers: int) -> CLIPTextConfig:
+    """Of a text encoder for the tokens of this tokenizer."""
+    return CLIPTextConfig(
         vocab_size=len(made),
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
         projection_dim=WIDTH,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=LENGTH,
         hidden_act="gelu",
@@ -80,7 +80,6 @@ def encoder(made: CLIPTokenizer) -> CLIPTextModel:
         eos_token_id=made.eos_token_id,
         pad_token_id=made.pad_token_id,
     )
-    return CLIPTextModel(config)
 
 
 def sayings(n: int, generator: torch.Generator, said: float = 0.88) -> list[str]:
@@ -103,39 +102,56 @@ def told(texts: list[str]) -> Tensor:
     return torch.tensor(rows)
 
 
-def main(folder: Path) -> None:
-    """Train, measure and write them."""
-    texts = sayings(20_000, stream(0, 12))
-    made = tokenizer(sorted({word for text in texts for word in re.findall(r"[a-z]+|,", text)}))
-    net = encoder(made)
+Read = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+
+def learn(
+    folder: Path, made: CLIPTokenizer, net: nn.Module, read_from: Read, plan: Plan = PLAN
+) -> None:
+    """Train and measure an encoder. read_from(tokens, end, later): what heads read from it, each
+    (n, WIDTH), by its name; end, later: (n,) the places of the end and of a token of the padding.
+    """
     heads = nn.ModuleList(nn.Linear(WIDTH, count) for count in TOLD.values())
 
-    def logits(texts: list[str], generator: torch.Generator) -> list[list[Tensor]]:
+    def logits(texts: list[str], generator: torch.Generator) -> dict[str, list[Tensor]]:
         tokens = made(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        states = net(tokens).last_hidden_state
         end = (tokens == made.eos_token_id).int().argmax(1)
         later = end + (torch.rand(len(texts), generator=generator) * (LENGTH - end)).long()
-        rows = torch.arange(len(texts))
-        return [[head(states[rows, place]) for head in heads] for place in (end, later)]
+        found = read_from(tokens, end, later)
+        return {name: [head(state) for head in heads] for name, state in found.items()}
 
     def loss(n: int, generator: torch.Generator) -> Tensor:
         texts = sayings(n, generator)
         asked, found = told(texts), logits(texts, generator)
         parts = [
             nn.functional.cross_entropy(values, asked[:, i], ignore_index=UNSAID, reduction="sum")
-            for place in found
+            for place in found.values()
             for i, values in enumerate(place)
         ]
         return torch.stack(parts).sum() / (asked != UNSAID).sum()
 
-    train(folder / "text", nn.ModuleList([net, heads]), loss, PLAN)
+    train(folder, nn.ModuleList([net, heads]), loss, plan)
     with torch.no_grad():
         fresh = sayings(2000, stream(0, 13), said=1.0)
         asked, found = told(fresh), logits(fresh, stream(0, 14))
-        for place, values in zip(("at the end", "in the padding"), found):
+        for name, values in found.items():
             seen = torch.stack([value.argmax(1) for value in values], 1)
             right = ((seen == asked) | (asked == UNSAID)).all(1).double().mean()
-            print(f"{right:.4f} of captions are read wholly right {place}")
+            print(f"{right:.4f} of captions are read wholly right {name}")
+
+
+def main(folder: Path) -> None:
+    """Make, train and write them."""
+    texts = sayings(20_000, stream(0, 12))
+    made = tokenizer(sorted({word for text in texts for word in re.findall(r"[a-z]+|,", text)}))
+    torch.manual_seed(0)
+    net = CLIPTextModel(sizes(made, layers=2))
+
+    def read_from(tokens: Tensor, end: Tensor, later: Tensor) -> dict[str, Tensor]:
+        states, rows = net(tokens).last_hidden_state, torch.arange(len(tokens))
+        return {"at the end": states[rows, end], "in the padding": states[rows, later]}
+
+    learn(folder / "text", made, net, read_from)
     net.save_pretrained(folder / "text_encoder", safe_serialization=True)
     made.save_pretrained(folder / "tokenizer")
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 import torch
 
 from .compositions import COLOURS, GROUND_NAMES, POSITIONS, Scenes
-from .shapes import SHAPES
+from .shapes import LATER, SHAPES
 
 SIZE_WORDS = (("small", "tiny", "little"), ("large", "big", "huge"))
 SHAPE_WORDS = {"circle": ("disc",), "square": ("block",), "cross": ("plus",), "ring": ("hoop",)}
+COLOUR_NAMES = (*COLOURS, *LATER)
 ANYTHING = ("shape", "object")  # of no shape in particular
 ROW_WORDS = {"top": ("top", "upper"), "middle": ("middle",), "bottom": ("bottom", "lower")}
 # First to second object, along an axis: as it stands, and turned round.
@@ -59,7 +60,7 @@ class Wording:
     def thing(self, kind: int, size: int | None) -> str:
         """An object: article, size if it has any, colour and shape."""
         parts = [] if size is None or not self.chance(self.said) else [self.of(SIZE_WORDS[size])]
-        parts += [COLOURS[kind // len(SHAPES)]] if self.chance(self.said) else []
+        parts += [COLOUR_NAMES[kind // len(SHAPES)]] if self.chance(self.said) else []
         name = SHAPES[kind % len(SHAPES)]
         known = self.chance(self.said)
         parts.append(self.of((name, *SHAPE_WORDS.get(name, ())) if known else ANYTHING))
@@ -159,7 +160,7 @@ PLACES = {
 } | {"middle": POSITIONS.index(("middle", "middle"))}
 WORDS: dict[str, dict[str, int]] = {
     "size": {word: value for value, words in enumerate(SIZE_WORDS) for word in words},
-    "colour": {name: value for value, name in enumerate(COLOURS)},
+    "colour": {name: value for value, name in enumerate(COLOUR_NAMES)},
     "shape": {
         word: value
         for value, name in enumerate(SHAPES)

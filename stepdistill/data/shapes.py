@@ -25,6 +25,8 @@ PALETTE = {
     "pink": (240, 110, 180),
     "black": (30, 30, 30),
 }
+# That no teacher of ours has seen: what a model may be taught later. Readers know them.
+LATER = {"teal": (30, 160, 165), "lime": (150, 220, 40)}
 GROUNDS = (
     (245, 245, 245),
     (245, 235, 210),
@@ -125,8 +127,8 @@ def distance(shape: str, y: Tensor, x: Tensor, r: Tensor) -> Tensor:
 
 
 def palette() -> Tensor:
-    """The colours (8, 3) in [0, 1]."""
-    return torch.tensor(list(PALETTE.values())) / 255
+    """The colours (10, 3) in [0, 1], those of LATER last."""
+    return torch.tensor([*PALETTE.values(), *LATER.values()]) / 255
 
 
 def require_size(size: tuple[int, int]) -> None:

@@ -71,7 +71,7 @@ class TeacherSettings:
     path: a shipped teacher or a diffusers pipeline folder. size: height and width of its images,
     null for what it was trained for. backbone, codec: modules of your own in place of what the
     pipeline's class says, see `teachers/`. dtype: of a network that stays as it is, with students
-    and critics as adapters on it in float32.
+    and critics as adapters on it in float32. offload: leave text encoders and VAE on the CPU.
     """
 
     path: str
@@ -79,6 +79,7 @@ class TeacherSettings:
     backbone: str | None = None
     codec: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    offload: bool = False
 
     shorthand = "path"
 
@@ -192,6 +193,7 @@ class RunConfig:
     prompts: what a teacher of text is asked where no data say so; null for the source's captions.
     adapters: student, critic and target as low-rank roles on the teacher's network; null for full
     copies.  checkpointing: recompute the networks' blocks in the backward, to save memory.
+    attention: what computes it, see `networks.attention`; null for what diffusers has it by.
     keep: checkpoints kept besides the best. cache: trajectories of the teacher, for methods that
     are trained on them.
     """
@@ -208,6 +210,7 @@ class RunConfig:
     stages: list[Stage] = field(default_factory=list)
     adapters: Adapters | None = None
     checkpointing: bool = False
+    attention: str | None = None
     sampler: Sampler = Sampler()
     evaluation: Evaluation = Evaluation()
     validation: Validation = Validation()

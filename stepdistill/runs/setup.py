@@ -17,11 +17,12 @@ from torch import Tensor
 from ..data.loader import Loader, Unseen
 from ..denoiser import Denoiser
 from ..method import Method
+from ..networks.attention import set_attention
 from ..networks.inputs import GUIDANCE_INPUTS
 from ..networks.lora import AdapterView
 from ..schema import ConfigError
 from ..teachers.loading import load_any, load_pipeline, new_pipeline
-from ..teachers.teacher import Kept, Teacher
+from ..teachers.teacher import Kept, Teacher, require_answer
 from .begin import Beginning, beginning_of
 from .config import RunConfig
 
@@ -74,6 +75,7 @@ def teacher_of(run: RunConfig) -> Teacher:
             pipeline = (load_pipeline if asked.backbone is None else load_any)(asked.path)
             how = asked.size, asked.backbone, asked.codec
             teacher = Teacher.from_pipeline(pipeline, run.guidance, *how)
+            teacher = replace(teacher, offload=asked.offload)
         else:
             n = run.network
             scheduler = n.scheduler, n.scheduler_config
@@ -83,9 +85,20 @@ def teacher_of(run: RunConfig) -> Teacher:
         raise ConfigError(f"teacher: {error}") from error
     except (ImportError, SyntaxError, LookupError, AttributeError) as error:  # of a user's module
         raise ConfigError(f"teacher: {type(error).__name__}: {error}") from error
+    if run.attention is not None:
+        attend(teacher, run.attention)
     if run.adapters is None:
         return teacher
     return teacher.with_net(AdapterView(teacher.denoiser.net, None))
+
+
+def attend(teacher: Teacher, attention: str) -> None:
+    """Compute a teacher's attention so, and its students'. Raises ConfigError where that fails."""
+    try:
+        set_attention(teacher.denoiser.net, attention)
+        require_answer(teacher)
+    except ValueError as error:
+        raise ConfigError(f"attention: {error}") from error
 
 
 def asked_by(run: RunConfig, teacher: Teacher) -> Teacher:

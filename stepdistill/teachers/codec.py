@@ -83,7 +83,7 @@ class Latents(Codec):
     @torch.no_grad()
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The mean of each latent without a generator, else a sample."""
-        found = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        found = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist
         mean, scale = self.scale
         z = found.mean.float()
         if generator is not None:
@@ -92,5 +92,5 @@ class Latents(Codec):
 
     def decode(self, x0: Tensor) -> Tensor:
         mean, scale = self.scale
-        z = (x0 * scale + mean).to(self.vae.dtype)
+        z = (x0.to(self.vae.device) * scale + mean).to(self.vae.dtype)
         return self.vae.decode(z, return_dict=False)[0].float()

@@ -42,7 +42,8 @@ class Teacher:
     denoiser: conditional, without guidance, what students begin as. guided: with guidance w, what
     methods distil; x̂₀ is clipped where the pipeline's scheduler clips it. Students do without, for
     a clip has no gradient where it acts. size: height and width of its images. prompts: of a run,
-    if it is asked by prompts. texts: their conditions, where these are kept.
+    if it is asked by prompts. texts: their conditions, where these are kept. offload: whether text
+    encoders and VAE stay where they are.
     """
 
     pipeline: DiffusionPipeline
@@ -54,6 +55,7 @@ class Teacher:
     size: Size
     prompts: tuple[str, ...] = ()
     texts: Kept | None = None
+    offload: bool = False
 
     @classmethod
     def from_pipeline(
@@ -105,9 +107,10 @@ class Teacher:
         return self.backbone.prompted
 
     def to(self, device: torch.device) -> None:
-        """Move what makes conditions and pictures, not the network."""
-        self.codec.to(device)
-        self.backbone.to(device)
+        """Move what makes conditions and pictures, not the network; nothing with `offload`."""
+        if not self.offload:
+            self.codec.to(device)
+            self.backbone.to(device)
 
     @cached_property
     def null(self) -> Cond:
