@@ -59,7 +59,7 @@ PROMPTS = "A file of prompts (.txt, .csv, .jsonl, .parquet) for models that take
 GUIDANCE = "Guidance of pipelines that are not ours; by default their own."
 READ = "Guidance, of students that are trained for several."
 TEACHER = "Which source is the teacher of the others, called as it is by default."
-DOWNLOAD = "Fetch weights of metrics that are not on this machine."
+DOWNLOAD = "Fetch what is not on this machine: weights of metrics, pipelines of the hub."
 LAYOUT = "Copy images of prompts as other scorers expect them: geneval or compbench."
 CODE = "Run the code that lies in the folders of pipelines that are not ours."
 COUNT = "Number of images: 64, or 4 of each prompt."
@@ -68,13 +68,17 @@ FEWEST = "Steps of exported pipelines and samples; the fewest by default."
 CALL = "The call to judge, like 'num_inference_steps=4, guidance_scale=0'; else its card's."
 TRUSTED = "A module of yours that a run's folder names; such folders run no others."
 Trust = Annotated[list[str] | None, typer.Option("--trust-method", metavar="NAME", help=TRUSTED)]
+Download = Annotated[bool, typer.Option("--download", help=DOWNLOAD)]
 Extend = Annotated[bool, typer.Option("--extend", help="Go on with a run that is now longer.")]
 RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like runs/demo.")]
 
 
 @contextmanager
-def guarded(debug: bool) -> Iterator[None]:
-    """Turn whatever is raised into one line and an exit code."""
+def guarded(debug: bool, download: bool = False) -> Iterator[None]:
+    """Turn whatever is raised into one line and an exit code. download: whether it may be."""
+    from .resources import DOWNLOADS
+
+    DOWNLOADS.allowed = download
     try:
         yield
     except KeyboardInterrupt:
@@ -83,6 +87,8 @@ def guarded(debug: bool) -> Iterator[None]:
         if debug:
             errors.print(Text(format_exc().rstrip()))
         fail(*verdict(error))
+    finally:
+        DOWNLOADS.allowed = False
 
 
 def verdict(error: Exception) -> tuple[str, int]:
@@ -130,10 +136,11 @@ def run(
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     extend: Extend = False,
+    download: Download = False,
     debug: Debug = False,
 ) -> None:
     """Train, export, evaluate and report: the whole job, resumable."""
-    with guarded(debug):
+    with guarded(debug, download):
         require_writable(runs)
         from .jobs.distill import distill
         from .runs.config import read
@@ -149,10 +156,11 @@ def train(
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     extend: Extend = False,
+    download: Download = False,
     debug: Debug = False,
 ) -> None:
     """Train only; `export` and `eval` take the run's folder."""
-    with guarded(debug):
+    with guarded(debug, download):
         require_writable(runs)
         from .jobs.distill import train_run
         from .runs.config import read
@@ -165,7 +173,7 @@ def train(
 
 @app.command()
 def sample(
-    source: Annotated[Path, typer.Argument(help="A run's folder or an exported pipeline.")],
+    source: Annotated[Path, typer.Argument(help="A run's folder or a pipeline.")],
     out: Annotated[Path, typer.Argument(help="A PNG file.")],
     steps: Annotated[int | None, typer.Option(min=1, max=10_000, help=FEWEST)] = None,
     count: Annotated[int | None, typer.Option(min=1, max=10_000, help=COUNT)] = None,
@@ -173,10 +181,11 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option(help=ASKED)] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=1000, help=READ)] = None,
     trust: Trust = None,
+    download: Download = False,
     debug: Debug = False,
 ) -> None:
     """Write a grid of samples as one PNG; of prompts a row each."""
-    with guarded(debug):
+    with guarded(debug, download):
         require_writable(out.parent)
         from .jobs.sample import draw_grid
         from .jobs.sources import Opening
@@ -220,7 +229,7 @@ def evaluate(
     prompts: Annotated[str | None, typer.Option(help=PROMPTS)] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=1000, help=GUIDANCE)] = None,
     teacher: Annotated[Path | None, typer.Option(help=TEACHER)] = None,
-    download: Annotated[bool, typer.Option("--download", help=DOWNLOAD)] = False,
+    download: Download = False,
     layout: Annotated[Literal["geneval", "compbench"] | None, typer.Option(help=LAYOUT)] = None,
     trust: Trust = None,
     code: Annotated[bool, typer.Option("--trust-remote-code", help=CODE)] = False,
@@ -228,13 +237,11 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Score models, ours or not, in one report; n and blocks as the suite says, else 1000 and 3."""
-    with guarded(debug):
+    with guarded(debug, download):
         require_writable(out)
-        from .evaluation.weights import DOWNLOADS
         from .jobs.evaluate import require_all, score
         from .jobs.sources import Against, Opening
 
-        DOWNLOADS.allowed = download
         how = Opening(steps, tuple(trust or ()), guidance, code, teacher)
         what, where = Against(suite, reference, prompts, layout), errors if as_json else console
         scored = score(sources, what, out, (n, blocks), how, where)
@@ -279,10 +286,11 @@ def doctor(
     folder: Annotated[str, typer.Argument(help="A pipeline's folder, of diffusers or exported.")],
     call: Annotated[str | None, typer.Option(metavar="ARGUMENTS", help=CALL)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
+    download: Download = False,
     debug: Debug = False,
 ) -> None:
     """What a pipeline's network is really asked, and whether it was trained for that: 1 if not."""
-    with guarded(debug):
+    with guarded(debug, download):
         from .jobs.doctor import diagnose
 
         found = diagnose(folder, call)
@@ -310,9 +318,14 @@ def methods() -> None:
 
 
 @app.command()
-def plan(config: Config, overrides: Overrides = None, debug: Debug = False) -> None:
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    download: Download = False,
+    debug: Debug = False,
+) -> None:
     """What a run will cost: memory by player, network passes, wall time on this machine."""
-    with guarded(debug):
+    with guarded(debug, download):
         from .runs.config import read
         from .runs.plan import plan as measure
 

@@ -1,7 +1,9 @@
-"""What travels with the package, by name: configs, pipelines, assets, and one-file parts."""
+"""What travels with the package, by name: configs, pipelines, assets, and one-file parts; and
+whether more may be fetched."""
 
 import os
 import sys
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -10,6 +12,17 @@ from types import ModuleType
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass
+class Downloads:
+    """Of the process: whether what is not on this machine may be fetched. Only who was asked to may
+    allow it."""
+
+    allowed: bool = False
+
+
+DOWNLOADS = Downloads()
 PACKAGE = Path(__file__).parent
 # Modules that an exported network may carry beside it, and their files in pipelines/.
 INPUTS = {"ExtraInputs": "extra_inputs", "GuidanceAdapters": "guidance_adapters"}

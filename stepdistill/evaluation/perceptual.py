@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..losses.distances import NETS, SOURCE, Net, require_weights
-from .weights import DOWNLOADS, File, WeightsUnavailable, find_file
+from ..resources import DOWNLOADS
+from .weights import File, WeightsUnavailable, find_file
 
 
 def find_lpips(net: Net) -> None:

@@ -24,6 +24,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import hub
 
 from ..files import sha256
+from ..resources import DOWNLOADS
 
 OWN = "STEPDISTILL_WEIGHTS"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -37,16 +38,6 @@ class Unavailable(ValueError):
 
 class WeightsUnavailable(Unavailable):
     """A file of weights is not here, or is not what it should be."""
-
-
-@dataclass
-class Downloads:
-    """Of the process: whether weights may be fetched. Only who was asked to may allow it."""
-
-    allowed: bool = False
-
-
-DOWNLOADS = Downloads()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ..runs.config import text_of
 from ..runs.costs import stage_costs
 from ..runs.folder import versions, versions_line
 from ..runs.stages import TrainedRun
+from ..teachers.hub import hub_folder, is_id
 from ..teachers.loading import absent
 from ..teachers.lora_file import FILE, FOLDER
 from .lora import KOHYA, has_lora_files
@@ -100,10 +101,17 @@ def lora_usage(trained: TrainedRun, code: list[str]) -> str:
         "\nThe same as a LoRA on the teacher, which the other weights here are merged with:\n\n"
         "```python\nfrom diffusers import DDIMScheduler, DiffusionPipeline\n\n"
         'folder = "path/to/this/folder"\n'
-        f'pipe = DiffusionPipeline.from_pretrained("path/to/the/teacher"{none})\n'
+        f"pipe = DiffusionPipeline.from_pretrained({base_of(trained)}{none})\n"
         f'pipe.load_lora_weights(folder + "/{FOLDER}", weight_name="{FILE}")\n'
         f"pipe.scheduler = {scheduler}\n```\n\n"
     ) + (kohya if trained.teacher.backbone.network == "unet" else "")
+
+
+def base_of(trained: TrainedRun) -> str:
+    """How a call that opens the teacher names it."""
+    path = trained.run.teacher.path if trained.run.teacher else ""
+    repo, _, commit = path.partition("@")
+    return f'"{repo}", revision="{commit}"' if is_id(path) else '"path/to/the/teacher"'
 
 
 def in_code(prompt: str) -> str:
@@ -166,7 +174,8 @@ def scores(rows: list[Row]) -> str:
 
 def licence_of(teacher: str) -> str:
     """The licence a teacher's model card states, or "unknown"."""
-    cards = [folder / "README.md" for folder in (PACKAGE / "assets" / teacher, Path(teacher))]
+    lies = hub_folder(teacher) if is_id(teacher) else Path(teacher)
+    cards = [folder / "README.md" for folder in (PACKAGE / "assets" / teacher, lies)]
     text = "\n".join(
         regular(file, SMALL).read_text(encoding="utf-8", errors="replace")
         for file in cards

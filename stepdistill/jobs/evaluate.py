@@ -29,7 +29,17 @@ from ..schema import ConfigError
 from .costs import with_costs
 from .distill import waited_for
 from .report_images import outliers_of, pairs_of, same_noise, within
-from .sources import IMAGES, Against, Gathered, Opening, gather, lay_all, require_images, shelves
+from .sources import (
+    IMAGES,
+    Against,
+    Gathered,
+    Opening,
+    found,
+    gather,
+    lay_all,
+    require_images,
+    shelves,
+)
 from .suites import require
 
 Size = tuple[int | None, int | None]  # images in a block, and blocks
@@ -101,6 +111,7 @@ def score(
     not exist or does not fit, sources that are none, or that do not belong in one table, and where
     the call of every source fails.
     """
+    sources, opening = found(sources, opening)
     against, opening = by_protocol(against, opening, sources)  # before anything is loaded
     gathered = gather(sources, opening)
     measured = gathered.suite(against)

@@ -19,6 +19,7 @@ from ..networks.views import parameter_count
 from ..runs.stages import TrainedRun
 from ..schema import ConfigError
 from ..solver import Sampler, sample
+from ..teachers.hub import is_id
 from ..teachers.loading import load_pipeline, pipeline_folder, trained_settings
 from ..teachers.teacher import Teacher, teacher_sampler
 from .costs import parts_of
@@ -77,7 +78,7 @@ def of_folder(
         pipeline_folder(source)
     except ValueError as error:
         kinds = "neither a run's folder (config.yaml) nor a pipeline's (model_index.json)"
-        raise ConfigError(f"{folder}: {kinds}") from error
+        raise ConfigError(str(error) if is_id(source) else f"{folder}: {kinds}") from error
     try:
         pipeline = load_pipeline(source)
         teacher = Teacher.from_pipeline(pipeline)

@@ -1,6 +1,6 @@
 """What `stepdistill eval` scores: runs, our students, other pipelines, and folders of images."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..runs.folder import RunFolder
 from ..runs.stages import reopen
 from ..schema import ConfigError
 from ..teachers.folder import INDEX, read_json
+from ..teachers.hub import located
 from ..teachers.loading import FEW_STEP
 from ..teachers.schedulers import FEW_STEP_SCHEDULER
 from ..teachers.teacher import Teacher
@@ -163,6 +164,13 @@ class Gathered:
 
     def _as(self, source: Path, sampler: Sampled) -> Sampled:
         return replace(sampler, model=TEACHER) if source == self.taught_by else sampler
+
+
+def found(sources: Sequence[Path], opening: Opening) -> tuple[list[Path], Opening]:
+    """Sources, and how they are opened, with those of the hub as folders. Raises ConfigError."""
+    if opening.teacher is not None:
+        opening = replace(opening, teacher=located(opening.teacher))
+    return [located(source) for source in sources], opening
 
 
 def gather(sources: list[Path], opening: Opening) -> Gathered:

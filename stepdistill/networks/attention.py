@@ -26,8 +26,6 @@ from diffusers.models.attention_processor import (
 )
 from torch import nn
 
-from ..schema import shown
-
 # What a layer without the dispatcher may have: classes that compute the same.
 ALIKE: tuple[dict[str, type], ...] = (
     {"sdpa": AttnProcessor2_0, "eager": AttnProcessor, "xformers": XFormersAttnProcessor},
@@ -48,7 +46,7 @@ def set_attention(net: nn.Module, name: str) -> None:
     for layer, names in zip(layers, found, strict=True):
         if name not in names:
             kind, known = type(layer.processor).__name__, ", ".join(names)
-            raise ValueError(f"{shown(name)} is not known to its {kind}: one of {known}")
+            raise ValueError(f"{name!r} is not known to its {kind}: one of {known}")
     for layer, names in zip(layers, found, strict=True):
         chosen = names[name]
         if isinstance(chosen, type):

@@ -68,13 +68,15 @@ class Network:
 class TeacherSettings:
     """What is distilled; a text alone is its path.
 
-    path: a shipped teacher or a diffusers pipeline folder. size: height and width of its images,
-    null for what it was trained for. backbone, codec: modules of your own in place of what the
-    pipeline's class says, see `teachers/`. dtype: of a network that stays as it is, with students
-    and critics as adapters on it in float32. offload: leave text encoders and VAE on the CPU.
+    path: a shipped teacher, a diffusers pipeline folder, or one of the hub as OWNER/NAME@COMMIT; or
+    a file of safetensors, with `config`, one of those, for its configurations. size: height and
+    width of its images, null for what it was trained for. backbone, codec: modules of your own in
+    place of what the pipeline's class says, see `teachers/`. dtype: of a network that stays as it
+    is under adapters in float32. offload: leave text encoders and VAE on the CPU.
     """
 
     path: str
+    config: str | None = None
     size: tuple[Side, Side] | None = None
     backbone: str | None = None
     codec: str | None = None

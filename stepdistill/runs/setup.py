@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..data.loader import Loader, Unseen
@@ -22,9 +23,10 @@ from ..networks.inputs import GUIDANCE_INPUTS
 from ..networks.lora import AdapterView
 from ..schema import ConfigError
 from ..teachers.loading import load_any, load_pipeline, new_pipeline
+from ..teachers.single_file import load_single_file
 from ..teachers.teacher import Kept, Teacher, require_answer
 from .begin import Beginning, beginning_of
-from .config import RunConfig
+from .config import RunConfig, TeacherSettings
 
 FLOAT = 4  # bytes
 Span = tuple[float, float]  # of guidance
@@ -72,7 +74,7 @@ def teacher_of(run: RunConfig) -> Teacher:
     try:
         if run.network is None:
             asked = run.teacher
-            pipeline = (load_pipeline if asked.backbone is None else load_any)(asked.path)
+            pipeline = pipeline_of(asked)
             how = asked.size, asked.backbone, asked.codec
             teacher = Teacher.from_pipeline(pipeline, run.guidance, *how)
             teacher = replace(teacher, offload=asked.offload)
@@ -90,6 +92,15 @@ def teacher_of(run: RunConfig) -> Teacher:
     if run.adapters is None:
         return teacher
     return teacher.with_net(AdapterView(teacher.denoiser.net, None))
+
+
+def pipeline_of(asked: TeacherSettings) -> DiffusionPipeline:
+    """What is distilled. Raises ValueError where it cannot be loaded."""
+    if asked.config is not None:
+        return load_single_file(Path(asked.path), asked.config)
+    if Path(asked.path).is_file():
+        raise ValueError(f"{asked.path}: one file: set config, a folder with its configurations")
+    return (load_pipeline if asked.backbone is None else load_any)(asked.path)
 
 
 def attend(teacher: Teacher, attention: str) -> None:

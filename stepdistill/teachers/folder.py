@@ -14,16 +14,17 @@ from safetensors import SafetensorError, safe_open
 from ..files import read_text
 from ..resources import PACKAGE
 from ..schema import did_you_mean, shown
+from .hub import INDEX, hub_folder, is_id
 
-INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
 ENCODER_WEIGHTS = "model"  # as transformers calls them
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def pipeline_folder(source: str, file: str = INDEX) -> Path:
-    """Where a shipped teacher or a pipeline lies, as a file in it tells. Raises ValueError if
-    `source` is neither, or a bare name that is both."""
+    """Where a shipped teacher or a pipeline lies, as a file in it tells; one of the hub if it is on
+    this machine, or may be fetched. Raises ValueError if `source` is none of these, or a bare name
+    that is both a shipped one and a folder."""
     teachers, own = PACKAGE / "assets", Path(source)
     bare = own.name == source
     shipped = bare and (teachers / source / file).is_file()
@@ -36,6 +37,8 @@ def pipeline_folder(source: str, file: str = INDEX) -> Path:
         return own
     if shipped:
         return teachers / source
+    if is_id(source):
+        return hub_folder(source)
     known = sorted(p.parent.name for p in teachers.glob(f"*/{INDEX}"))
     advice = did_you_mean(source, known)
     raise ValueError(

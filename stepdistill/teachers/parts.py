@@ -39,16 +39,28 @@ def load_network(folder: Path, kind: type[N], limits: Mapping[str, Any]) -> N:
 
     Raises ValueError for a configuration with unknown keys or out of bounds, and for weights that
     are missing, damaged, pickled only or not finite."""
+    require_network(folder, kind, limits)
+    return loaded(kind, folder, require_weights(folder))
+
+
+def require_network(folder: Path, kind: type[nn.Module], limits: Mapping[str, Any]) -> None:
+    """Raise ValueError for a configuration of a network with unknown keys or out of bounds."""
     file = folder / "config.json"
     config = read_json(file)
     require_keys(config, signature(kind.__init__).parameters, file)
     bounds.require_bounds(config, limits, f"{file}: ")
-    return loaded(kind, folder, require_weights(folder))
 
 
 def load_text_encoder(folder: Path, kind: str) -> nn.Module:
     """A text encoder of transformers, of this class, in float32 and for inference. Raises
     ValueError as `load_network`."""
+    require_text_encoder(folder)
+    net = loaded(TEXT_ENCODERS[kind], folder, require_weights(folder, ENCODER_WEIGHTS))
+    return net.eval().requires_grad_(False)
+
+
+def require_text_encoder(folder: Path) -> None:
+    """Raise ValueError for a configuration that is none of a known text encoder."""
     file = folder / "config.json"
     config = read_json(file)
     if config.get("model_type") != "clip_text_model":
@@ -62,8 +74,6 @@ def load_text_encoder(folder: Path, kind: str) -> nn.Module:
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder / 'adapter_config.json'}: an adapter, no text encoder: merge it")
     bounds.require_bounds(config, bounds.CLIP_TEXT, f"{file}: ")
-    net = loaded(TEXT_ENCODERS[kind], folder, require_weights(folder, ENCODER_WEIGHTS))
-    return net.eval().requires_grad_(False)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -90,10 +100,17 @@ def loaded(kind: type[N], folder: Path, variant: str | None) -> N:
         if found[fault]:
             which, first = fault.partition("_")[0], sorted(found[fault])[0]
             raise ValueError(f"{folder}: {which} weights, like {first}: does config.json fit them?")
-    for name, value in net.state_dict().items():
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{folder}: the weights {name} are not finite")
+    require_finite(net, folder)
     return net
+
+
+def require_finite(net: nn.Module, where: Path) -> None:
+    """Raise ValueError for weights that are not finite, or not there."""
+    for name, value in net.state_dict().items():
+        if value.is_meta:
+            raise ValueError(f"{where}: missing weights, like {name}: does config.json fit them?")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{where}: the weights {name} are not finite")
 
 
 def require_keys(config: dict[str, Any], known: Iterable[str], file: Path) -> None:

@@ -42,16 +42,16 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def text_config(tokenizer: CLIPTokenizer, **more: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        **more,
-    )
+    usual = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
+    return CLIPTextConfig(**usual | more)
 
 
 def stable_diffusion(seed: int = 1) -> d.StableDiffusionPipeline:
@@ -84,15 +84,16 @@ def finished_run(folder: Path, run: str, prompts: str, text: str) -> Path:
     return folder
 
 
-def stable_diffusion_xl(zeros: bool = True) -> d.StableDiffusionXLPipeline:
-    """Of prompts, 16×16, with two text encoders."""
+def stable_diffusion_xl(zeros: bool = True, wide: int = 16) -> d.StableDiffusionXLPipeline:
+    """Of prompts, 16×16, with two text encoders; wide: the second."""
     tokenizer = letters()
-    second = CLIPTextModelWithProjection(text_config(tokenizer, projection_dim=8))
+    config = text_config(tokenizer, projection_dim=8, hidden_size=wide)
+    second = CLIPTextModelWithProjection(config)
     return d.StableDiffusionXLPipeline(
         vae=redrawn(d.AutoencoderKL(**VAE, scaling_factor=0.13025), 2),
         unet=redrawn(
             conditioned(
-                cross_attention_dim=32,
+                cross_attention_dim=16 + wide,
                 addition_embed_type="text_time",
                 addition_time_embed_dim=4,
                 projection_class_embeddings_input_dim=8 + 24,

@@ -45,7 +45,6 @@ from stepdistill.evaluation.reference import Kind, Reference
 from stepdistill.evaluation.suite import Unfit
 from stepdistill.evaluation.summary import Summary
 from stepdistill.evaluation.weights import (
-    DOWNLOADS,
     File,
     Model,
     Unavailable,
@@ -55,6 +54,7 @@ from stepdistill.evaluation.weights import (
 )
 from stepdistill.files import sha256
 from stepdistill.jobs.suites import load
+from stepdistill.resources import DOWNLOADS
 
 FLAVOURS = {"tf": inception_tf, "clean": inception_clean, "torchmetrics": inception_torchmetrics}
 

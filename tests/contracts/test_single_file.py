@@ -1,0 +1,98 @@
+"""Teachers in one file, in their authors' names for weights."""
+
+import pytest
+import torch
+from original import write_original
+from others import PROMPTS, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from stepdistill.runs.config import RunConfig, TeacherSettings
+from stepdistill.runs.setup import teacher_of
+from stepdistill.schema import ConfigError
+from stepdistill.teachers.single_file import load_single_file
+
+MADE = {
+    "Stable Diffusion 1": (stable_diffusion, False),
+    "Stable Diffusion 2": (stable_diffusion, True),
+    "Stable Diffusion XL": (lambda: stable_diffusion_xl(wide=24), False),
+}
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def bare(folder, pipeline):
+    """A folder with all of a pipeline but its weights."""
+    pipeline.save_pretrained(folder)
+    for file in folder.glob("*/*.safetensors"):
+        file.unlink()
+    return folder
+
+
+@pytest.fixture
+def one(tmp_path):
+    """The file of a Stable Diffusion, and its configurations."""
+    pipeline = stable_diffusion()
+    write_original(pipeline, tmp_path / "all.safetensors")
+    return tmp_path / "all.safetensors", bare(tmp_path / "config", pipeline)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_file_is_the_pipeline(name, tmp_path):
+    make, opened = MADE[name]
+    pipeline, file = make(), tmp_path / "all.safetensors"
+    write_original(pipeline, file, opened)
+    config = bare(tmp_path / "config", pipeline)
+    loaded = load_single_file(file, str(config))
+    assert type(loaded) is type(pipeline)
+    assert loaded.scheduler.to_json_string() == pipeline.scheduler.to_json_string()
+    for part, net in pipeline.components.items():
+        if isinstance(net, nn.Module):
+            there = loaded.components[part].state_dict()
+            assert {*there} == {*net.state_dict()}
+            assert all(torch.equal(there[key], value) for key, value in net.state_dict().items())
+    asked = TeacherSettings(str(file), config=str(config))
+    teacher = teacher_of(RunConfig(teacher=asked))
+    assert teacher.conditions(PROMPTS)["text"].shape[0] == len(PROMPTS)
+
+
+def test_one_file_needs_its_configurations(one, tmp_path):
+    file, config = one
+    for path, other, said in (
+        (file, None, "one file: set config, a folder with its configurations"),
+        (config, config, "no file of safetensors, and config is for those: leave it out"),
+        (tmp_path / "no.safetensors", config, "no file of safetensors"),
+        (file, tmp_path / "nothing", "neither a shipped teacher"),
+        (file, bare(tmp_path / "sd3", stable_diffusion_3()), "is read from folders alone"),
+    ):
+        asked = TeacherSettings(str(path), config=None if other is None else str(other))
+        with pytest.raises(ConfigError, match=f"^teacher: .*{said}"):
+            teacher_of(RunConfig(teacher=asked))
+
+
+def test_a_file_of_other_weights_is_refused(one):
+    file, config = one
+    whole = load_file(file)
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    for broken, said in (
+        ({k: v for k, v in whole.items() if k != key}, ""),
+        ({**whole, key: whole[key] * float("nan")}, "weights conv_in.weight are not finite"),
+        ({**whole, key: whole[key][:1]}, ""),
+        ({k: v for k, v in whole.items() if "cond_stage" not in k}, "CLIP"),
+    ):
+        save_file(broken, file)
+        with pytest.raises(ValueError, match=f"{file.name}: .*{said}") as caught:
+            load_single_file(file, str(config))
+        assert "\n" not in str(caught.value)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        load_single_file(file, str(config))
+
+
+def test_configurations_are_bounded(one):
+    file, config = one
+    place = config / "unet/config.json"
+    place.write_text(
+        place.read_text().replace('"layers_per_block": 1', '"layers_per_block": 99999')
+    )
+    with pytest.raises(ValueError, match="layers_per_block"):
+        load_single_file(file, str(config))
