@@ -57,6 +57,7 @@ SUITE = "What scores them: a shipped suite, or a YAML file; by default what thei
 REFERENCE = "A folder of real images, or a published .npz; else what the runs' data hold out."
 PROMPTS = "A file of prompts (.txt, .csv, .jsonl, .parquet) for models that take them."
 GUIDANCE = "Guidance of pipelines that are not ours; by default their own."
+BESIDE = "Steps of the run's teacher, drawn from the same noise below each row."
 READ = "Guidance, of students that are trained for several."
 TEACHER = "Which source is the teacher of the others, called as it is by default."
 DOWNLOAD = "Fetch what is not on this machine: weights of metrics, pipelines of the hub."
@@ -180,6 +181,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed.")] = 0,
     prompt: Annotated[list[str] | None, typer.Option(help=ASKED)] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=1000, help=READ)] = None,
+    teacher: Annotated[int | None, typer.Option(min=1, max=10_000, help=BESIDE)] = None,
     trust: Trust = None,
     download: Download = False,
     debug: Debug = False,
@@ -191,7 +193,7 @@ def sample(
         from .jobs.sources import Opening
 
         opening = Opening(steps, tuple(trust or ()), guidance)
-        draw_grid(source, out, opening, count, seed, tuple(prompt or ()))
+        draw_grid(source, out, opening, count, seed, tuple(prompt or ()), teacher)
         console.print(f"images: {out}")
 
 

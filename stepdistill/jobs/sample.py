@@ -17,7 +17,7 @@ from ..runs.stages import reopen
 from ..schema import ConfigError
 from ..teachers.backbone import Asked
 from ..teachers.teacher import Teacher
-from .samplers import in_batches, of_folder, of_student, with_guidance
+from .samplers import in_batches, of_folder, of_student, of_teacher, with_guidance
 from .sources import Opening
 
 SIDE = 64  # pixels of an image in the grid, at least
@@ -31,26 +31,45 @@ def draw_grid(
     count: int | None,
     seed: int,
     prompts: tuple[str, ...] = (),
+    beside: int | None = None,
 ) -> None:
     """Write `count` samples of a run or an exported pipeline to a PNG, which is there whole; of
-    several prompts a row each, or more. Without a count COUNT, or EACH of every prompt.
+    several prompts a row each, or more. Without a count COUNT, or EACH of every prompt. beside:
+    steps of the run's teacher, whose samples of the same noise stand below each row.
 
-    Raises ConfigError for a source that is neither, steps it was not trained for, and prompts
-    where it takes none."""
+    Raises ConfigError for a source that is neither, steps it was not trained for, prompts where it
+    takes none, and a teacher where there is none."""
     if out.suffix.lower() != ".png" or out.is_dir():
         raise ConfigError(f"{out}: write a .png file")
     student, teacher = student_of(source, opening)
+    if beside is not None and not RunFolder(source).is_run:
+        raise ConfigError(f"--teacher: {source} is no run, and says no teacher: name its run")
     count = count or (EACH * len(prompts) if prompts else COUNT)
     asked, each = asked_of(teacher, count, prompts), count // max(1, len(prompts))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, *student.event, generator=generator)
     batch = at_once((teacher.codec.channels, *teacher.size))
+    start = generator.get_state()
     images = in_batches(student, noise, asked, generator, batch)
     widest = range(1, min(COLUMNS, each) + 1)
     columns = max(n for n in widest if each % n == 0) if prompts else widest[-1]
+    if beside is not None:
+        generator.set_state(start)
+        theirs = in_batches(of_teacher(teacher, beside), noise, asked, generator, batch)
+        images = in_turn(images, theirs, columns)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as partial:
         Image.fromarray(tile(images, columns).numpy()).save(partial)
+
+
+def in_turn(images: Tensor, others: Tensor, columns: int) -> Tensor:
+    """Rows of so many images, each above the row of the others; what is missing is white."""
+    rows = [
+        torch.cat([part, part.new_ones(columns - len(part), *part.shape[1:])])
+        for pair in zip(images.split(columns), others.split(columns))
+        for part in pair
+    ]
+    return torch.cat(rows)
 
 
 def asked_of(teacher: Teacher, count: int, prompts: tuple[str, ...]) -> Asked:

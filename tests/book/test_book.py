@@ -52,7 +52,7 @@ RAISED: dict[tuple[str, str], tuple[int, str]] = {
         16,
         "the options of a command are its arguments",
     ),
-    ("stepdistill/cli.py:sample", "arguments"): (10, "the same"),
+    ("stepdistill/cli.py:sample", "arguments"): (11, "the same"),
 }
 
 # "stepdistill/x.py: construct": reason.

@@ -63,6 +63,26 @@ def test_training_goes_on_from_its_checkpoint(tmp_path):
     assert (tmp_path / "smoke" / "report.html").is_file()
 
 
+def test_a_runs_teacher_is_drawn_below_each_row(runs, tmp_path):
+    folder, _ = runs
+    run, drawn = folder / "smoke", {}
+    for name, more in (("alone", ()), ("1", ("--teacher", "1")), ("2", ("--teacher", "2"))):
+        call("sample", str(run), str(tmp_path / f"{name}.png"), "--count", "20", *more)
+        drawn[name] = Image.open(tmp_path / f"{name}.png")
+    width, height = drawn["alone"].size
+    row = height // 2
+    for name in ("1", "2"):
+        assert drawn[name].size == (width, 2 * height)
+        for i in range(2):
+            ours = drawn[name].crop((0, 2 * i * row, width, (2 * i + 1) * row))
+            alone = drawn["alone"].crop((0, i * row, width, (i + 1) * row))
+            assert ours.tobytes() == alone.tobytes()
+    assert drawn["1"].tobytes() != drawn["2"].tobytes()
+    student = str(run / "student")
+    refused = call("sample", student, str(tmp_path / "e.png"), "--teacher", "2", expect=2)
+    assert "is no run, and says no teacher" in refused
+
+
 def test_sample_export_and_eval_take_a_run_or_a_pipeline(runs, tmp_path):
     folder, _ = runs
     run, out = folder / "smoke", tmp_path / "out"
