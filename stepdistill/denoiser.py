@@ -159,6 +159,25 @@ class Guided:
         return Estimate(*(linear_guidance(*pair, w, x_t, t) for pair in zip(given[:2], free[:2])))
 
 
+@dataclass(frozen=True)
+class Rescaled:
+    """A rule of guidance, `guide`, whose outcome gets back a share of the spread that the
+    conditional output has within each sample (arXiv:2305.08891, section 3.4):
+
+        out · (1 + share · (std(given) / std(out) − 1))
+    """
+
+    guide: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    share: float
+
+    def __call__(self, given: Tensor, free: Tensor, w: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        out = self.guide(given, free, w, x_t, t)
+        whole = tuple(range(1, out.ndim))
+        spread, found = (v.std(whole, keepdim=True) for v in (given, out))
+        ratio = spread / found.clamp(min=torch.finfo(out.dtype).tiny)
+        return out * (1 + self.share * (ratio - 1))
+
+
 def evaluations(denoiser: AnyDenoiser) -> int:
     """Network evaluations of a call: guidance by two outputs counts twice, where it is not 1."""
     if not isinstance(denoiser, Guided):

@@ -958,7 +958,7 @@ MUTATIONS = (
     ),
     Mutation(
         "weights fetched unasked",
-        "evaluation/weights.py",
+        "resources.py",
         "allowed: bool = False",
         "allowed: bool = True",
         ("units/test_presets.py::test_nothing_is_fetched_unless_it_is_allowed",),

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..denoiser import Guided, Rescaled
 from ..schema import Count, Positive, Seed, Steps
 from ..solver import OneStep, Trajectory, ode_step, start
 from ..teachers.teacher import Teacher, teacher_sampler
@@ -116,6 +117,9 @@ def manifest(teacher: Teacher, settings: CacheSettings) -> dict[str, Any]:
     asked["guidance"] = list(settings.guidance or (teacher.w, teacher.w))
     if teacher.prompted:
         asked["prompts"] = teacher.prompts_hash
+    rule = teacher.guided.guide if isinstance(teacher.guided, Guided) else None
+    if isinstance(rule, Rescaled):
+        asked["rescale"] = rule.share
     return asked | {
         "format": FORMAT,
         "teacher": teacher.hash,

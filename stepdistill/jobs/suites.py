@@ -24,8 +24,9 @@ from ..evaluation.published import SUFFIX, published
 from ..evaluation.reference import Brought, Kind, NoneBrought, RealImages, Task, in_turn
 from ..evaluation.suite import Suite, SuiteSettings, Unfit, opened
 from ..evaluation.summary import places
-from ..runs.config import DataSettings, RunConfig, labelled, part
+from ..runs.config import RunConfig, labelled
 from ..runs.plan import rehearsal
+from ..runs.settings import DataSettings, part
 from ..runs.yaml import find, load_values
 from ..schema import ConfigError, fit
 from ..teachers.teacher import Teacher

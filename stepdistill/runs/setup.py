@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..data.loader import Loader, Unseen
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, Guided, Rescaled
 from ..method import Method
 from ..networks.attention import set_attention
 from ..networks.inputs import GUIDANCE_INPUTS
@@ -26,7 +26,8 @@ from ..teachers.loading import load_any, load_pipeline, new_pipeline
 from ..teachers.single_file import load_single_file
 from ..teachers.teacher import Kept, Teacher, require_answer
 from .begin import Beginning, beginning_of
-from .config import RunConfig, TeacherSettings
+from .config import RunConfig
+from .settings import TeacherSettings
 
 FLOAT = 4  # bytes
 Span = tuple[float, float]  # of guidance
@@ -89,9 +90,19 @@ def teacher_of(run: RunConfig) -> Teacher:
         raise ConfigError(f"teacher: {type(error).__name__}: {error}") from error
     if run.attention is not None:
         attend(teacher, run.attention)
+    if run.guidance_rescale > 0:
+        teacher = with_rescale(teacher, run.guidance_rescale)
     if run.adapters is None:
         return teacher
     return teacher.with_net(AdapterView(teacher.denoiser.net, None))
+
+
+def with_rescale(teacher: Teacher, share: float) -> Teacher:
+    """A teacher whose guided output is rescaled. Raises ConfigError where it is not guided so."""
+    if not isinstance(teacher.guided, Guided):
+        raise ConfigError("guidance_rescale: is for guidance by two passes of the teacher: use 0")
+    guide = Rescaled(teacher.guided.guide, share)
+    return replace(teacher, guided=replace(teacher.guided, guide=guide))
 
 
 def pipeline_of(asked: TeacherSettings) -> DiffusionPipeline:
@@ -184,6 +195,9 @@ def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) 
             trained = f"stages.{i}", (min(drawn), max(drawn))
             check_seen("guidance", (run.guidance, run.guidance), *trained)
     asked = [m.needs.trajectories or m.passes(run.sampler).teacher > 0 for m in methods]
+    ranged = any(method.needs.guidance for method in methods) or (run.cache and run.cache.guidance)
+    if run.guidance_rescale > 0 and run.guidance == 1 and not ranged:
+        raise ConfigError("guidance_rescale: changes nothing at guidance 1: use 0")
     if run.guidance != 1 and not any(asked):
         raise ConfigError(f"guidance: {run.guidance:g} is for a teacher that no stage asks: use 1")
 

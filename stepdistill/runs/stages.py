@@ -25,8 +25,9 @@ from ..teachers.teacher import Teacher
 from ..training.checkpoint import State, best, finished, fitting, latest, read_state
 from ..training.players import PlayerSettings, make_players
 from ..training.trainer import Trainer
-from .config import RunConfig, Stage, labelled
+from .config import RunConfig, labelled
 from .folder import RunFolder
+from .settings import Stage
 from .setup import Setup
 
 

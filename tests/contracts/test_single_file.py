@@ -7,7 +7,8 @@ from others import PROMPTS, stable_diffusion, stable_diffusion_3, stable_diffusi
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from stepdistill.runs.config import RunConfig, TeacherSettings
+from stepdistill.runs.config import RunConfig
+from stepdistill.runs.settings import TeacherSettings
 from stepdistill.runs.setup import teacher_of
 from stepdistill.schema import ConfigError
 from stepdistill.teachers.single_file import load_single_file

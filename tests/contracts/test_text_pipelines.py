@@ -34,7 +34,7 @@ from stepdistill.process import RectifiedFlow
 from stepdistill.resources import shipped_modules
 from stepdistill.runs.begin import beginning_of
 from stepdistill.runs.config import RunConfig
-from stepdistill.runs.setup import check_export
+from stepdistill.runs.setup import check_export, check_guidance, with_rescale
 from stepdistill.schema import ConfigError
 from stepdistill.solver import Sampler
 from stepdistill.teachers.codec import Size
@@ -63,6 +63,7 @@ PIPELINES: dict[str, Callable[[], d.DiffusionPipeline]] = {
     "sdxl, empty prompt": lambda: stable_diffusion_xl(zeros=False),
     "sd 3": stable_diffusion_3,
 }
+UNETS = [name for name in PIPELINES if name != "sd 3"]
 ASKED = PROMPTS[:2]
 
 
@@ -164,6 +165,27 @@ def test_the_teacher_walks_as_its_pipeline_does(name, n, w, tmp_path):
     assert float((made / 2 + 0.5 - seen).abs().max()) <= 1e-4
 
 
+@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("name", UNETS)
+def test_a_rescaled_teacher_walks_as_its_pipeline_does(name, share, tmp_path):
+    pipeline = PIPELINES[name]()
+    plain = saved(pipeline, tmp_path, 6.0)
+    teacher = with_rescale(plain, share)
+    pipeline.set_progress_bar_config(disable=True)
+    x = noise(teacher)
+    call = {"num_inference_steps": 5, "guidance_scale": 6.0, "latents": x, "prompt": ASKED}
+    theirs = pipeline(**call, guidance_rescale=share, output_type="latent").images
+    with torch.no_grad():
+        cond, walk = teacher.conditions(ASKED), teacher_sampler(teacher)
+        ours = walk.draw(teacher.guided, x, 5, cond, None)
+        other = walk.draw(plain.guided, x, 5, cond, None)
+    most = float(theirs.abs().max())
+    assert float((ours - theirs).abs().max()) <= 1e-5 * most
+    assert float((other - theirs).abs().max()) > 1e-3 * most
+    kept = [manifest(each, CacheSettings()) for each in (plain, teacher)]
+    assert kept[1] == kept[0] | {"rescale": share}
+
+
 SAMPLERS = {
     "trailing": Sampler((1, 2), Grid("trailing"), 0.0),
     "re-noised": Sampler((1, 2), Grid("uniform"), 0.6),
@@ -238,9 +260,6 @@ def reading_guidance(teacher: Teacher, low_rank: bool) -> Denoiser:
     return replace(teacher.denoiser, net=student, w=teacher.w)
 
 
-UNETS = [name for name in PIPELINES if name != "sd 3"]
-
-
 @pytest.mark.parametrize("name", UNETS)
 @pytest.mark.parametrize("low_rank", [False, True], ids=["full", "low-rank"])
 def test_guidance_as_an_input_is_given_by_the_stock_pipeline(name, low_rank, tmp_path):
@@ -278,6 +297,17 @@ def test_guidance_as_an_input_is_given_by_the_stock_pipeline(name, low_rank, tmp
     assert begun.inputs == ("w",)
     proj = trained.net.inputs.proj.weight
     assert torch.equal(begun.tensors["inputs.proj.weight"], proj)
+
+
+def test_a_rescale_that_does_nothing_is_refused(tmp_path):
+    teacher = saved(stable_diffusion(), tmp_path)
+    run = RunConfig(guidance_rescale=0.5, sampler=SAMPLERS["trailing"])
+    ranged = Lcm(steps=4, guidance=(1.0, 4.0), embedding=True)
+    with pytest.raises(ConfigError, match="^guidance_rescale: changes nothing at guidance 1"):
+        check_guidance(run, (Lcm(steps=4),), teacher)
+    check_guidance(run, (ranged,), teacher)
+    with pytest.raises(ConfigError, match="^guidance_rescale: is for guidance by two passes"):
+        with_rescale(Teacher.from_pipeline(load_pipeline("digits-vp")), 0.5)
 
 
 def test_inputs_that_no_pipeline_gives_are_refused_before_training(name, tmp_path):

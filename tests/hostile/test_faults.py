@@ -19,10 +19,10 @@ from faults_worker import FULL, SCENARIOS, STOPPED
 from safetensors.torch import load_file
 
 from stepdistill.jobs.distill import finished as finished_run
-from stepdistill.runs.config import Stage
 from stepdistill.runs.config import read as read_config
 from stepdistill.runs.folder import RunFolder
 from stepdistill.runs.loop import train
+from stepdistill.runs.settings import Stage
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError
 from stepdistill.training.checkpoint import finished, latest, read_state

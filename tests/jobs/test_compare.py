@@ -14,10 +14,11 @@ from stepdistill.jobs.benchmark import Summary, benchmark, enter
 from stepdistill.jobs.compare import compare
 from stepdistill.jobs.evaluate import SCORED
 from stepdistill.method import load
-from stepdistill.runs.config import TeacherSettings, read
+from stepdistill.runs.config import read
 from stepdistill.runs.costs import RunCost
 from stepdistill.runs.folder import RunFolder
 from stepdistill.runs.log import seconds_of
+from stepdistill.runs.settings import TeacherSettings
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError
 from stepdistill.training.trainer import Optimiser, TrainingFailed

@@ -33,9 +33,10 @@ from stepdistill.export import export as exporting
 from stepdistill.export.export import ExportError
 from stepdistill.files import DiskError
 from stepdistill.jobs import distill as job_of_a_run
-from stepdistill.runs.config import RunConfig, Stage, read
+from stepdistill.runs.config import RunConfig, read
 from stepdistill.runs.log import Log
 from stepdistill.runs.loop import train
+from stepdistill.runs.settings import Stage
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError
 from stepdistill.training import checkpoint

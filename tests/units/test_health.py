@@ -23,10 +23,11 @@ from stepdistill.losses.denoising import lag
 from stepdistill.method import Batch, Loss, Method, Needs, Passes, Players, Turn
 from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.diffusion import Diffusion
-from stepdistill.runs.config import RunConfig, Stage, read
+from stepdistill.runs.config import RunConfig, read
 from stepdistill.runs.log import curves, log_rows
 from stepdistill.runs.loop import train
 from stepdistill.runs.progress import Snapshot
+from stepdistill.runs.settings import Stage
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError, fit
 from stepdistill.solver import Sampler

@@ -23,9 +23,10 @@ from stepdistill.methods.consistency import Consistency
 from stepdistill.methods.dmd2 import Dmd2
 from stepdistill.networks.lora import AdapterView, merged, without_roles
 from stepdistill.networks.views import bare, load_own, own_tensors, parameter_count, trainable
-from stepdistill.runs.config import Network, RunConfig, Stage
+from stepdistill.runs.config import RunConfig
 from stepdistill.runs.log import Log
 from stepdistill.runs.loop import checkpoint
+from stepdistill.runs.settings import Network, Stage
 from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError
 from stepdistill.solver import Sampler

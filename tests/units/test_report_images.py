@@ -26,7 +26,8 @@ from stepdistill.jobs.distill import Clock, report, stage_spans
 from stepdistill.jobs.report_images import outliers_of, pairs_of, same_noise, strips, within
 from stepdistill.jobs.samplers import of_run
 from stepdistill.jobs.suites import load
-from stepdistill.runs.config import Evaluation, read, text_of
+from stepdistill.runs.config import read, text_of
+from stepdistill.runs.settings import Evaluation
 from stepdistill.runs.stages import Stages, TrainedRun
 from stepdistill.solver import Sampler, solve_ode
 from stepdistill.teachers.teacher import teacher_sampler
