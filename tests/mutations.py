@@ -1272,8 +1272,8 @@ MUTATIONS = (
     Mutation(
         "latents that are not scaled back",
         "teachers/codec.py",
-        "z = (x0 * scale + mean)",
-        "z = (x0 + mean)",
+        "scale + mean).to(self.vae.dtype)",
+        "1 + mean).to(self.vae.dtype)",
         ("contracts/test_text_pipelines.py::test_the_teacher_walks_as_its_pipeline_does",),
     ),
 )

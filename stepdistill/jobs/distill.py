@@ -23,6 +23,8 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import distributed
 
+from ..data.latents import latent_bytes
+from ..data.loader import Loader
 from ..data.texts import text_bytes
 from ..evaluation.evaluate import Sampled, evaluate
 from ..evaluation.protocol import Procedure, protocols
@@ -222,14 +224,19 @@ def warn(console: Console, line: str) -> None:
 
 
 def prepare_cache(stages: Stages, console: Console) -> None:
-    """Encode the prompts and compute the trajectories that the run asks for, with their sizes said
-    before."""
+    """Encode the prompts and the images and compute the trajectories that the run asks for, with
+    their sizes said before."""
     setup = stages.setup
     if setup.run.prompts is not None and setup.run.prompts.cache is not None:
         size = text_bytes(setup.teacher, setup.run.prompts.dtype)
         console.print(f"encoded prompts: {size / 1e6:.1f} MB", soft_wrap=True)
         with progress(console, "encoding") as show:
             stages.open_texts(lambda done, total: show(done, total, ""))
+    if setup.run.data.cache is not None and isinstance(setup.data, Loader):
+        size = latent_bytes(setup.data, setup.run.data.dtype)
+        console.print(f"encoded images: {size / 1e6:.1f} MB", soft_wrap=True)
+        with progress(console, "encoding") as show:
+            stages.open_latents(lambda done, total: show(done, total, ""))
     if setup.run.cache is None:
         return
     size = trajectory_bytes(setup.teacher, setup.run.cache)

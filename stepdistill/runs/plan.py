@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ..data.latents import latent_bytes
+from ..data.loader import Loader
 from ..data.texts import text_bytes
 from ..training.trainer import Trainer
 from .config import RunConfig
@@ -56,6 +58,9 @@ def measured(stages: Stages) -> list[Line]:
     if run.prompts and run.prompts.cache:
         size = text_bytes(teacher, run.prompts.dtype)
         lines.append(("encoded prompts", f"{size / 1e6:.1f} MB"))
+    if run.data.cache and isinstance(stages.setup.data, Loader):
+        size = latent_bytes(stages.setup.data, run.data.dtype)
+        lines.append(("encoded images", f"{size / 1e6:.1f} MB"))
     stages.rehearse_cache()
     for _ in walk(stages):
         lines += memory(stages) + passes(stages)

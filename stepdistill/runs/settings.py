@@ -67,12 +67,16 @@ class TeacherSettings:
 class DataSettings:
     """source: a file of data/sources, or an importable module, with its settings.
 
-    dropout: the share of conditions replaced by the empty one.
+    dropout: the share of conditions replaced by the empty one. cache: a folder, of this run or
+    shared, for what the VAE makes of each image in numbers of dtype, so that it runs once; null to
+    run it in every step.
     """
 
     source: str = "digits"
     settings: dict[str, Any] = field(default_factory=dict)
     dropout: Decay = 0.0
+    cache: str | None = None
+    dtype: DTypeName = "float32"
 
     renamed = {"name": "source", "path": "settings.path"}
 

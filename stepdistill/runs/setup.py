@@ -142,6 +142,8 @@ def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Loader | U
     Raises ConfigError if the data do not fit the teacher."""
     if not teacher.null and run.data.dropout > 0:
         raise ConfigError("data.dropout: the network takes no labels (num_class_embeds): use 0")
+    if run.data.cache is not None and not needed:
+        raise ConfigError("data.cache: no method looks at images: leave it out")
     if not needed:
         return Unseen(teacher, run.data.dropout)
     try:

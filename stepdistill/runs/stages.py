@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data.loader import Data
+from ..data import latents
+from ..data.loader import Data, Loader
 from ..data.texts import kept
 from ..data.trajectories import Cache, build, load_cache, times_of, trajectories
 from ..denoiser import Denoiser
@@ -140,6 +141,19 @@ class Stages:
         if not any(method.needs.data for method in setup.methods):  # whose captions may be others
             setup.teacher.backbone.to(torch.device("cpu"))
         self.setup, self.teacher = setup.reading(texts), replace(self.teacher, texts=texts)
+        if self._made is not None:
+            self._made.data = self._data()
+
+    def open_latents(self, observe: Callable[[int, int], None]) -> None:
+        """Encode what is missing of the run's images, with all processes, and open them all."""
+        setup, asked = self.setup, self.setup.run.data
+        if asked.cache is None or not isinstance(setup.data, Loader):
+            return
+        accelerator = setup.accelerator
+        part = accelerator.process_index, accelerator.num_processes
+        folder, wait = Path(asked.cache), accelerator.wait_for_everyone
+        data = latents.kept(folder, setup.data, asked.dtype, part, wait, observe)
+        self.setup = replace(setup, data=data)
         if self._made is not None:
             self._made.data = self._data()
 

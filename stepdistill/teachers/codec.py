@@ -30,6 +30,11 @@ class Codec(ABC):
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """x0; whatever is random comes from the CPU generator."""
 
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, each (b, *event), of what `encode` draws x0 from."""
+        x0 = self.encode(images)
+        return x0, torch.zeros_like(x0)
+
     @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
         """Images, not clamped, with a graph."""
@@ -89,6 +94,12 @@ class Latents(Codec):
         if generator is not None:
             z = z + found.std * torch.randn(z.shape, generator=generator).to(z)
         return (z - mean) / scale
+
+    @torch.no_grad()
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist
+        mean, scale = self.scale
+        return (found.mean.float() - mean) / scale, found.std.float() / scale
 
     def decode(self, x0: Tensor) -> Tensor:
         mean, scale = self.scale

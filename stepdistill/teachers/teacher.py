@@ -134,6 +134,12 @@ class Teacher:
         return digest_of(states)
 
     @cached_property
+    def codec_hash(self) -> str:
+        """SHA-256 of the weights of the VAE; of nothing where there is none."""
+        vae = self.pipeline.components.get("vae")
+        return digest_of({} if vae is None else vae.state_dict())
+
+    @cached_property
     def prompts_hash(self) -> str:
         """SHA-256 of the run's prompts, in order."""
         return sha256(json.dumps(self.prompts).encode()).hexdigest()

@@ -1,0 +1,106 @@
+"""What a VAE makes of a source's images, computed once and kept, see `shards`:
+
+    00000.safetensors    mean, std (m, *event): of the first SHARD samples
+
+Then the VAE runs before training alone. Its own noise is drawn anew each time; what a source draws,
+like cuts and mirrored images, is not: each sample is as it is without chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conditions import Cond
+from ..schema import ConfigError
+from ..teachers.backbone import Asked
+from ..teachers.codec import Pixels
+from . import shards
+from .loader import Drawn, Loader, dropped
+from .texts import DTypeName
+
+SHARD, BATCH = 1024, 16  # samples in a file, and encoded at once
+
+
+@dataclass(frozen=True)
+class Encoded(Loader):
+    """A loader whose samples are encoded; found: the shards. asked: for each of them."""
+
+    found: tuple[dict[str, Tensor], ...] = ()
+    asked: Asked = None
+
+    def batch(self, number: int, size: int, local: torch.Generator) -> Drawn:
+        index = self.samples.walk(number * size, size, self.seed).tolist()
+        mean, std = (self.rows(name, index) for name in ("mean", "std"))
+        x0 = mean + std * torch.randn(mean.shape, generator=local)
+        asked = self.asked[index] if isinstance(self.asked, Tensor) else self.of(index)
+        cond: Cond = dropped(self.teacher, asked, self.dropout, local)
+        return Drawn(x0.to(self.teacher.device), cond)
+
+    def rows(self, name: str, index: list[int]) -> Tensor:
+        """Of samples, in float32."""
+        return torch.stack([self.found[i // SHARD][name][i % SHARD] for i in index]).float()
+
+    def of(self, index: list[int]) -> Asked:
+        """What is asked for samples, where that is no tensor."""
+        return None if self.asked is None else [self.asked[i] for i in index]
+
+
+def manifest(loader: Loader, dtype: DTypeName) -> dict[str, Any]:
+    """What they are made of: equal for equal contents."""
+    teacher = loader.teacher
+    return {
+        "format": 1,
+        "codec": type(teacher.codec).__name__,
+        "vae": teacher.codec_hash,
+        "images": loader.samples.digest(),
+        "size": list(teacher.size),
+        "dtype": dtype,
+    }
+
+
+def latent_bytes(loader: Loader, dtype: DTypeName) -> int:
+    """What they take on disk, without a few hundred bytes a shard."""
+    each = 2 * prod(loader.teacher.event) * getattr(torch, dtype).itemsize
+    return len(loader.samples) * each
+
+
+@torch.no_grad()
+def encoded(loader: Loader, dtype: DTypeName, k: int) -> dict[str, Tensor]:
+    """The tensors of shard k, on the CPU."""
+    teacher, n = loader.teacher, len(loader.samples)
+    index = torch.arange(k * SHARD, min((k + 1) * SHARD, n)).split(BATCH)
+    images = (loader.samples.rows(part).images for part in index)
+    parts = [teacher.codec.posterior(each.to(teacher.device)) for each in images]
+    kind = getattr(torch, dtype)
+    both = (torch.cat([part[i].to("cpu", kind) for part in parts]) for i in range(2))
+    return dict(zip(("mean", "std"), both, strict=True))
+
+
+def kept(
+    folder: Path,
+    loader: Loader,
+    dtype: DTypeName,
+    part: tuple[int, int],
+    wait: Callable[[], None],
+    observe: Callable[[int, int], None],
+) -> Encoded:
+    """Compute what is missing, and open all of it. part: (rank, processes) of those that share the
+    work, and wait for one another.
+
+    Raises ConfigError if the folder holds something else, and for a teacher of pixels."""
+    teacher, samples = loader.teacher, loader.samples
+    if isinstance(teacher.codec, Pixels):
+        raise ConfigError("data.cache: the teacher works on pixels, not on latents: leave it out")
+    wanted, count = manifest(loader, dtype), ceil(len(samples) / SHARD)
+    shards.build(folder, wanted, count, partial(encoded, loader, dtype), part, observe)
+    wait()
+    found = tuple(shards.load(folder, wanted, count))
+    return Encoded(samples, teacher, loader.dropout, loader.seed, found, samples.asked())
