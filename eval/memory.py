@@ -3,8 +3,8 @@
     python eval/memory.py > eval/results/memory.md
 
 Weights, gradients, optimiser states and averages of all roles after one cycle of training, as the
-sum of their distinct storages; float32, Adam, rank 16, a UNet of more than 50 million parameters
-with random weights.
+sum of their distinct storages; float32, Adam, rank 16, U-Nets of more than 50 million parameters
+with random weights, one of labels and one in the layout of Stable Diffusion.
 """
 
 import tempfile
@@ -32,8 +32,25 @@ UNET = {
     "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D"),
     "num_class_embeds": 11,
 }
-DMD2 = "{method: dmd2, settings: {ratio: 1}, training: {updates: 1, batch: 2}}"
-SHARING = {"full copies": (), "adapters, rank 16": ("adapters.rank=16",)}
+CONDITIONED = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": (160, 320, 480),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 64,
+}
+DMD2 = "{method: dmd2, settings: {ratio: 1%s}, training: {updates: 1, batch: 2}}"
+STAGES = {"smoke": DMD2 % "", "shapes-tdm-lora": DMD2 % ", gan: 0, gan_critic: 0"}
+# By the config that they are trained as: the network, its scheduler, and whose other parts it has.
+NETWORKS = {
+    "smoke": (UNET, "FlowMatchEulerDiscreteScheduler", None),
+    "shapes-tdm-lora": (CONDITIONED, "DDIMScheduler", "shapes"),
+}
+ADAPTERS = "{rank: 16, roles: [student, critic], targets: []}"
+SHARING = {"full copies": "null", "adapters, rank 16": ADAPTERS}
 
 
 @dataclass(frozen=True)
@@ -45,13 +62,14 @@ class Memory:
     planned: int
 
 
-def measure(overrides: tuple[str, ...]) -> Memory:
+def measure(config: str, adapters: str) -> Memory:
     """One cycle of DMD2 on a new large network."""
+    net, scheduler, parts = NETWORKS[config]
     with tempfile.TemporaryDirectory() as folder:
         disable_progress_bar()
-        new_pipeline(UNET, "FlowMatchEulerDiscreteScheduler", {}, 0).save_pretrained(folder)
-        shape = (f"stages=[{DMD2}]", "sampler.steps=[1]", "evaluation.steps=[1]")
-        run = read("smoke", (f"teacher={folder}", *shape, *overrides))
+        new_pipeline(net, scheduler, {}, 0, parts).save_pretrained(folder)
+        shape = (f"stages=[{STAGES[config]}]", "sampler.steps=[1]", "evaluation.steps=[1]")
+        run = read(config, (f"teacher={folder}", *shape, f"adapters={adapters}"))
         stages = Stages.of(run, Path("."), Accelerator(cpu=True))
     for _ in stages.trainer.turns:
         stages.trainer.step()
@@ -81,13 +99,16 @@ def persistent(stages: Stages) -> Iterator[Tensor]:
 def main() -> None:
     torch.manual_seed(0)
     print("# Persistent memory of DMD2\n\n`python eval/memory.py > eval/results/memory.md`\n")
-    print("| roles | teacher's weights | all roles | of the teacher's weights | `plan` says |")
-    print("|---|---:|---:|---:|---:|")
-    for name, overrides in SHARING.items():
-        seen = measure(overrides)
-        sizes = [f"{value / 2**20:.0f} MiB" for value in (seen.base, seen.measured)]
-        planned = f"{seen.planned / 2**20:.0f} MiB"
-        print(f"| {name} | {' | '.join(sizes)} | {seen.measured / seen.base:.2f}× | {planned} |")
+    print("| network | roles | its weights | all roles | of its weights | `plan` says |")
+    print("|---|---|---:|---:|---:|---:|")
+    for config, kind in (("smoke", "of labels"), ("shapes-tdm-lora", "Stable Diffusion's layout")):
+        for name, adapters in SHARING.items():
+            seen = measure(config, adapters)
+            base, total, planned = (
+                f"{value / 2**20:.0f} MiB" for value in (seen.base, seen.measured, seen.planned)
+            )
+            share = f"{seen.measured / seen.base:.2f}×"
+            print(f"| {kind} | {name} | {base} | {total} | {share} | {planned} |")
 
 
 if __name__ == "__main__":

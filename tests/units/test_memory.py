@@ -8,9 +8,10 @@ from stepdistill.resources import PACKAGE
 
 
 @pytest.mark.full(shard="memory")
-def test_adapters_fit_beside_their_base_and_plan_knows(figure):
+@pytest.mark.parametrize("config", ["smoke", "shapes-tdm-lora"])
+def test_adapters_fit_beside_their_base_and_plan_knows(config, figure):
     script = runpy.run_path(str(PACKAGE.parent / "eval" / "memory.py"))
-    seen = {name: script["measure"](over) for name, over in script["SHARING"].items()}
+    seen = {name: script["measure"](config, how) for name, how in script["SHARING"].items()}
     for name, memory in seen.items():
         figure(f"{name}: of the teacher's weights", memory.measured / memory.base)
         figure(f"{name}: plan / measured", memory.planned / memory.measured)
