@@ -86,7 +86,11 @@ class Foreign:
             require_own_files(folder)
             with foreign(folder):
                 pipeline = DiffusionPipeline.from_pretrained(
-                    folder, use_safetensors=True, local_files_only=True, trust_remote_code=trust
+                    folder,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=trust,
+                    torch_dtype=torch.float32,  # else each part has that of its files
                 )
         except ValueError as error:
             raise ConfigError(str(error)) from error

@@ -177,7 +177,7 @@ def load_any(source: str) -> DiffusionPipeline:
     require_own_files(folder)
     with foreign(folder):
         return DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True
+            folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
         )
 
 

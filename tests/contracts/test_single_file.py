@@ -1,16 +1,20 @@
-"""Teachers in one file, in their authors' names for weights."""
+"""Teachers as others keep them: in one file, in half precision, and as their cards say."""
 
 import pytest
 import torch
 from original import write_original
 from others import PROMPTS, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+from readme import blocks
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from stepdistill.jobs.foreign import Call, Foreign
+from stepdistill.resources import PACKAGE
 from stepdistill.runs.config import RunConfig
 from stepdistill.runs.settings import TeacherSettings
 from stepdistill.runs.setup import teacher_of
 from stepdistill.schema import ConfigError
+from stepdistill.teachers.loading import load_any
 from stepdistill.teachers.single_file import load_single_file
 
 MADE = {
@@ -97,3 +101,24 @@ def test_configurations_are_bounded(one):
     )
     with pytest.raises(ValueError, match="layers_per_block"):
         load_single_file(file, str(config))
+
+
+def test_the_card_of_the_shipped_teacher_is_a_call_that_runs():
+    folder = PACKAGE / "assets/shapes"
+    ((_, code),) = [
+        block for block in blocks((folder / "README.md").read_text()) if block[0] == "python"
+    ]
+    done: dict = {}
+    exec(code.replace("path/to/this/folder", str(folder)).replace("25,", "2,"), done)
+    assert [image.size for image in done["images"]] == [(32, 32)] * 2
+
+
+def test_a_folder_in_half_precision_is_called_in_whole(tmp_path):
+    """transformers opens each part as it was saved, diffusers in float32."""
+    stable_diffusion().to(torch.float16).save_pretrained(tmp_path)
+    model = Foreign.of(tmp_path, Call(2), False)
+    parts = [part for part in model.pipeline.components.values() if isinstance(part, nn.Module)]
+    assert {value.dtype for part in parts for value in part.parameters()} == {torch.float32}
+    model.pipeline(PROMPTS[:1], num_inference_steps=1, height=16, width=16)
+    opened = load_any(str(tmp_path)).text_encoder
+    assert next(opened.parameters()).dtype == torch.float32
