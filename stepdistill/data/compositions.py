@@ -143,7 +143,7 @@ class Scenes:
         radii = low + (high - low) * torch.rand(n, 2, generator=generator)
         centres = self.centres(radii, generator)
         jitter = 2 * torch.rand(n, 3, 3, generator=generator) - 1
-        colours = palette()[self.kinds // len(SHAPES)] + jitter[:, :2] * JITTER
+        colours = palette(later=True)[self.kinds // len(SHAPES)] + jitter[:, :2] * JITTER
         ground = (torch.tensor(GROUNDS) / 255)[self.grounds] + jitter[:, 2] * PALE_JITTER
         x = ground[:, :, None, None]
         for which, there in enumerate((torch.ones_like(self.two), self.two)):

@@ -25,8 +25,8 @@ PALETTE = {
     "pink": (240, 110, 180),
     "black": (30, 30, 30),
 }
-# That no teacher of ours has seen: what a model may be taught later. Readers know them.
-LATER = {"rose": (222, 78, 112), "wine": (145, 38, 42)}
+# That no teacher of ours has seen: what a model may be taught later.
+LATER = {"hot pink": (222, 78, 112), "dim red": (145, 38, 42)}
 GROUNDS = (
     (245, 245, 245),
     (245, 235, 210),
@@ -126,9 +126,9 @@ def distance(shape: str, y: Tensor, x: Tensor, r: Tensor) -> Tensor:
     raise ValueError(f"{shape}: no shape but {', '.join(SHAPES)}")
 
 
-def palette() -> Tensor:
-    """The colours (10, 3) in [0, 1], those of LATER last."""
-    return torch.tensor([*PALETTE.values(), *LATER.values()]) / 255
+def palette(later: bool = False) -> Tensor:
+    """The colours (8, 3) in [0, 1]; with those of LATER (10, 3)."""
+    return torch.tensor([*PALETTE.values(), *(LATER.values() if later else ())]) / 255
 
 
 def require_size(size: tuple[int, int]) -> None:

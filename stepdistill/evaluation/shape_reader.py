@@ -49,9 +49,9 @@ class Seen(NamedTuple):
         return (self.area / areas()[self.errors.argmin(1)]).sqrt()
 
 
-def see(x: Tensor, ground: Tensor, strongest: int) -> Seen:
+def see(x: Tensor, ground: Tensor, strongest: int, later: bool = False) -> Seen:
     """The one object of each picture x (n, 3, height, width) in [0, 1] on a ground (n, 3);
-    strongest: the pixels that tell its colour."""
+    strongest: the pixels that tell its colour. later: whether it may be one of LATER, too."""
     delta = x - ground[:, :, None, None]
     toward = strongest_of(delta, strongest)
     contrast = toward.square().sum(1)
@@ -60,7 +60,7 @@ def see(x: Tensor, ground: Tensor, strongest: int) -> Seen:
     area = covered.sum((1, 2)).clamp(min=1e-6)
     rows, columns = (torch.arange(side) + 0.5 for side in x.shape[2:])
     centre = torch.stack([covered.sum(2) @ rows, covered.sum(1) @ columns], 1) / area[:, None]
-    away = torch.cdist(ground + toward, palette())
+    away = torch.cdist(ground + toward, palette(later))
     return Seen(template_errors(covered, area, centre), away, contrast, centre, area)
 
 

@@ -4,6 +4,7 @@ Mutations that must each fail a test here: a relation turned round; a position r
 alone; small and large exchanged; captions of what is held out in training.
 """
 
+from dataclasses import replace
 from math import log
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from stepdistill.data.captions import Named, captions, read
 from stepdistill.data.compositions import AXES, DOUBLES, PAIRS, SINGLES, Scenes, held_out
 from stepdistill.data.loader import stream
-from stepdistill.data.shapes import CLASSES, SHAPES
+from stepdistill.data.shapes import CLASSES, LATER, SHAPES
 from stepdistill.data.sources.shapes import Shapes
 from stepdistill.evaluation.features.objects import (
     COLOUR,
@@ -316,3 +317,22 @@ def test_intervals_hold_the_expected_value(name, trials, figure):
     share = sum(held) / trials
     figure(f"value of {name}", share)
     assert (0.92 <= share <= 0.98) if trials > 12 else share >= 0.75
+
+
+def test_later_colours_are_drawn_told_and_seen_by_whoever_knows_them():
+    """They change nothing that is seen without them."""
+    generator = stream(0, 30)
+    later = CLASSES + torch.randint(len(LATER) * len(SHAPES), (200,), generator=generator)
+    scenes = some(100)
+    scenes = replace(scenes, kinds=torch.stack([later, scenes.kinds[:, 1]], 1))
+    single = scenes.axes < 0
+    scenes = replace(scenes, kinds=torch.where(single[:, None], scenes.kinds[:, :1], scenes.kinds))
+    texts, images = captions(scenes, generator, said=1.0), scenes.images(32, generator)
+    assert all(any(name in text for name in LATER) for text in texts)
+    knowing = seen_in(Objects(later=True)(images), texts)
+    assert all(follows(seen, None) for seen in knowing)
+    blind = seen_in(Objects()(images), texts)
+    assert not any(follows(seen, "colour") for seen in blind)
+    old = some(100, seed=1)
+    told, drawn = captions(old, generator, said=1.0), old.images(32, generator)
+    assert all(follows(seen, None) for seen in seen_in(Objects(later=True)(drawn), told))

@@ -20,7 +20,12 @@ WHOLE, LEFT, RIGHT, ABOVE, BELOW = range(5)
 
 
 class Objects(nn.Module):
-    """Square images (b, 3, side, side) in [−1, 1] → (b, 36)."""
+    """Square images (b, 3, side, side) in [−1, 1] → (b, 36). later: whether colours that no teacher
+    of ours has seen are known, too."""
+
+    def __init__(self, later: bool = False) -> None:
+        super().__init__()
+        self.later = later
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.float() / 2 + 0.5
@@ -33,7 +38,7 @@ class Objects(nn.Module):
 
     def numbers(self, view: Tensor, ground: Tensor, side: int) -> Tensor:
         """Of one view (b, 3, height, width), (b, 7)."""
-        seen = see(view, ground, pixels_that_tell(min(view.shape[2:])))
+        seen = see(view, ground, pixels_that_tell(min(view.shape[2:])), self.later)
         unit = side / UNITS
         found = seen.away.argmin(1), seen.errors.argmin(1), seen.fits, seen.radius / unit
         found = *found, seen.errors.min(1).values, *(seen.centre / unit).T

@@ -42,8 +42,7 @@ class Unsaid(Metric):
         for seen in read_in(made):
             single = seen.named.axis is None and seen.there
             if single and seen.right(self.attribute) is None:
-                value = seen.value(self.attribute)
-                self.counts[value : value + 1] += 1  # of a later colour none
+                self.counts[seen.value(self.attribute)] += 1
 
     def merge(self, other: Unsaid) -> None:
         self.counts = self.counts + other.counts

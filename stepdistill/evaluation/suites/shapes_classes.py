@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.loader import stream
-from ...data.shapes import CLASSES, PALETTE, Scenes, require_size
+from ...data.shapes import CLASSES, Scenes, require_size
 from ...schema import Range, Seed
 from ..reference import Brought, Kind, Reader, Reference, Task, evenly
 from ..shape_reader import ground_of, pixels_that_tell, see
@@ -53,7 +53,7 @@ class ShapeReader(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         x = pixels.reshape(-1, 3, *self.size).float() / 2 + 0.5
         seen = see(x, ground_of(x), pixels_that_tell(min(self.size)))
-        parts = zip((seen.away[:, : len(PALETTE)], seen.errors), WIDTHS)
+        parts = zip((seen.away, seen.errors), WIDTHS)
         colours, shapes = (-(distance / width).square() / 2 for distance, width in parts)
         logits = (colours[:, :, None] + shapes[:, None, :]).flatten(1)
         nothing = torch.where(seen.fits, -torch.inf, torch.inf)[:, None]
