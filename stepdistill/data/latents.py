@@ -21,7 +21,6 @@ from torch import Tensor
 from ..conditions import Cond
 from ..schema import ConfigError
 from ..teachers.backbone import Asked
-from ..teachers.codec import Pixels
 from . import shards
 from .loader import Drawn, Loader, dropped
 from .texts import DTypeName
@@ -84,6 +83,17 @@ def encoded(loader: Loader, dtype: DTypeName, k: int) -> dict[str, Tensor]:
     return dict(zip(("mean", "std"), both, strict=True))
 
 
+def require_posterior(loader: Loader) -> None:
+    """Raise ConfigError for a codec of one's own that encodes otherwise than its posterior says."""
+    codec, device = loader.teacher.codec, loader.teacher.device
+    images = loader.samples.rows(torch.arange(1)).images.to(device)
+    mean, x0 = codec.posterior(images)[0], codec.encode(images)
+    if not torch.allclose(mean, x0, rtol=1e-3, atol=1e-3 * float(x0.abs().max())):
+        raise ConfigError(
+            f"data.cache: the posterior of {type(codec).__name__} is not what it encodes: write one"
+        )
+
+
 def kept(
     folder: Path,
     loader: Loader,
@@ -95,12 +105,12 @@ def kept(
     """Compute what is missing, and open all of it. part: (rank, processes) of those that share the
     work, and wait for one another.
 
-    Raises ConfigError if the folder holds something else, and for a teacher of pixels."""
-    teacher, samples = loader.teacher, loader.samples
-    if isinstance(teacher.codec, Pixels):
-        raise ConfigError("data.cache: the teacher works on pixels, not on latents: leave it out")
+    Raises ConfigError if the folder holds something else, and for a codec whose posterior is not
+    what it encodes."""
+    samples = loader.samples
+    require_posterior(loader)
     wanted, count = manifest(loader, dtype), ceil(len(samples) / SHARD)
     shards.build(folder, wanted, count, partial(encoded, loader, dtype), part, observe)
     wait()
     found = tuple(shards.load(folder, wanted, count))
-    return Encoded(samples, teacher, loader.dropout, loader.seed, found, samples.asked())
+    return Encoded(samples, loader.teacher, loader.dropout, loader.seed, found, samples.asked())

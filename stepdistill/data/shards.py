@@ -55,7 +55,7 @@ def require(folder: Path, wanted: dict[str, Any]) -> None:
         return
     try:
         found = json.loads(read_text(file))
-        other = next((k for k in wanted if found.get(k) != wanted[k]), None)
+        other = next((k for k in {**wanted, **found} if found.get(k) != wanted.get(k)), None)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{file}: damaged ({error}): delete {folder}, run again") from error
     if other is not None:

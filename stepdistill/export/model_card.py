@@ -9,7 +9,7 @@ from ..evaluation.report.table import in_markdown, score_names, value_text
 from ..evaluation.rows import Row
 from ..files import SMALL, regular
 from ..resources import PACKAGE
-from ..runs.config import text_of
+from ..runs.config import guidance_of, text_of
 from ..runs.costs import stage_costs
 from ..runs.folder import versions, versions_line
 from ..runs.stages import TrainedRun
@@ -140,7 +140,7 @@ def facts(trained: TrainedRun, licence: str) -> str:
     lines = [
         f"teacher: {run.teacher or 'none, trained from data'} (licence: {licence})",
         f"process and prediction: {type(student.process).__name__}, {student.prediction}",
-        f"guidance of the teacher: {run.guidance:g} (u + w(c − u), 1 neutral)",
+        f"guidance of the teacher: {guidance_of(run)} in u + w(c − u), 1 neutral",
         f"noise between steps: γ = {run.sampler.gamma:g} (0 none, 1 all)",
         f"cost: {trained.update} student updates in its last stage, "
         f"{samples * trained.setup.accelerator.num_processes} samples in all turns; "

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..evaluation.rows import Row
-from ..runs.config import RunConfig, modules_of
+from ..runs.config import RunConfig, guidance_of, modules_of
 from ..runs.costs import RunCost
 from ..runs.folder import RunFolder
 from ..runs.log import seconds_of
@@ -48,7 +48,7 @@ def require_comparable(wanted: list[RunConfig], runs: Path) -> Against:
         named = sorted(" of ".join(filter(None, each)) for each in suites)
         raise ConfigError(f"compare: one suite a table, got {', '.join(named)}")
     scored = [run for run in wanted if run.evaluation.teacher_steps and run.teacher is not None]
-    teachers = {f"{run.teacher}, w = {run.guidance:g}" for run in scored}
+    teachers = {f"{run.teacher}, {guidance_of(run)}" for run in scored}
     if len(teachers) > 1:
         raise ConfigError(f"compare: one teacher a table, got {'; '.join(sorted(teachers))}")
     for run in wanted:

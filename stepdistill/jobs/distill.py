@@ -34,7 +34,7 @@ from ..evaluation.suite import Suite
 from ..export.export import describe, export
 from ..files import DiskError, is_full, read_text, unwritten, write_whole
 from ..runs import classes
-from ..runs.config import RunConfig, text_of
+from ..runs.config import RunConfig, guidance_of, text_of
 from ..runs.costs import stage_costs, trajectory_bytes
 from ..runs.folder import RunFolder, versions_line
 from ..runs.log import curves, log_rows
@@ -297,7 +297,7 @@ def provenance(trained: TrainedRun, difference: float) -> dict[str, str]:
     return {
         "teacher": str(run.teacher or "none: this run trains one from data"),
         **began,
-        "guidance": f"{run.guidance:g}  (u + w(c − u), 1 neutral)",
+        "guidance": f"{guidance_of(run)}  in u + w(c − u), 1 neutral",
         **methods,
         "steps skipped as not finite": str(trained.skipped),
         "export": f"plain call equals the trainer's sampler to {difference:.1e}",

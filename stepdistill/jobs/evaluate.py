@@ -34,7 +34,7 @@ from .sources import (
     Against,
     Gathered,
     Opening,
-    found,
+    as_folders,
     gather,
     lay_all,
     require_images,
@@ -111,7 +111,7 @@ def score(
     not exist or does not fit, sources that are none, or that do not belong in one table, and where
     the call of every source fails.
     """
-    sources, opening = found(sources, opening)
+    sources, opening = as_folders(sources, opening)
     against, opening = by_protocol(against, opening, sources)  # before anything is loaded
     gathered = gather(sources, opening)
     measured = gathered.suite(against)

@@ -32,7 +32,7 @@ from ..evaluation.rows import STUDENT
 from ..files import read_text, write_whole
 from ..files import sha256 as hash_of
 from ..schema import ConfigError
-from ..teachers.folder import require_own_files
+from ..teachers.folder import not_there, require_own_files
 from ..teachers.loading import FEW_STEP, foreign
 from .costs import NETWORKS, parts_of
 
@@ -91,6 +91,7 @@ class Foreign:
                     local_files_only=True,
                     trust_remote_code=trust,
                     torch_dtype=torch.float32,  # else each part has that of its files
+                    **not_there(folder),
                 )
         except ValueError as error:
             raise ConfigError(str(error)) from error

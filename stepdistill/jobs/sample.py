@@ -1,5 +1,6 @@
 """Samples as one PNG: a grid of images, without axes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from ..denoiser import Guided
 from ..evaluation.evaluate import Sampled
 from ..evaluation.gallery import at_once
 from ..evaluation.rows import STUDENT
@@ -16,7 +18,7 @@ from ..runs.folder import RunFolder
 from ..runs.stages import reopen
 from ..schema import ConfigError
 from ..teachers.backbone import Asked
-from ..teachers.teacher import Teacher
+from ..teachers.teacher import Teacher, teacher_sampler
 from .samplers import in_batches, of_folder, of_student, of_teacher, with_guidance
 from .sources import Opening
 
@@ -41,9 +43,10 @@ def draw_grid(
     takes none, and a teacher where there is none."""
     if out.suffix.lower() != ".png" or out.is_dir():
         raise ConfigError(f"{out}: write a .png file")
-    student, teacher = student_of(source, opening)
     if beside is not None and not RunFolder(source).is_run:
         raise ConfigError(f"--teacher: {source} is no run, and says no teacher: name its run")
+    student, teacher = student_of(source, opening)
+    below = None if beside is None else below_of(source, teacher, beside, opening)
     count = count or (EACH * len(prompts) if prompts else COUNT)
     asked, each = asked_of(teacher, count, prompts), count // max(1, len(prompts))
     generator = torch.Generator().manual_seed(seed)
@@ -53,13 +56,27 @@ def draw_grid(
     images = in_batches(student, noise, asked, generator, batch)
     widest = range(1, min(COLUMNS, each) + 1)
     columns = max(n for n in widest if each % n == 0) if prompts else widest[-1]
-    if beside is not None:
+    if below is not None:
         generator.set_state(start)
-        theirs = in_batches(of_teacher(teacher, beside), noise, asked, generator, batch)
+        theirs = in_batches(below, noise, asked, generator, batch)
         images = in_turn(images, theirs, columns)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as partial:
         Image.fromarray(tile(images, columns).numpy()).save(partial)
+
+
+def below_of(source: Path, teacher: Teacher, steps: int, opening: Opening) -> Sampled:
+    """A run's teacher in so many steps, guided as its student is told to be, or as the run says.
+    Raises ConfigError where the run has none, and for steps that it cannot be asked in."""
+    if RunFolder(source).read(opening.trusted).network is not None:
+        raise ConfigError(f"--teacher: {source} was trained from data: it has no teacher")
+    if opening.guidance is not None and isinstance(teacher.guided, Guided):
+        teacher = replace(teacher, guided=replace(teacher.guided, w=opening.guidance))
+    try:
+        teacher_sampler(teacher).times(teacher.denoiser.process, steps)
+    except ValueError as error:
+        raise ConfigError(f"--teacher: {error}") from error
+    return of_teacher(teacher, steps)
 
 
 def in_turn(images: Tensor, others: Tensor, columns: int) -> Tensor:

@@ -16,8 +16,9 @@ from ..evaluation.reference import Brought, Kind
 from ..evaluation.rows import STUDENT, TEACHER
 from ..evaluation.suite import Suite
 from ..export.export import is_export
-from ..runs.config import RunConfig
+from ..runs.config import RunConfig, guidance_of
 from ..runs.folder import RunFolder
+from ..runs.settings import DataSettings
 from ..runs.stages import reopen
 from ..schema import ConfigError
 from ..teachers.folder import INDEX, read_json
@@ -113,7 +114,7 @@ class Gathered:
 
     def _images(self, reference: str | None, kind: Kind) -> Brought:
         """Those of a folder, else what the runs name, if all name the same."""
-        said = {repr((run.data, run.evaluation.reference)) for run in self.runs}
+        said = {repr((uncached(run.data), run.evaluation.reference)) for run in self.runs}
         if reference is None and len(said) == 1:
             return brought_by(self.runs[0], self.teacher)
         return brought(reference, None, self.teacher or shape_of(kind))
@@ -166,7 +167,12 @@ class Gathered:
         return replace(sampler, model=TEACHER) if source == self.taught_by else sampler
 
 
-def found(sources: Sequence[Path], opening: Opening) -> tuple[list[Path], Opening]:
+def uncached(data: DataSettings) -> DataSettings:
+    """What data are, wherever their latents are kept."""
+    return replace(data, cache=None, dtype="float32")
+
+
+def as_folders(sources: Sequence[Path], opening: Opening) -> tuple[list[Path], Opening]:
     """Sources, and how they are opened, with those of the hub as folders. Raises ConfigError."""
     if opening.teacher is not None:
         opening = replace(opening, teacher=located(opening.teacher))
@@ -183,7 +189,7 @@ def gather(sources: list[Path], opening: Opening) -> Gathered:
             teacher = trained.teacher
             kinds.add(kind_of(teacher))
             runs.append(trained.run)
-            shared = f"{trained.run.teacher or source}, w = {trained.run.guidance:g}"
+            shared = f"{trained.run.teacher or source}, {guidance_of(trained.run)}"
             for c in of_run(trained):
                 # Untrained students differ by how they are sampled.
                 same = {TEACHER: shared, UNTRAINED: repr(trained.run.sampler)}.get(c.model, source)

@@ -15,7 +15,10 @@ from importlib.util import find_spec
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _check_attention_backend_requirements,
+)
 from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
@@ -32,6 +35,8 @@ ALIKE: tuple[dict[str, type], ...] = (
     {"sdpa": JointAttnProcessor2_0, "xformers": XFormersJointAttnProcessor},
 )
 DISPATCHED = {"sdpa": "native", "eager": "_native_math"}  # ours → diffusers'
+# Those of the hub fetch code, and run it.
+OTHERS = {each.value: each for each in AttentionBackendName if not each.value.endswith("_hub")}
 
 
 def set_attention(net: nn.Module, name: str) -> None:
@@ -40,13 +45,15 @@ def set_attention(net: nn.Module, name: str) -> None:
     layers = [part for part in net.modules() if isinstance(part, Attention | AttentionModuleMixin)]
     if not layers:
         raise ValueError(f"{type(net).__name__} has none: leave it out")
-    if name == "xformers":
-        require_xformers()
     found = [offered(layer) for layer in layers]
     for layer, names in zip(layers, found, strict=True):
         if name not in names:
-            kind, known = type(layer.processor).__name__, ", ".join(names)
+            kind, known = type(layer.processor).__name__, ", ".join(names) or "none"
             raise ValueError(f"{name!r} is not known to its {kind}: one of {known}")
+    if name == "xformers":
+        require_xformers()
+    elif name in OTHERS:
+        require_package(OTHERS[name])
     for layer, names in zip(layers, found, strict=True):
         chosen = names[name]
         if isinstance(chosen, type):
@@ -58,10 +65,17 @@ def set_attention(net: nn.Module, name: str) -> None:
 def offered(layer: nn.Module) -> dict[str, type | AttentionBackendName]:
     """What a layer's attention may be computed by, by name."""
     if hasattr(layer.processor, "_attention_backend"):
-        others = {each.value: each for each in AttentionBackendName}
-        return {ours: others[theirs] for ours, theirs in DISPATCHED.items()} | others
+        return {ours: OTHERS[theirs] for ours, theirs in DISPATCHED.items()} | OTHERS
     alike = (each for each in ALIKE if type(layer.processor) in each.values())
     return dict(next(alike, {}))
+
+
+def require_package(backend: AttentionBackendName) -> None:
+    """Raise ValueError where the package of a backend is not there."""
+    try:
+        _check_attention_backend_requirements(backend)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def require_xformers() -> None:

@@ -133,6 +133,12 @@ def labelled(label: str) -> Iterator[None]:
         raise ConfigError(f"{label}: {error}") from error
 
 
+def guidance_of(run: RunConfig) -> str:
+    """How a run's teacher is guided, in words."""
+    rescale = f", rescaled by {run.guidance_rescale:g}" if run.guidance_rescale else ""
+    return f"w = {run.guidance:g}{rescale}"
+
+
 def text_of(run: RunConfig) -> str:
     """The resolved run as YAML, every key written out."""
     return written(asdict(run))

@@ -57,7 +57,8 @@ class TeacherSettings:
     shorthand = "path"
 
     def __str__(self) -> str:
-        settings = {"size": self.size, "backbone": self.backbone, "codec": self.codec}
+        settings = {"config": self.config, "size": self.size}
+        settings |= {"backbone": self.backbone, "codec": self.codec}
         settings["dtype"] = self.dtype if self.dtype != "float32" else None
         given = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
         return f"{self.path} ({given})" if given else self.path

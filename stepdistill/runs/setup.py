@@ -21,7 +21,9 @@ from ..method import Method
 from ..networks.attention import set_attention
 from ..networks.inputs import GUIDANCE_INPUTS
 from ..networks.lora import AdapterView
+from ..networks.views import bare
 from ..schema import ConfigError
+from ..teachers.codec import Pixels
 from ..teachers.loading import load_any, load_pipeline, new_pipeline
 from ..teachers.single_file import load_single_file
 from ..teachers.teacher import Kept, Teacher, require_answer
@@ -57,6 +59,8 @@ class Setup:
         beginning = beginning_of(run, teacher)
         teacher.denoiser.net.to(accelerator.device)
         teacher.to(accelerator.device)
+        if run.attention is not None:  # on its device: not all of them compute on a CPU
+            attend(teacher, run.attention)
         data = data_of(run, teacher, any(method.needs.data for method in methods))
         check_guidance(run, methods, teacher)
         check_export(run, methods, teacher)
@@ -88,8 +92,6 @@ def teacher_of(run: RunConfig) -> Teacher:
         raise ConfigError(f"teacher: {error}") from error
     except (ImportError, SyntaxError, LookupError, AttributeError) as error:  # of a user's module
         raise ConfigError(f"teacher: {type(error).__name__}: {error}") from error
-    if run.attention is not None:
-        attend(teacher, run.attention)
     if run.guidance_rescale > 0:
         teacher = with_rescale(teacher, run.guidance_rescale)
     if run.adapters is None:
@@ -117,7 +119,7 @@ def pipeline_of(asked: TeacherSettings) -> DiffusionPipeline:
 def attend(teacher: Teacher, attention: str) -> None:
     """Compute a teacher's attention so, and its students'. Raises ConfigError where that fails."""
     try:
-        set_attention(teacher.denoiser.net, attention)
+        set_attention(bare(teacher.denoiser.net), attention)
         require_answer(teacher)
     except ValueError as error:
         raise ConfigError(f"attention: {error}") from error
@@ -144,6 +146,8 @@ def data_of(run: RunConfig, teacher: Teacher, needed: bool = True) -> Loader | U
         raise ConfigError("data.dropout: the network takes no labels (num_class_embeds): use 0")
     if run.data.cache is not None and not needed:
         raise ConfigError("data.cache: no method looks at images: leave it out")
+    if run.data.cache is not None and isinstance(teacher.codec, Pixels):
+        raise ConfigError("data.cache: the teacher works on pixels, not on latents: leave it out")
     if not needed:
         return Unseen(teacher, run.data.dropout)
     try:

@@ -18,6 +18,7 @@ from ..data.texts import kept
 from ..data.trajectories import Cache, build, load_cache, times_of, trajectories
 from ..denoiser import Denoiser
 from ..method import Method
+from ..networks.attention import set_attention
 from ..networks.inputs import INPUTS, KEPT_INPUTS
 from ..networks.lora import AdapterView, LowRank, low_rank
 from ..networks.views import load_own, own_tensors, standalone
@@ -171,12 +172,14 @@ class Stages:
         student = replace(student, net=deepcopy(student.net))
         load_own(student.net, self.trainer.averaged())
         student = replace(student, net=standalone(student.net))
+        if self.setup.run.attention is not None:  # a plain call of what is exported has none of it
+            set_attention(student.net, "sdpa")
         student.net.eval().requires_grad_(False)
         return student
 
     def result(self) -> TrainedRun:
         """What the run has come to, as it stands; prompts are encoded, as its users' will be."""
-        self.setup.teacher.backbone.to(self.setup.accelerator.device)
+        self.setup.teacher.to(self.setup.accelerator.device)
         return TrainedRun(
             setup=self.setup.reading(None),
             folder=self.folder,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from ..files import read_text
 from ..resources import PACKAGE
 from ..schema import did_you_mean, shown
-from .hub import INDEX, hub_folder, is_id
+from .hub import INDEX, LEFT_OUT, hub_folder, is_id
 
 WEIGHTS = "diffusion_pytorch_model"
 ENCODER_WEIGHTS = "model"  # as transformers calls them
@@ -45,6 +45,12 @@ def pipeline_folder(source: str, file: str = INDEX) -> Path:
         f"{shown(source)}: neither a shipped teacher ({', '.join(known)}) nor a folder "
         f"with {file}{advice}"
     )
+
+
+def not_there(folder: Path) -> dict[str, None]:
+    """Parts that make no picture, that the index of a pipeline names, and that are not there."""
+    index = read_json(folder / INDEX)
+    return {name: None for name in LEFT_OUT if name in index and not (folder / name).is_dir()}
 
 
 def require_own_files(folder: Path) -> None:

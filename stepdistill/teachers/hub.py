@@ -23,7 +23,7 @@ INDEX = "model_index.json"
 ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<commit>[^/@]*))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 READ = (".json", ".txt", ".model")  # beside weights
-UNREAD = ("safety_checker", "feature_extractor")  # folders of parts that make no picture
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # parts that make no picture
 # Of NAME.safetensors, NAME.fp16.safetensors and NAME.fp16-00001-of-00002.safetensors.
 VARIANT = re.compile(r"[^.]+\.(?P<variant>[^.-]+)(-\d+-of-\d+)?\.safetensors")
 
@@ -45,11 +45,16 @@ def hub_folder(source: str) -> Path:
     if not COMMIT.fullmatch(commit):
         commit = commit_of(repo, commit)
         raise ValueError(f"{source}: of the hub, a commit is needed: {repo}@{commit}")
-    if DOWNLOADS.allowed:
-        return fetched(repo, commit)
     index = try_to_load_from_cache(repo, INDEX, revision=commit)
-    if isinstance(index, str):
-        return Path(index).parent
+    here = Path(index).parent if isinstance(index, str) else None
+    if DOWNLOADS.allowed:
+        try:
+            return fetched(repo, commit)
+        except ValueError:
+            if here is None:
+                raise
+    if here is not None:
+        return here
     raise ValueError(
         f"{source}: neither a folder nor in the cache of the hub: allow downloads (--download)"
     )
@@ -86,7 +91,7 @@ def wanted(names: Sequence[str]) -> list[str]:
     """The files of a repository that are read."""
     parts = [name for name in map(PurePosixPath, names) if len(name.parts) == 2]
     chosen = [name for name in (INDEX, "README.md") if name in names]
-    for part in sorted({name.parent for name in parts} - {*map(PurePosixPath, UNREAD)}):
+    for part in sorted({name.parent for name in parts} - {*map(PurePosixPath, LEFT_OUT)}):
         inside = [name for name in parts if name.parent == part]
         weights = [name for name in inside if name.suffix == ".safetensors"]
         plain = [name for name in weights if not VARIANT.fullmatch(name.name)]
@@ -101,5 +106,5 @@ def reached(repo: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of a network, a server or a disk: there is no common kind
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{repo}: of the hub: {reason}") from error

@@ -31,7 +31,15 @@ from ..process import VariancePreserving
 from ..resources import INPUTS, pipeline_class
 from ..schema import shown
 from . import bounds
-from .folder import INDEX, pipeline_folder, read_json, require_own_files, require_weights
+from .folder import (
+    INDEX,
+    not_there,
+    pipeline_folder,
+    read_json,
+    require_own_files,
+    require_weights,
+)
+from .hub import LEFT_OUT
 from .parts import foreign, load_network, load_text_encoder, load_tokenizer, require_keys
 from .schedulers import FEW_STEP_SCHEDULER, FLOWS, TABLES, is_flow, process_of, scheduler_class
 
@@ -89,7 +97,6 @@ FAMILIES = {
     ),
 }
 NETWORKS = {family.part for family in FAMILIES.values()}
-LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # that make no picture
 OLD = ("tensor_format", "timestep_values")  # keys of schedulers of diffusers 0.1, without effect
 
 
@@ -177,7 +184,11 @@ def load_any(source: str) -> DiffusionPipeline:
     require_own_files(folder)
     with foreign(folder):
         return DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            torch_dtype=torch.float32,
+            **not_there(folder),
         )
 
 

@@ -135,9 +135,13 @@ class Teacher:
 
     @cached_property
     def codec_hash(self) -> str:
-        """SHA-256 of the weights of the VAE; of nothing where there is none."""
+        """SHA-256 of the VAE, its settings and its weights; of nothing where there is none."""
         vae = self.pipeline.components.get("vae")
-        return digest_of({} if vae is None else vae.state_dict())
+        if vae is None:
+            return digest_of({})
+        settings = {k: v for k, v in vae.config.items() if not k.startswith("_")}
+        said = json.dumps(settings, sort_keys=True, default=str)
+        return sha256((said + digest_of(vae.state_dict())).encode()).hexdigest()
 
     @cached_property
     def prompts_hash(self) -> str:

@@ -1,5 +1,7 @@
 """Teachers as others keep them: in one file, in half precision, and as their cards say."""
 
+import json
+
 import pytest
 import torch
 from original import write_original
@@ -80,6 +82,7 @@ def test_a_file_of_other_weights_is_refused(one):
     key = "model.diffusion_model.input_blocks.0.0.weight"
     for broken, said in (
         ({k: v for k, v in whole.items() if k != key}, ""),
+        ({**whole, f"{key}_more": whole[key].clone()}, "weights model.diffusion_model."),
         ({**whole, key: whole[key] * float("nan")}, "weights conv_in.weight are not finite"),
         ({**whole, key: whole[key][:1]}, ""),
         ({k: v for k, v in whole.items() if "cond_stage" not in k}, "CLIP"),
@@ -91,6 +94,27 @@ def test_a_file_of_other_weights_is_refused(one):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged or incomplete"):
         load_single_file(file, str(config))
+
+
+@pytest.mark.parametrize("part", ["image_encoder", "feature_extractor", "safety_checker"])
+def test_what_an_index_names_is_not_imported(part, one, tmp_path, monkeypatch):
+    file, config = one
+    (tmp_path / "theirs.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    index = config / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {part: ["theirs", "Thing"]}))
+    assert load_single_file(file, str(config)).components[part] is None
+
+
+def test_parts_that_make_no_picture_need_not_be_there(tmp_path):
+    """As they are left out of what is fetched from the hub."""
+    stable_diffusion().save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    named = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    named |= {"feature_extractor": ["transformers", "CLIPImageProcessor"]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | named))
+    assert load_any(str(tmp_path)).safety_checker is None
+    assert Foreign.of(tmp_path, Call(2), False).pipeline.safety_checker is None
 
 
 def test_configurations_are_bounded(one):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stepdistill.conditions import join, repeat
+from stepdistill.data.shards import require
 from stepdistill.data.trajectories import CacheSettings, manifest
 from stepdistill.denoiser import Denoiser
 from stepdistill.export.export import pipeline_for
@@ -184,6 +185,10 @@ def test_a_rescaled_teacher_walks_as_its_pipeline_does(name, share, tmp_path):
     assert float((other - theirs).abs().max()) > 1e-3 * most
     kept = [manifest(each, CacheSettings()) for each in (plain, teacher)]
     assert kept[1] == kept[0] | {"rescale": share}
+    for i, (own, other) in enumerate((kept, kept[::-1])):
+        require(tmp_path / str(i), own)
+        with pytest.raises(ConfigError, match="a cache of another rescale"):
+            require(tmp_path / str(i), other)
 
 
 SAMPLERS = {

@@ -120,6 +120,8 @@ def test_samples_are_asked_for_by_prompts(folder, monkeypatch):
     done = CliRunner().invoke(app, [*one, "drawn.png", "--prompt", "a cat", "--prompt", "two dogs"])
     assert done.exit_code == 0, done.output
     assert Image.open("drawn.png").size == (2 * 17 * 4, 2 * 17 * 4)
+    done = CliRunner().invoke(app, [*one, "o.png", "--prompt", "a", "--teacher", "5000"])
+    assert done.exit_code == 2 and "error: --teacher: " in done.output
     done = CliRunner().invoke(app, ["sample", "runs/words/student", "other.png", "--count", "2"])
     assert done.exit_code == 2 and "give one" in done.output
     done = CliRunner().invoke(app, [*one, "o.png", *["--prompt", "a"] * 3])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import twins
+from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch._subclasses import FakeTensorMode
@@ -12,7 +13,8 @@ from torch._subclasses import FakeTensorMode
 from stepdistill.networks import attention
 from stepdistill.networks.attention import set_attention
 from stepdistill.runs.config import read
-from stepdistill.runs.setup import teacher_of
+from stepdistill.runs.setup import Setup, teacher_of
+from stepdistill.runs.stages import Stages
 from stepdistill.schema import ConfigError
 from stepdistill.teachers.codec import Latents
 from stepdistill.teachers.loading import load_pipeline
@@ -105,13 +107,24 @@ def test_xformers_is_asked_for_before_anything_changes(monkeypatch):
     assert processors(net) == {"XFormersAttnProcessor"}
 
 
-def test_a_run_says_so_by_its_key():
+def test_a_run_says_so_by_its_key(tmp_path):
     run = read("shapes-tdm-lora", ("attention=eager",))
-    assert processors(teacher_of(run).denoiser.net.net) == {"AttnProcessor"}
+    stages = Stages.of(run, tmp_path, Accelerator(cpu=True))
+    assert processors(stages.setup.teacher.denoiser.net.net) == {"AttnProcessor"}
+    assert processors(stages.student().net) == {"AttnProcessor2_0"}  # as it will be called
     with pytest.raises(ConfigError, match="^attention: 'flash' is not known"):
-        teacher_of(replace(run, attention="flash"))
+        Setup.of(replace(run, attention="flash"), Accelerator(cpu=True))
     with pytest.raises(ConfigError, match="^attention: UNet2DModel has none"):
-        teacher_of(replace(read("digits-consistency"), attention="eager"))
+        Setup.of(replace(read("digits-consistency"), attention="eager"), Accelerator(cpu=True))
+
+
+def test_a_dispatched_backend_needs_its_package():
+    net = twins.wan().transformer
+    for name in ("flash", "sage"):
+        with pytest.raises(ValueError, match="(?i)install"):
+            set_attention(net, name)
+    with pytest.raises(ValueError, match="'flash_hub' is not known"):
+        set_attention(net, "flash_hub")
 
 
 def test_what_is_offloaded_stays():

@@ -94,11 +94,18 @@ def changed(part):
     return pipeline
 
 
+def scaled():
+    pipeline = stable_diffusion()
+    pipeline.vae.register_to_config(scaling_factor=3.0)
+    return pipeline
+
+
 def test_what_was_made_of_something_else_is_refused(tmp_path):
     opened(tmp_path, loader_of())
     before = contents(tmp_path)
     for loader, dtype, what in (
         (loader_of(changed("vae")), "float32", "vae"),
+        (loader_of(scaled()), "float32", "vae"),
         (loader_of(images=torch.zeros(COUNT, 3, 16, 16)), "float32", "images"),
         (loader_of(), "float16", "dtype"),
     ):
@@ -109,10 +116,21 @@ def test_what_was_made_of_something_else_is_refused(tmp_path):
 
 
 def test_a_teacher_of_pixels_has_none():
-    teacher = Teacher.from_pipeline(load_pipeline("digits"))
-    loader = Loader(InMemory(torch.zeros(2, 1, 8, 8), torch.zeros(2).long()), teacher)
+    run = read("digits-consistency", ("data.cache=kept",))
     with pytest.raises(ConfigError, match=r"^data.cache: the teacher works on pixels"):
-        opened("nowhere", loader)
+        data_of(run, Teacher.from_pipeline(load_pipeline("digits")))
+
+
+def test_a_codec_that_encodes_otherwise_than_its_posterior_is_refused(tmp_path):
+    class Other(Latents):
+        def encode(self, images, generator=None):
+            return 2 * super().encode(images, generator)
+
+    loader = loader_of()
+    codec = loader.teacher.codec
+    other = replace(loader.teacher, codec=Other(codec.vae, codec.factor))
+    with pytest.raises(ConfigError, match="the posterior of Other is not what it encodes"):
+        opened(tmp_path, replace(loader, teacher=other))
 
 
 RUN = (
