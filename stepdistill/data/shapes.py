@@ -26,7 +26,7 @@ PALETTE = {
     "black": (30, 30, 30),
 }
 # That no teacher of ours has seen: what a model may be taught later.
-LATER = {"hot pink": (222, 78, 112), "dim red": (145, 38, 42)}
+LATER = {"rose": (222, 78, 112), "wine": (145, 38, 42)}
 GROUNDS = (
     (245, 245, 245),
     (245, 235, 210),

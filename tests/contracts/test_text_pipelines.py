@@ -304,6 +304,17 @@ def test_guidance_as_an_input_is_given_by_the_stock_pipeline(name, low_rank, tmp
     assert torch.equal(begun.tensors["inputs.proj.weight"], proj)
 
 
+def test_parts_that_stable_diffusion_3_cannot_be_called_with_are_refused():
+    pipeline = stable_diffusion_3()
+    pipeline.vae.register_to_config(shift_factor=None)
+    with pytest.raises(ValueError, match="its VAE says no shift_factor: write 0.0"):
+        Teacher.from_pipeline(pipeline)
+    pipeline = stable_diffusion_3()
+    pipeline.text_encoder_3 = pipeline.text_encoder
+    with pytest.raises(ValueError, match="its third text encoder is not known: leave it out"):
+        Teacher.from_pipeline(pipeline)
+
+
 def test_a_rescale_that_does_nothing_is_refused(tmp_path):
     teacher = saved(stable_diffusion(), tmp_path)
     run = RunConfig(guidance_rescale=0.5, sampler=SAMPLERS["trailing"])

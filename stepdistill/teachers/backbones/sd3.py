@@ -35,6 +35,8 @@ class SD3(Prompted):
         if pipeline.text_encoder_3 is not None:
             raise ValueError(f"{kind}: its third text encoder is not known: leave it out")
         self.require_parts()
+        if pipeline.vae.config.shift_factor is None:  # which the pipeline adds
+            raise ValueError(f"{kind}: its VAE says no shift_factor: write 0.0 in its config.json")
         config = self.net.config
         width = sum(net.config.projection_dim for net in self.encoding())
         if config.pooled_projection_dim != width:
