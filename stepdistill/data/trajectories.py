@@ -120,6 +120,8 @@ def manifest(teacher: Teacher, settings: CacheSettings) -> dict[str, Any]:
     rule = teacher.guided.guide if isinstance(teacher.guided, Guided) else None
     if isinstance(rule, Rescaled):
         asked["rescale"] = rule.share
+    if teacher.away is not None:
+        asked["negative prompt"] = teacher.away
     return asked | {
         "format": FORMAT,
         "teacher": teacher.hash,

@@ -45,7 +45,8 @@ class RunConfig:
     student: the folder of an earlier student, or of its run, that the first stage begins from;
     null for the teacher itself.
     guidance: w in u + w(c − u), 1 neutral.  guidance_rescale: share of the conditional output's
-    spread that a guided one gets back, see `denoiser`.  save_every: student updates between
+    spread that a guided one gets back, see `denoiser`.  negative_prompt: what guidance leads away
+    from, null for the pipeline's own empty condition.  save_every: student updates between
     checkpoints.
     prompts: what a teacher of text is asked where no data say so; null for the source's captions.
     adapters: student, critic and target as low-rank roles on the teacher's network; null for full
@@ -62,6 +63,7 @@ class RunConfig:
     student: str | None = None
     guidance: GuidanceWeight = 1.0
     guidance_rescale: Share = 0.0
+    negative_prompt: str | None = None
     data: DataSettings = DataSettings()
     prompts: Prompting | None = None
     cache: CacheSettings | None = None
@@ -136,7 +138,8 @@ def labelled(label: str) -> Iterator[None]:
 def guidance_of(run: RunConfig) -> str:
     """How a run's teacher is guided, in words."""
     rescale = f", rescaled by {run.guidance_rescale:g}" if run.guidance_rescale else ""
-    return f"w = {run.guidance:g}{rescale}"
+    away = f", away from {shown(run.negative_prompt)}" if run.negative_prompt else ""
+    return f"w = {run.guidance:g}{rescale}{away}"
 
 
 def text_of(run: RunConfig) -> str:

@@ -94,6 +94,8 @@ def teacher_of(run: RunConfig) -> Teacher:
         raise ConfigError(f"teacher: {type(error).__name__}: {error}") from error
     if run.guidance_rescale > 0:
         teacher = with_rescale(teacher, run.guidance_rescale)
+    if run.negative_prompt is not None:
+        teacher = away_from(teacher, run.negative_prompt)
     if run.adapters is None:
         return teacher
     return teacher.with_net(AdapterView(teacher.denoiser.net, None))
@@ -105,6 +107,16 @@ def with_rescale(teacher: Teacher, share: float) -> Teacher:
         raise ConfigError("guidance_rescale: is for guidance by two passes of the teacher: use 0")
     guide = Rescaled(teacher.guided.guide, share)
     return replace(teacher, guided=replace(teacher.guided, guide=guide))
+
+
+def away_from(teacher: Teacher, prompt: str) -> Teacher:
+    """A teacher whose guidance leads away from a prompt. Raises ConfigError where it has none."""
+    if not (teacher.prompted and isinstance(teacher.guided, Guided)):
+        raise ConfigError(
+            "negative_prompt: is for a teacher of prompts, guided by two passes: leave it out"
+        )
+    null = teacher.encode([prompt])
+    return replace(teacher, away=prompt, guided=replace(teacher.guided, null=null))
 
 
 def pipeline_of(asked: TeacherSettings) -> DiffusionPipeline:
@@ -202,8 +214,9 @@ def check_guidance(run: RunConfig, methods: Sequence[Method], teacher: Teacher) 
             check_seen("guidance", (run.guidance, run.guidance), *trained)
     asked = [m.needs.trajectories or m.passes(run.sampler).teacher > 0 for m in methods]
     ranged = any(method.needs.guidance for method in methods) or (run.cache and run.cache.guidance)
-    if run.guidance_rescale > 0 and run.guidance == 1 and not ranged:
-        raise ConfigError("guidance_rescale: changes nothing at guidance 1: use 0")
+    for key, idle in (("guidance_rescale", 0.0), ("negative_prompt", None)):
+        if getattr(run, key) != idle and run.guidance == 1 and not ranged:
+            raise ConfigError(f"{key}: changes nothing at guidance 1: leave it out")
     if run.guidance != 1 and not any(asked):
         raise ConfigError(f"guidance: {run.guidance:g} is for a teacher that no stage asks: use 1")
 

@@ -43,7 +43,8 @@ class Teacher:
     methods distil; x̂₀ is clipped where the pipeline's scheduler clips it. Students do without, for
     a clip has no gradient where it acts. size: height and width of its images. prompts: of a run,
     if it is asked by prompts. texts: their conditions, where these are kept. offload: whether text
-    encoders and VAE stay where they are.
+    encoders and VAE stay where they are. away: the prompt that `guided` leads away from, None for
+    the empty condition.
     """
 
     pipeline: DiffusionPipeline
@@ -56,6 +57,7 @@ class Teacher:
     prompts: tuple[str, ...] = ()
     texts: Kept | None = None
     offload: bool = False
+    away: str | None = None
 
     @classmethod
     def from_pipeline(

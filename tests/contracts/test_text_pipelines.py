@@ -35,7 +35,7 @@ from stepdistill.process import RectifiedFlow
 from stepdistill.resources import shipped_modules
 from stepdistill.runs.begin import beginning_of
 from stepdistill.runs.config import RunConfig
-from stepdistill.runs.setup import check_export, check_guidance, with_rescale
+from stepdistill.runs.setup import away_from, check_export, check_guidance, with_rescale
 from stepdistill.schema import ConfigError
 from stepdistill.solver import Sampler
 from stepdistill.teachers.codec import Size
@@ -191,6 +191,27 @@ def test_a_rescaled_teacher_walks_as_its_pipeline_does(name, share, tmp_path):
             require(tmp_path / str(i), other)
 
 
+def test_guidance_leads_away_from_a_negative_prompt_as_its_pipeline_does(name, tmp_path):
+    pipeline = PIPELINES[name]()
+    plain = saved(pipeline, tmp_path, 3.0)
+    teacher = away_from(plain, "a blurred dog")
+    pipeline.set_progress_bar_config(disable=True)
+    x = noise(teacher)
+    call = {"num_inference_steps": 5, "guidance_scale": 3.0, "latents": x, "prompt": ASKED}
+    led = {"negative_prompt": ["a blurred dog"] * len(ASKED)}
+    theirs = pipeline(**call, **led, output_type="latent").images
+    with torch.no_grad():
+        cond, walk = teacher.conditions(ASKED), teacher_sampler(teacher)
+        ours = walk.draw(teacher.guided, x, 5, cond, None)
+        other = walk.draw(plain.guided, x, 5, cond, None)
+    most = float(theirs.abs().max())
+    assert float((ours - theirs).abs().max()) <= 1e-5 * most
+    assert float((other - theirs).abs().max()) > 1e-3 * most
+    settings = CacheSettings()
+    told = {"negative prompt": "a blurred dog"}
+    assert manifest(teacher, settings) == manifest(plain, settings) | told
+
+
 SAMPLERS = {
     "trailing": Sampler((1, 2), Grid("trailing"), 0.0),
     "re-noised": Sampler((1, 2), Grid("uniform"), 0.6),
@@ -321,9 +342,14 @@ def test_a_rescale_that_does_nothing_is_refused(tmp_path):
     ranged = Lcm(steps=4, guidance=(1.0, 4.0), embedding=True)
     with pytest.raises(ConfigError, match="^guidance_rescale: changes nothing at guidance 1"):
         check_guidance(run, (Lcm(steps=4),), teacher)
+    other = RunConfig(negative_prompt="", sampler=SAMPLERS["trailing"])
+    with pytest.raises(ConfigError, match="^negative_prompt: changes nothing at guidance 1"):
+        check_guidance(other, (Lcm(steps=4),), teacher)
     check_guidance(run, (ranged,), teacher)
     with pytest.raises(ConfigError, match="^guidance_rescale: is for guidance by two passes"):
         with_rescale(Teacher.from_pipeline(load_pipeline("digits-vp")), 0.5)
+    with pytest.raises(ConfigError, match="^negative_prompt: is for a teacher of prompts"):
+        away_from(Teacher.from_pipeline(load_pipeline("digits"), 2.0), "a cat")
 
 
 def test_inputs_that_no_pipeline_gives_are_refused_before_training(name, tmp_path):
