@@ -1276,5 +1276,81 @@ MUTATIONS = (
         "1 + mean).to(self.vae.dtype)",
         ("contracts/test_text_pipelines.py::test_the_teacher_walks_as_its_pipeline_does",),
     ),
+    Mutation(
+        "guidance rescaled to the free output's spread",
+        "denoiser.py",
+        "for v in (given, out))",
+        "for v in (free, out))",
+        ("contracts/test_text_pipelines.py::test_a_rescaled_teacher_walks_as_its_pipeline_does",),
+    ),
+    Mutation(
+        "a negative prompt that is not read",
+        "runs/setup.py",
+        "null = teacher.encode([prompt])",
+        'null = teacher.encode([""])',
+        (
+            "contracts/test_text_pipelines.py"
+            "::test_guidance_leads_away_from_a_negative_prompt_as_its_pipeline_does",
+        ),
+    ),
+    Mutation(
+        "a cache of a rescaled teacher taken for a plain one's",
+        "data/shards.py",
+        "for k in {**wanted, **found} if",
+        "for k in wanted if",
+        ("contracts/test_text_pipelines.py::test_a_rescaled_teacher_walks_as_its_pipeline_does",),
+    ),
+    Mutation(
+        "kept latents without their noise",
+        "data/latents.py",
+        "mean + std * torch.randn",
+        "mean + 0 * torch.randn",
+        ("units/test_latents.py::test_kept_latents_are_those_that_are_encoded",),
+    ),
+    Mutation(
+        "latents kept of a VAE of another scale",
+        "teachers/teacher.py",
+        "return sha256((said + digest_of(vae.state_dict())).encode()).hexdigest()",
+        "return digest_of(vae.state_dict())",
+        ("units/test_latents.py::test_what_was_made_of_something_else_is_refused",),
+    ),
+    Mutation(
+        "attention that stays as it is",
+        "networks/attention.py",
+        "layer.set_processor(chosen())",
+        "chosen()",
+        ("units/test_attention.py::test_another_formula_answers_the_same",),
+    ),
+    Mutation(
+        "a branch of the hub taken for a commit",
+        "teachers/hub.py",
+        "[0-9a-f]{40}",
+        ".*",
+        ("hostile/test_hub.py::test_only_a_commit_is_taken",),
+    ),
+    Mutation(
+        "modules imported that an index names",
+        "teachers/single_file.py",
+        "given |= {part: None for part in LEFT_OUT if part in known}",
+        "given |= {}",
+        ("contracts/test_single_file.py::test_what_an_index_names_is_not_imported",),
+    ),
+    Mutation(
+        "weights of one file left over",
+        "teachers/single_file.py",
+        "if there != taken:",
+        "if False:",
+        ("contracts/test_single_file.py::test_a_file_of_other_weights_is_refused",),
+    ),
+    Mutation(
+        "later colours seen by all",
+        "evaluation/shape_reader.py",
+        "palette(later)",
+        "palette(True)",
+        (
+            "units/test_compositions.py"
+            "::test_later_colours_are_drawn_told_and_seen_by_whoever_knows_them",
+        ),
+    ),
 )
 FIRST = MUTATIONS[:4]

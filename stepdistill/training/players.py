@@ -168,7 +168,10 @@ def guidance_adapters(teacher: Teacher) -> nn.Module:
     # One at a time, for several come in the order of the pass, not of their paths.
     taps_of(teacher, paths, "for an adapter")
     taps = [taps_of(teacher, (path,), "for an adapter") for path in paths]
-    shapes = [tuple(outputs_of(teacher, each)[0].shape[1:]) for each in taps]
+    outputs = [outputs_of(teacher, each)[0] for each in taps]
+    if not all(isinstance(output, Tensor) for output in outputs):
+        raise ValueError("its blocks put out several streams, adapters know one: no such method")
+    shapes = [tuple(output.shape[1:]) for output in outputs]
     labels = teacher.classes + 1 if "label" in teacher.null else 0
     return pipeline_class("guidance_adapters", "GuidanceAdapters")(paths, shapes, labels)
 

@@ -386,7 +386,12 @@ def test_a_method_trains_on_a_pipeline(method, pipeline, tmp_path):
 @pytest.mark.parametrize("method", shipped_modules("methods"))
 def test_every_method_trains_on_every_pipeline(method, name, tmp_path):
     assert load(method).needs
-    two_cycles(method, saved(PIPELINES[name](), tmp_path, 2.0))
+    teacher = saved(PIPELINES[name](), tmp_path, 2.0)
+    if (method, name) == ("agd", "sd 3"):
+        with pytest.raises(ValueError, match="its blocks put out several streams"):
+            two_cycles(method, teacher)
+        return
+    two_cycles(method, teacher)
 
 
 def edited(file: Path, **changes: object) -> None:
