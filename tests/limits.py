@@ -28,11 +28,11 @@ class Tier(NamedTuple):
 
 FAST = "not full and not bench"
 TIERS = {
-    "maths": Tier(1, 80, fewest=2000),  # closed forms
-    "contracts": Tier(1.5, 80),
-    "units": Tier(4, 340),
-    "hostile": Tier(10, 190),
-    "jobs": Tier(20, 310),
+    "maths": Tier(1, 60, fewest=2000),  # closed forms
+    "contracts": Tier(1.5, 95),
+    "units": Tier(4, 350),
+    "hostile": Tier(10, 195),
+    "jobs": Tier(20, 360),
     "book": Tier(20, 130),
 }
 TOLERANCE = 3
