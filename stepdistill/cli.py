@@ -76,7 +76,8 @@ RunFolder = Annotated[Path, typer.Argument(help="A finished run's folder, like r
 
 @contextmanager
 def guarded(debug: bool, download: bool = False) -> Iterator[None]:
-    """Turn whatever is raised into one line and an exit code. download: whether it may be."""
+    """Turn whatever is raised into one line and an exit code. download: whether what is missing on
+    this machine may be fetched."""
     from .resources import DOWNLOADS
 
     DOWNLOADS.allowed = download

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditions import Cond
 from ..schema import ConfigError
 from ..teachers.backbone import Asked
 from . import shards
@@ -39,16 +38,17 @@ class Encoded(Loader):
         index = self.samples.walk(number * size, size, self.seed).tolist()
         mean, std = (self.rows(name, index) for name in ("mean", "std"))
         x0 = mean + std * torch.randn(mean.shape, generator=local)
-        asked = self.asked[index] if isinstance(self.asked, Tensor) else self.of(index)
-        cond: Cond = dropped(self.teacher, asked, self.dropout, local)
+        cond = dropped(self.teacher, self.asked_for(index), self.dropout, local)
         return Drawn(x0.to(self.teacher.device), cond)
 
     def rows(self, name: str, index: list[int]) -> Tensor:
         """Of samples, in float32."""
         return torch.stack([self.found[i // SHARD][name][i % SHARD] for i in index]).float()
 
-    def of(self, index: list[int]) -> Asked:
-        """What is asked for samples, where that is no tensor."""
+    def asked_for(self, index: list[int]) -> Asked:
+        """What a teacher is asked for samples."""
+        if isinstance(self.asked, Tensor):
+            return self.asked[index]
         return None if self.asked is None else [self.asked[i] for i in index]
 
 

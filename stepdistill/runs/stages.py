@@ -117,17 +117,16 @@ class Stages:
 
     def open_cache(self, observe: Callable[[int, int], None]) -> None:
         """Build what is missing of the run's trajectories, with all processes, and open them."""
-        run, teacher, accelerator = self.setup.run, self.setup.teacher, self.setup.accelerator
+        run, teacher = self.setup.run, self.setup.teacher
         needed = any(method.needs.trajectories for method in self.setup.methods)
         if run.cache is None or not needed:
             return
         folder = Path(run.cache.path) if run.cache.path else self.folder.trajectories
-        part = accelerator.process_index, accelerator.num_processes
+        part, wait = self._shared()
         build(folder, teacher, run.cache, part, observe)
-        accelerator.wait_for_everyone()
+        wait()
         self.cache = load_cache(folder, teacher, run.cache, run.seed)
-        if self._made is not None:
-            self._made.data = self._data()
+        self._renew_data()
 
     def open_texts(self, observe: Callable[[int, int], None]) -> None:
         """Encode what is missing of the run's prompts, with all processes, and open them all. Then
@@ -135,28 +134,22 @@ class Stages:
         setup, asked = self.setup, self.setup.run.prompts
         if asked is None or asked.cache is None:
             return
-        accelerator = setup.accelerator
-        part = accelerator.process_index, accelerator.num_processes
-        folder, wait = Path(asked.cache), accelerator.wait_for_everyone
+        folder, (part, wait) = Path(asked.cache), self._shared()
         texts = kept(folder, setup.teacher, asked.dtype, part, wait, observe)
         if not any(method.needs.data for method in setup.methods):  # whose captions may be others
             setup.teacher.backbone.to(torch.device("cpu"))
         self.setup, self.teacher = setup.reading(texts), replace(self.teacher, texts=texts)
-        if self._made is not None:
-            self._made.data = self._data()
+        self._renew_data()
 
     def open_latents(self, observe: Callable[[int, int], None]) -> None:
         """Encode what is missing of the run's images, with all processes, and open them all."""
         setup, asked = self.setup, self.setup.run.data
         if asked.cache is None or not isinstance(setup.data, Loader):
             return
-        accelerator = setup.accelerator
-        part = accelerator.process_index, accelerator.num_processes
-        folder, wait = Path(asked.cache), accelerator.wait_for_everyone
+        folder, (part, wait) = Path(asked.cache), self._shared()
         data = latents.kept(folder, setup.data, asked.dtype, part, wait, observe)
         self.setup = replace(setup, data=data)
-        if self._made is not None:
-            self._made.data = self._data()
+        self._renew_data()
 
     def rehearse_cache(self) -> None:
         """A few trajectories in memory, in place of those that training will build."""
@@ -242,6 +235,17 @@ class Stages:
         """What the first stage starts from, None for the teacher."""
         found = self.setup.beginning
         return None if found is None else found.tensors
+
+    def _shared(self) -> tuple[tuple[int, int], Callable[[], None]]:
+        """(rank, processes) of those that share a build, and how they wait for one another."""
+        accelerator = self.setup.accelerator
+        part = accelerator.process_index, accelerator.num_processes
+        return part, accelerator.wait_for_everyone
+
+    def _renew_data(self) -> None:
+        """Give a trainer that is made already what was opened since."""
+        if self._made is not None:
+            self._made.data = self._data()
 
     def _data(self) -> Data:
         """The data of the present stage; trajectories come with `open_cache`."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 Size = tuple[int, int]  # height and width of an image, in pixels
@@ -88,8 +89,7 @@ class Latents(Codec):
     @torch.no_grad()
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The mean of each latent without a generator, else a sample."""
-        found = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist
-        mean, scale = self.scale
+        found, (mean, scale) = self.found(images), self.scale
         z = found.mean.float()
         if generator is not None:
             z = z + found.std * torch.randn(z.shape, generator=generator).to(z)
@@ -97,9 +97,12 @@ class Latents(Codec):
 
     @torch.no_grad()
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist
-        mean, scale = self.scale
+        found, (mean, scale) = self.found(images), self.scale
         return (found.mean.float() - mean) / scale, found.std.float() / scale
+
+    def found(self, images: Tensor) -> DiagonalGaussianDistribution:
+        """The VAE's own distribution of z, where the VAE is."""
+        return self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist
 
     def decode(self, x0: Tensor) -> Tensor:
         mean, scale = self.scale

@@ -166,16 +166,14 @@ def test_the_teacher_walks_as_its_pipeline_does(name, n, w, tmp_path):
     assert float((made / 2 + 0.5 - seen).abs().max()) <= 1e-4
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0])
-@pytest.mark.parametrize("name", UNETS)
-def test_a_rescaled_teacher_walks_as_its_pipeline_does(name, share, tmp_path):
-    pipeline = PIPELINES[name]()
-    plain = saved(pipeline, tmp_path, 6.0)
-    teacher = with_rescale(plain, share)
+def walks_as_called(
+    teacher: Teacher, plain: Teacher, pipeline: d.DiffusionPipeline, **more: object
+) -> None:
+    """In five steps, the teacher as its pipeline called with `more`, and a plain one otherwise."""
     pipeline.set_progress_bar_config(disable=True)
     x = noise(teacher)
-    call = {"num_inference_steps": 5, "guidance_scale": 6.0, "latents": x, "prompt": ASKED}
-    theirs = pipeline(**call, guidance_rescale=share, output_type="latent").images
+    call = {"num_inference_steps": 5, "guidance_scale": teacher.w, "latents": x, "prompt": ASKED}
+    theirs = pipeline(**call, **more, output_type="latent").images
     with torch.no_grad():
         cond, walk = teacher.conditions(ASKED), teacher_sampler(teacher)
         ours = walk.draw(teacher.guided, x, 5, cond, None)
@@ -183,6 +181,15 @@ def test_a_rescaled_teacher_walks_as_its_pipeline_does(name, share, tmp_path):
     most = float(theirs.abs().max())
     assert float((ours - theirs).abs().max()) <= 1e-5 * most
     assert float((other - theirs).abs().max()) > 1e-3 * most
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("name", UNETS)
+def test_a_rescaled_teacher_walks_as_its_pipeline_does(name, share, tmp_path):
+    pipeline = PIPELINES[name]()
+    plain = saved(pipeline, tmp_path, 6.0)
+    teacher = with_rescale(plain, share)
+    walks_as_called(teacher, plain, pipeline, guidance_rescale=share)
     kept = [manifest(each, CacheSettings()) for each in (plain, teacher)]
     assert kept[1] == kept[0] | {"rescale": share}
     for i, (own, other) in enumerate((kept, kept[::-1])):
@@ -195,18 +202,8 @@ def test_guidance_leads_away_from_a_negative_prompt_as_its_pipeline_does(name, t
     pipeline = PIPELINES[name]()
     plain = saved(pipeline, tmp_path, 3.0)
     teacher = away_from(plain, "a blurred dog")
-    pipeline.set_progress_bar_config(disable=True)
-    x = noise(teacher)
-    call = {"num_inference_steps": 5, "guidance_scale": 3.0, "latents": x, "prompt": ASKED}
-    led = {"negative_prompt": ["a blurred dog"] * len(ASKED)}
-    theirs = pipeline(**call, **led, output_type="latent").images
-    with torch.no_grad():
-        cond, walk = teacher.conditions(ASKED), teacher_sampler(teacher)
-        ours = walk.draw(teacher.guided, x, 5, cond, None)
-        other = walk.draw(plain.guided, x, 5, cond, None)
-    most = float(theirs.abs().max())
-    assert float((ours - theirs).abs().max()) <= 1e-5 * most
-    assert float((other - theirs).abs().max()) > 1e-3 * most
+    led = ["a blurred dog"] * len(ASKED)
+    walks_as_called(teacher, plain, pipeline, negative_prompt=led)
     settings = CacheSettings()
     told = {"negative prompt": "a blurred dog"}
     assert manifest(teacher, settings) == manifest(plain, settings) | told
